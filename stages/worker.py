@@ -1,0 +1,40 @@
+"""Who runs a stage: one of `world_size` workers, with a way to ask whether to stop and a way to say how far it is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has left everything needed to go on."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _silent(done: int, total: int, unit: str, notes: dict[str, float]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Worker `rank` of `world_size`: "shard r of w" in encoding and "rank r of w" in training."""
+
+    rank: int = 0
+    world_size: int = 1
+    threads: int = 1  # CPU threads that this worker may use
+    zero: int = 1  # ZeRO stage of a training gang
+    stopping: Callable[[], bool] = _never  # True once somebody asked the run to stop
+    report: Callable[[int, int, str, dict[str, float]], None] = _silent  # done, total, unit, numbers worth showing
+
+    def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        """This worker's part of `items`, lazily; together the workers' shares are all items, each once."""
+        yield from items[self.rank :: self.world_size]
+
+    def check(self) -> None:
+        """Raises Interrupted when the run was asked to stop: call it where stopping loses nothing."""
+        if self.stopping():
+            raise Interrupted
