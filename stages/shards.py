@@ -1,0 +1,184 @@
+"""One shard: a tar in WebDataset layout with the same bytes every time, an index beside it, and a reader that maps both.
+
+The only door to webdataset. Its TarWriter writes; reading goes through the index, so a sample is a slice of mapped memory
+and a shard that was cut or damaged is noticed, which webdataset's own reader does not do.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldloom.stages.rejects import InputRejected
+
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
+BLOCK = 512  # bytes: a tar's header, and what contents are padded to
+NAME_BYTES, PREFIX_BYTES = 100, 155  # what a USTAR header holds of a member's path: after and before one slash
+
+
+class ShardDamaged(ValueError):
+    """A shard is not what its index says; `code` is shard_truncated or shard_corrupt."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}; `worldloom verify` lists everything damaged")
+        self.code = code
+
+
+class Row(NamedTuple):
+    """One sample of one stream in the index; all zero where the sample lacks the stream."""
+
+    offset: int  # first byte of the member's content in the tar
+    bytes: int
+    length: int  # codes in it; in a raw shard the same as `bytes`
+    crc32: int
+
+
+MISSING = Row(0, 0, 0, 0)
+
+
+def check_key(key: str) -> str:
+    """The key itself; InputRejected(key_invalid) where webdataset or a tar could misread it."""
+    if not KEY.fullmatch(key) or ".." in key:
+        raise InputRejected("key_invalid", f"{key[:80]!r} is no sample key: letters, digits, _ / -, at most 200, a letter or digit first")
+    return key
+
+
+def fits_ustar(name: str) -> bool:
+    """Whether a USTAR header can hold the member's path: as it is, or split at a slash."""
+    if len(name) <= NAME_BYTES:
+        return True
+    cut = name.find("/", len(name) - NAME_BYTES - 1)
+    return 0 < cut <= PREFIX_BYTES
+
+
+class ShardWriter:
+    """Writes samples, in ascending order of their keys, as members `<key>.<extension>` of a tar without any clock or owner in it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        from webdataset.writer import TarWriter
+
+        self._tar: Any = TarWriter(stream, user="worldloom", group="worldloom", mode=0o444, mtime=0, encoder=False, compress=False)
+        self._last = ""
+        self._end = 0
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, Row]:
+        """Writes `members`, extension -> content, and says where each lies; InputRejected if the key cannot be one."""
+        check_key(key)
+        if key <= self._last:
+            raise InputRejected("key_duplicate", f"keys must rise: {key!r} after {self._last!r}")
+        rows: dict[str, Row] = {}
+        for extension in sorted(members):
+            content = members[extension]
+            if not content:
+                raise InputRejected("empty_input", f"{key}.{extension} has no bytes")
+            if not fits_ustar(f"{key}.{extension}"):
+                raise InputRejected(
+                    "key_invalid", f"{key[:80]!r}... is too long for a tar: at most {NAME_BYTES} bytes after its last slash"
+                )
+            rows[extension] = Row(self._end + BLOCK, len(content), len(content), zlib.crc32(content))
+            self._end += BLOCK + -(-len(content) // BLOCK) * BLOCK
+        self._tar.write({"__key__": key, **members})
+        assert self._tar.tarstream.offset == self._end, "a tar header of more than one block"
+        self._last = key
+        return rows
+
+    def close(self) -> None:
+        """Writes the tar's end; the stream stays open."""
+        self._tar.close()
+
+
+def write_index(stream: BinaryIO, keys: Sequence[str], rows: Sequence[Row]) -> None:
+    """Writes one structured array, a row per sample."""
+    width = max((len(key) for key in keys), default=1)
+    fields = [("offset", "<u8"), ("bytes", "<u4"), ("length", "<u4"), ("crc32", "<u4"), ("key", f"S{width}")]
+    table = np.array([(*row, key.encode("ascii")) for key, row in zip(keys, rows, strict=True)], dtype=fields)
+    np.lib.format.write_array(stream, table, version=(1, 0), allow_pickle=False)
+
+
+class IndexedShard:
+    """One stream of one shard, mapped into memory; opening checks the sizes, `content` and `check` every byte."""
+
+    def __init__(self, tar: Path, index: Path, dtype: str | None = None) -> None:
+        """`dtype` is the codes' type in a token shard, for example "uint16"."""
+        self.tar = tar
+        self.table: NDArray[np.void] = _read_index(index)
+        self._dtype = np.dtype(dtype or "uint8").newbyteorder("<")
+        self._mapped = _map(tar)
+        ends = self.table["offset"] + self.table["bytes"]
+        if self._mapped.size % BLOCK or self._mapped.size < int(ends.max(initial=0)) + 2 * BLOCK:
+            raise ShardDamaged("shard_truncated", f"{tar} holds {self._mapped.size} bytes, fewer than its index says")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def keys(self) -> list[str]:
+        return [key.decode("ascii") for key in self.table["key"].tolist()]
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """[samples] whether the sample has this stream."""
+        present: NDArray[np.bool_] = self.table["bytes"] > 0
+        return present
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[samples] codes in each sample, 0 where it lacks the stream."""
+        return self.table["length"].astype(np.int64)
+
+    @property
+    def elements(self) -> NDArray[Any]:
+        """The whole tar as codes: [size / itemsize]. Members start at whole blocks, so codes never straddle an element."""
+        return self._mapped.view(self._dtype)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """[samples] where each sample's codes begin in `elements`: they are the end of its member, behind the npy header."""
+        itemsize = self._dtype.itemsize
+        return (self.table["offset"].astype(np.int64) + self.table["bytes"]) // itemsize - self.table["length"]
+
+    def content(self, i: int) -> memoryview | None:
+        """The member's bytes, checked, without a copy; None where the sample lacks the stream."""
+        row = self.table[i]
+        if not row["bytes"]:
+            return None
+        content = memoryview(self._mapped[int(row["offset"]) : int(row["offset"]) + int(row["bytes"])])
+        if zlib.crc32(content) != row["crc32"]:
+            raise ShardDamaged("shard_corrupt", f"sample {row['key'].decode('ascii')!r} of {self.tar} has changed since it was written")
+        return content
+
+    def codes(self, i: int) -> NDArray[Any]:
+        """[length] the sample's codes, mapped and unchecked; empty where it lacks the stream."""
+        start = int(self.starts[i])
+        return self.elements[start : start + int(self.table["length"][i])]
+
+    def check(self) -> None:
+        """Reads every sample against its checksum; ShardDamaged on the first that differs."""
+        for i in range(len(self)):
+            self.content(i)
+
+
+def _read_index(path: Path) -> NDArray[np.void]:
+    try:
+        table: NDArray[np.void] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ShardDamaged("shard_truncated", f"{path} cannot be read as an index ({error})") from error
+    if table.dtype.names != ("offset", "bytes", "length", "crc32", "key"):
+        raise ShardDamaged("shard_corrupt", f"{path} has the fields {table.dtype.names}, an index has others")
+    return table
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    # torch closes the file behind the mapping, Python's mmap keeps a descriptor: thousands of shards would exhaust them.
+    import torch
+
+    size = path.stat().st_size
+    if not size:
+        raise ShardDamaged("shard_truncated", f"{path} is empty")
+    mapped: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped
