@@ -129,7 +129,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     """[H, W, 3] as a PNG file without any metadata."""
     from PIL import Image
 
-    height, width, channels = picture.shape
+    channels = picture.shape[2]
     assert channels == 3 and picture.dtype == np.uint8, f"expected uint8 [H, W, 3], got {picture.dtype} {picture.shape}"
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG", compress_level=9)
