@@ -1,0 +1,67 @@
+"""What a world model is trained on: documents one behind the other, without padding, sorted by length.
+
+Sorting puts documents of one length side by side, so that attention sees each run of them as one dense batch: nothing is gathered, nothing
+is padded, and no document can see another.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Run(NamedTuple):
+    """Neighbouring documents of one length."""
+
+    documents: int
+    length: int  # tokens of each
+
+
+class Choice(NamedTuple):
+    """Positions whose labels were chosen from the same ids, so that one small softmax serves them all."""
+
+    name: str  # under which the loss is reported: a stream, "order" or "full"
+    index: Tensor  # int64 [n]: positions in the example
+    ranges: tuple[tuple[int, int], ...]  # the ids [first, last) that the softmax is over: its columns, in this order
+    labels: Tensor  # int64 [n]: columns
+    allowed: Tensor | None  # bool [n, columns]; None where every column is
+
+
+class Example(NamedTuple):
+    """N positions of all documents; a label is the token behind its input."""
+
+    inputs: Tensor  # int64 [N]
+    labels: Tensor  # int64 [N]
+    positions: Tensor  # int64 [N]: starts again at 0 with every document
+    weights: Tensor  # float32 [N]: what a label counts in the loss
+    legal: Tensor  # int64 [N]: the legal set of every label, as in weave
+    runs: tuple[Run, ...]  # together all documents, in order
+    choices: tuple[Choice, ...]  # every position at most once; one in none of them costs nothing
+
+    @property
+    def segments(self) -> Tensor:
+        """int64 [N]: the number of every position's document."""
+        lengths = [run.length for run in self.runs for _ in range(run.documents)]
+        return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+
+    def to(self, device: torch.device | str) -> "Example":
+        choices = tuple(
+            choice._replace(
+                index=choice.index.to(device),
+                labels=choice.labels.to(device),
+                allowed=None if choice.allowed is None else choice.allowed.to(device),
+            )
+            for choice in self.choices
+        )
+        tensors = {name: getattr(self, name).to(device) for name in ("inputs", "labels", "positions", "weights", "legal")}
+        return self._replace(**tensors, choices=choices)
+
+
+def runs_of(lengths: np.ndarray) -> tuple[Run, ...]:
+    """The runs of neighbouring equal `lengths`, those of 0 left out."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = lengths[lengths > 0]
+    first = np.flatnonzero(np.diff(lengths, prepend=-1))
+    counts = np.diff(first, append=len(lengths))
+    return tuple(Run(int(count), int(length)) for count, length in zip(counts, lengths[first], strict=True))

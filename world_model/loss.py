@@ -1,0 +1,86 @@
+"""Linear layer and cross-entropy in one: logits exist only for a chunk of positions, and only for the ids that their label was chosen from.
+
+The gradient is made in the same pass, while the chunk's probabilities are at hand, so nothing of the size positions x vocabulary is ever
+kept. The softmax is in fp32 whatever the weights are.
+
+N positions, D width, V vocabulary, n positions of a chunk, C ids of a choice.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldloom.world_model.example import Choice
+
+CHUNK = 1 << 20  # logits held at a time
+
+
+class Losses(NamedTuple):
+    """Cross-entropy in nats; only `total` carries a gradient."""
+
+    total: Tensor  # fp32 scalar: the sum over positions of weight x cross-entropy
+    sums: Tensor  # fp32 [choices]: the sum of the cross-entropy for every choice, weights left out
+    counts: Tensor  # int64 [choices]: positions of every choice
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, choices: Sequence[Choice], weights: Tensor) -> Losses:
+    """The loss of `hidden` [N, D] under the output layer `weight` [V, D]; `weights` [N] is what a position counts."""
+    total, sums = _CrossEntropy.apply(hidden, weight, tuple(choices), weights, torch.is_grad_enabled())
+    counts = torch.tensor([len(choice.index) for choice in choices], dtype=torch.int64)
+    return Losses(total, sums, counts)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, choices: tuple[Choice, ...], weights: Tensor, with_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        sums = hidden.new_zeros(len(choices), dtype=torch.float32)
+        d_hidden = torch.zeros_like(hidden) if with_gradient else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else None
+        for number, choice in enumerate(choices):
+            rows_CD = _rows(weight, choice.ranges)
+            step = max(64, CHUNK // len(rows_CD))
+            for at in range(0, len(choice.index), step):
+                index = choice.index[at : at + step]
+                labels = choice.labels[at : at + step, None]
+                weights_n1 = weights[index, None]
+                hidden_nD = hidden[index]
+                logits_nC = (hidden_nD @ rows_CD.t()).float()
+                if choice.allowed is not None:
+                    logits_nC.masked_fill_(~choice.allowed[at : at + step], -torch.inf)
+                log_p_nC = torch.log_softmax(logits_nC, dim=1)
+                ce_n1 = -log_p_nC.gather(1, labels)
+                sums[number] += ce_n1.sum()
+                total += (ce_n1 * weights_n1).sum()
+                if d_hidden is None or d_weight is None:
+                    continue
+                d_logits_nC = log_p_nC.exp_()
+                d_logits_nC.scatter_add_(1, labels, torch.full_like(ce_n1, -1.0))
+                d_logits_nC *= weights_n1
+                d_logits = d_logits_nC.to(hidden.dtype)
+                d_hidden.index_copy_(0, index, d_logits @ rows_CD)
+                _add_rows(d_weight, choice.ranges, d_logits.t() @ hidden_nD)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(sums)
+        return total, sums
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        d_hidden, d_weight = ctx.saved_tensors
+        return (d_hidden * d_total).to(d_hidden.dtype), (d_weight * d_total).to(ctx.weight_dtype), None, None, None
+
+
+def _rows(weight: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    if len(ranges) == 1:
+        return weight[slice(*ranges[0])]
+    return torch.cat([weight[first:last] for first, last in ranges])
+
+
+def _add_rows(total: Tensor, ranges: Sequence[tuple[int, int]], rows: Tensor) -> None:
+    for (first, last), part in zip(ranges, rows.split([last - first for first, last in ranges]), strict=True):
+        total[first:last] += part

@@ -1,0 +1,122 @@
+"""Next token: every position predicts the token behind it, from the ids that the grammar allows there.
+
+Most positions take the softmax over the legal ids only, which is cheap and learns fast; tokens that nothing else could replace cost nothing.
+That would leave illegal logits untrained, so a small share of positions, forced ones among them, takes the softmax over the whole vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from worldloom.world_model.example import Choice, Example, runs_of
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.weave import Woven, spread
+
+FULL_SHARE = 1 / 16
+ORDER = "order"
+FULL = "full"
+
+
+def next_token(
+    woven: Woven,
+    grammar: Grammar,
+    numbers: np.ndarray,
+    seed: int,
+    full_share: float = FULL_SHARE,
+    weights: Mapping[str, float] | None = None,
+) -> Example:
+    """The example of `woven` documents, for which `numbers` [B] are the samples' places in the training order, over all epochs.
+
+    (seed, number, position) alone decide whether a position takes the full softmax, whatever batch or rank the document is in.
+    `weights`: what a label of a stream (its codes and its closing token) or of "order" counts, 1 where nothing is said.
+    """
+    lengths = woven.lengths - 1
+    starts = np.cumsum(woven.lengths) - woven.lengths
+    by_length = np.argsort(lengths, kind="stable")
+    lengths, starts = lengths[by_length], starts[by_length]
+    at = spread(starts, lengths)
+    positions = spread(np.zeros_like(lengths), lengths)
+    labels, legal = woven.tokens[at + 1], woven.legal[at + 1]
+    full = uniform(seed, np.repeat(np.asarray(numbers)[by_length], lengths), positions) < full_share
+    return Example(
+        inputs=torch.from_numpy(woven.tokens[at]),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions),
+        weights=torch.from_numpy(_weights(grammar, legal, weights or {})),
+        legal=torch.from_numpy(legal),
+        runs=runs_of(lengths),
+        choices=_choices(grammar, labels, legal, full),
+    )
+
+
+def uniform(seed: int, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Independent draws in [0, 1), float64, each a function of (seed, number, position) only: two rounds of SplitMix64.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(np.asarray(numbers).astype(np.uint64) + _mix(np.array([seed], dtype=np.uint64)))
+        key = _mix(key + np.asarray(positions).astype(np.uint64))
+    drawn: np.ndarray = (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def _weights(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+    ids = grammar.vocabulary
+    known = {*(stream.name for stream in ids.streams), ORDER}
+    if unknown := set(weights) - known:
+        raise ValueError(f"weights for {sorted(unknown)}, but there are only {sorted(known)}")
+    S = len(ids.streams)
+    table = np.ones(S + 2, dtype=np.float32)  # forced tokens keep weight 1 where they take the full softmax
+    for s, stream in enumerate(ids.streams):
+        table[s] = weights.get(stream.name, 1.0)
+    table[S] = weights.get(ORDER, 1.0)
+    result: np.ndarray = table[np.where(legal < 0, S + 1, np.minimum(legal, S))]
+    return result
+
+
+def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.ndarray) -> tuple[Choice, ...]:
+    ids = grammar.vocabulary
+    S = len(ids.streams)
+    restricted = np.where(full, -1, legal)
+    choices = []
+    for s, stream in enumerate(ids.streams):
+        index = np.flatnonzero(restricted == s)
+        span = ids.span(s)
+        ranges = [(span.start, span.stop)]
+        if not stream.fixed:
+            ranges.append((ids.closing(s), ids.closing(s) + 1))
+        choices.append(_choice(stream.name, index, ranges, labels, None))
+    index = np.flatnonzero(restricted >= S)
+    bits = restricted[index] - S
+    indicators = [(ids.indicator(s), ids.indicator(s) + 1) for s in range(S)]
+    openable = (bits[:, None] >> np.arange(S)) & 1 > 0
+    allowed = np.concatenate([np.ones((len(index), 1), dtype=bool), openable], axis=1)
+    choices.append(_choice(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed))
+    choices.append(_choice(FULL, np.flatnonzero(full), [(0, ids.size)], labels, None))
+    return tuple(choices)
+
+
+def _choice(name: str, index: np.ndarray, ranges: list[tuple[int, int]], labels: np.ndarray, allowed: np.ndarray | None) -> Choice:
+    first = np.cumsum([0, *(last - first for first, last in ranges)])
+    mine, columns = labels[index], np.full(len(index), -1, dtype=np.int64)
+    for offset, (start, stop) in zip(first, ranges, strict=False):
+        inside = (mine >= start) & (mine < stop)
+        columns[inside] = mine[inside] - start + offset
+    assert (columns >= 0).all(), "a label lies outside its legal set"
+    return Choice(
+        name,
+        torch.from_numpy(index),
+        tuple(ranges),
+        torch.from_numpy(columns),
+        None if allowed is None else torch.from_numpy(allowed),
+    )

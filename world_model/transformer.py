@@ -1,0 +1,127 @@
+"""The transformer: pre-norm, RMSNorm, rotary positions, grouped queries, SwiGLU, norm on queries and keys: the graph of Qwen3.
+
+Mixed streams diverge without the norm on queries and keys (Chameleon, arXiv:2405.09818). A trained model is a plain Qwen3ForCausalLM.
+
+N positions, D width, H query heads, K key and value heads, E width of a head, F width of the feed-forward layer, V vocabulary.
+"""
+
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldloom.world_model.attention import Attention, PackedAttention
+from worldloom.world_model.example import Example
+from worldloom.world_model.loss import Losses, cross_entropy
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the parameters' shapes and their graph."""
+
+    vocab_size: int
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    kv_heads: int = 4
+    ff: int = 704
+    head_width: int = 64
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tied: bool = False  # one matrix for the token embedding and the output layer
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_width % 2:
+            raise ValueError(f"head_width ({self.head_width}) must be even: rotary positions turn pairs of features")
+
+
+class WorldModel(nn.Module):
+    """Integers in, integers out."""
+
+    def __init__(self, shape: Shape, generator: torch.Generator) -> None:
+        """Weights are drawn from `generator`, which lives on the CPU: N(0, 0.02), smaller where a layer writes to the residual."""
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Parameter(torch.empty(shape.vocab_size, shape.width))
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.norm = nn.Parameter(torch.ones(shape.width))
+        self.output = self.embedding if shape.tied else nn.Parameter(torch.empty(shape.vocab_size, shape.width))
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.dim() == 2:
+                    to_residual = name.endswith((".out", ".down"))
+                    parameter.normal_(std=0.02 / sqrt(2 * shape.depth) if to_residual else 0.02, generator=generator)
+
+    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Hidden states [N, D], normed, of `tokens` [N] at `positions` [N] within their documents."""
+        x = F.embedding(tokens, self.embedding)
+        rotation = rotary(positions, self.shape.head_width, self.shape.rope_theta, x.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, layer, attention)
+        return rms_norm(x, self.norm, self.shape.norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits [..., V] of normed hidden states [..., D]."""
+        return F.linear(hidden, self.output).float()
+
+    def losses(self, example: Example) -> Losses:
+        """The loss of a whole example."""
+        hidden = self(example.inputs, example.positions, PackedAttention(example.runs))
+        return cross_entropy(hidden, self.output, example.choices, example.weights)
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.shape)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x)); matrices as [out, in], no biases."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        D, E, H, K = shape.width, shape.head_width, shape.heads, shape.kv_heads
+        self.heads, self.kv_heads, self.eps = H, K, shape.norm_eps
+        self.attention_norm = nn.Parameter(torch.ones(D))
+        self.qkv = nn.Parameter(torch.empty((H + 2 * K) * E, D))  # queries, keys, values
+        self.query_norm = nn.Parameter(torch.ones(E))
+        self.key_norm = nn.Parameter(torch.ones(E))
+        self.out = nn.Parameter(torch.empty(D, H * E))
+        self.ff_norm = nn.Parameter(torch.ones(D))
+        self.gate_up = nn.Parameter(torch.empty(2 * shape.ff, D))  # gate, up
+        self.down = nn.Parameter(torch.empty(D, shape.ff))
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layer: int, attention: Attention) -> Tensor:
+        """[N, D] from [N, D]."""
+        H, K = self.heads, self.kv_heads
+        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).unflatten(-1, (H + 2 * K, -1))
+        query, key, value = qkv.split([H, K, K], dim=1)
+        query = rotate(rms_norm(query, self.query_norm, self.eps), rotation)
+        key = rotate(rms_norm(key, self.key_norm, self.eps), rotation)
+        x = x + F.linear(attention(layer, query, key, value).flatten(1), self.out)
+        gate, up = F.linear(rms_norm(x, self.ff_norm, self.eps), self.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, statistics in fp32 (arXiv:1910.07467)."""
+    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    return (x * scale).to(x.dtype) * weight
+
+
+def rotary(positions: Tensor, head_width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, [N, 1, E] in `dtype`, of the angles position x theta^(-2i/E), taken in fp32 (RoFormer, arXiv:2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
+    angles = positions[:, None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns feature i of every head with feature i + E/2, [N, H, E]."""
+    cos, sin = rotation
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-high, low], dim=-1) * sin

@@ -1,0 +1,143 @@
+"""The ids of the world model: text pieces first, then controls, then one contiguous span for every stream that is not text.
+
+Text comes first so that a text-only tool sees an ordinary text tokenizer; several text streams share its span. Text can never produce a
+control, whatever it says, because controls lie outside its span.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+BOS, EOS, PAD, MASK = "<bos>", "<eos>", "<pad>", "<mask>"
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class CodeStream:
+    """One stream of codes: `shape` where every sample has prod(shape) codes, else None and at most `max_length` of them."""
+
+    name: str
+    kind: str
+    codebook_size: int
+    shape: tuple[int, ...] | None
+    max_length: int
+
+    @property
+    def fixed(self) -> bool:
+        return self.shape is not None
+
+    @property
+    def min_length(self) -> int:
+        return self.max_length if self.fixed else 0
+
+
+def code_stream(name: str, kind: str, codebook_size: int, shape: Sequence[int] | None = None, max_length: int | None = None) -> CodeStream:
+    """A stream whose length is given by its shape or, where that is None, bounded by `max_length`."""
+    if shape is None and max_length is None:
+        raise ValueError(f"stream {name!r} has neither a shape nor a max_length: give one, so that a segment is known to end")
+    length = prod(shape) if shape is not None else max_length
+    assert length is not None
+    if length < 1 or codebook_size < 1:
+        raise ValueError(f"stream {name!r} has {codebook_size} codes and segments of {length}: both must be at least 1")
+    return CodeStream(name, kind, codebook_size, None if shape is None else tuple(shape), length)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which id means what; frozen, and saved with every model."""
+
+    streams: tuple[CodeStream, ...]
+    text_size: int
+
+    @classmethod
+    def of(cls, streams: Mapping[str, Mapping[str, Any]]) -> "Vocabulary":
+        """The vocabulary of a token dataset: `streams` is what its dataset.json says, by name."""
+        made = tuple(code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length")) for name, s in streams.items())
+        return cls(made, max((s.codebook_size for s in made if s.kind == TEXT), default=0))
+
+    def __post_init__(self) -> None:
+        names = [stream.name for stream in self.streams]
+        if len(set(names)) < len(names):
+            raise ValueError(f"streams must have different names, got {names}")
+        for stream in self.streams:
+            if stream.kind == TEXT and stream.codebook_size > self.text_size:
+                raise ValueError(f"text stream {stream.name!r} has {stream.codebook_size} pieces, the text span only {self.text_size}")
+
+    @cached_property
+    def controls(self) -> tuple[str, ...]:
+        """Control tokens in the order of their ids, which start at `text_size`."""
+        pairs = [token for stream in self.streams for token in (f"<{stream.name}>", f"</{stream.name}>")]
+        return (BOS, EOS, PAD, MASK, *pairs)
+
+    @cached_property
+    def _spans(self) -> tuple[range, ...]:
+        spans, first = [], self.text_size + len(self.controls)
+        for stream in self.streams:
+            if stream.kind == TEXT:
+                spans.append(range(stream.codebook_size))
+            else:
+                spans.append(range(first, first + stream.codebook_size))
+                first += stream.codebook_size
+        return tuple(spans)
+
+    @cached_property
+    def size(self) -> int:
+        codes = sum(stream.codebook_size for stream in self.streams if stream.kind != TEXT)
+        return self.text_size + len(self.controls) + codes
+
+    @property
+    def bos(self) -> int:
+        return self.text_size
+
+    @property
+    def eos(self) -> int:
+        return self.text_size + 1
+
+    @property
+    def pad(self) -> int:
+        return self.text_size + 2
+
+    @property
+    def mask(self) -> int:
+        return self.text_size + 3
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {stream.name: index for index, stream in enumerate(self.streams)}
+
+    def index(self, name: str) -> int:
+        """The number of the stream called `name`, in the order of `streams`."""
+        if name not in self._index:
+            raise KeyError(f"no stream {name!r} in this vocabulary; it has {', '.join(self._index)}")
+        return self._index[name]
+
+    def indicator(self, stream: int) -> int:
+        """The control that opens a segment of stream number `stream`."""
+        return self.text_size + 4 + 2 * stream
+
+    def closing(self, stream: int) -> int:
+        """The control that closes a segment of stream number `stream`."""
+        return self.text_size + 5 + 2 * stream
+
+    def span(self, stream: int) -> range:
+        """The ids of the codes of stream number `stream`: code c is id span.start + c."""
+        return self._spans[stream]
+
+    def to_json(self) -> dict[str, Any]:
+        streams = [
+            {
+                "name": s.name,
+                "kind": s.kind,
+                "codebook_size": s.codebook_size,
+                "shape": None if s.shape is None else list(s.shape),
+                "max_length": s.max_length,
+            }
+            for s in self.streams
+        ]
+        return {"text_size": self.text_size, "streams": streams}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Vocabulary":
+        return cls(tuple(code_stream(**stream) for stream in value["streams"]), value["text_size"])
