@@ -75,7 +75,7 @@ def imagine(combination: Reading, generator: np.random.Generator) -> Thing:
     """Draws a size, and a centre within the place."""
     size = tuple(SIZES)[generator.integers(len(SIZES))]
     row, column = divmod(PLACES.index(combination.place), 3)
-    x, y = generator.uniform(-WANDER, WANDER, size=2) + (MIDDLES[column], MIDDLES[row])
+    x, y = (middle + generator.uniform(-WANDER, WANDER) for middle in (MIDDLES[column], MIDDLES[row]))
     return Thing(*combination, size, float(x), float(y), float(generator.uniform(*SIZES[size])))
 
 
@@ -92,7 +92,11 @@ def draw(thing: Thing, side: int) -> NDArray[np.uint8]:
 
 
 def coverage(
-    shape: str, x: NDArray[np.float64] | np.float64, y: NDArray[np.float64] | np.float64, radius: NDArray[np.float64] | np.float64, side: int
+    shape: str,
+    x: NDArray[np.float64] | np.float64,
+    y: NDArray[np.float64] | np.float64,
+    radius: NDArray[np.float64] | np.float64,
+    side: int,
 ) -> NDArray[np.float64]:
     """How much of each pixel a shape covers, [..., S, S] in [0, 1]; x, y and radius may be arrays of candidates."""
     centres = (np.arange(side) + 0.5) / side
