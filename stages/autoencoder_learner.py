@@ -1,0 +1,210 @@
+"""What trains an image tokenizer: the losses of VQ-VAE, VQ-GAN and dVAE around one autoencoder.
+
+Parameters stay float32; under precision bf16 the networks compute in bfloat16 by autocast, and codebook, losses and statistics in float32.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloom.stages.learner import Learner, Player, Precision, Turn
+from worldloom.tokenizers.autoencoder import DiscreteAutoencoder, Reconstruction
+from worldloom.tokenizers.codebooks import perplexity
+from worldloom.tokenizers.discriminator import PatchDiscriminator, smallest_side
+from worldloom.tokenizers.dvae import kl_share, kl_weight, logit_laplace_nll, split_output, temperature
+from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
+from worldloom.tokenizers.image import to_network, to_pictures
+from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
+from worldloom.tokenizers.measures import psnr
+from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
+from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge
+from worldloom.tokenizers.vqvae import reconstruction_loss
+
+MEASURE_EVERY = 10  # steps between PSNRs of a training batch
+
+
+class VqGanLearner:
+    """L1 + perceptual + commitment, and from some step on a patch discriminator (arXiv:2012.09841).
+
+    One forward pass of the autoencoder serves both turns; features of the real pictures are computed once.
+    """
+
+    def __init__(
+        self,
+        autoencoder: DiscreteAutoencoder,
+        settings: VqGan,
+        size: int,
+        steps: int,
+        learning_rate: float,
+        betas: tuple[float, float],
+        seed: int,
+        precision: Precision,
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.settings = settings
+        self.precision = precision
+        self.start = round(settings.adversarial_from * steps)
+        self.ramp = round(settings.adversarial_ramp * steps)
+        self.perceptual = _perceptual(settings) if settings.perceptual_weight else None
+        self.discriminator: PatchDiscriminator | None = None
+        players = [Player("generator", autoencoder, learning_rate, betas)]
+        if settings.adversarial_weight and self.start < steps:
+            smallest = smallest_side(settings.discriminator_layers)
+            if size < smallest:
+                raise ValueError(
+                    f"a discriminator of {settings.discriminator_layers} layers needs pictures of at least {smallest} pixels, "
+                    f"these have {size}; set tokenizer.discriminator_layers lower or tokenizer.adversarial_weight to 0"
+                )
+            generator = torch.Generator().manual_seed(seed)
+            self.discriminator = PatchDiscriminator(settings.discriminator_width, settings.discriminator_layers, generator)
+            players.append(Player("discriminator", self.discriminator, learning_rate, (0.5, 0.9)))
+        self.players = tuple(players)
+
+    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
+        self.autoencoder.train()
+        x = _input(self.autoencoder, self.settings, batch)
+        with _autocast(x, self.precision):
+            made: Reconstruction = self.autoencoder(x)
+        xhat = made.pictures.float()
+        losses = {"l1": (x - xhat).abs().mean(), "codebook": made.quantized.loss}
+        if self.perceptual is not None:
+            self.perceptual.to(x.device)
+            with _autocast(x, self.precision):
+                with torch.no_grad():
+                    real_features = self.perceptual.features(x)
+                distance = self.perceptual.distance(real_features, self.perceptual.features(xhat))
+            losses[self.perceptual.name] = self.settings.perceptual_weight * distance
+        metrics = _metrics(self.autoencoder, self.settings, batch, made, step)
+        factor = gate(step, self.start, self.ramp)
+        if self.discriminator is None or factor == 0:
+            yield Turn("generator", losses, metrics)
+            return
+        with _autocast(x, self.precision):
+            adversarial = generator_loss(self.discriminator.frozen(xhat))
+        nll = sum((loss for name, loss in losses.items() if name != "codebook"), torch.zeros((), device=x.device))
+        weight = self.settings.adversarial_weight * adaptive_weight(nll, adversarial, self.autoencoder.decoder.last_weight)
+        losses["adversarial"] = factor * weight * adversarial
+        yield Turn("generator", losses, {**metrics, "adversarial_weight": weight, "adversarial_gate": factor})
+        with _autocast(x, self.precision):
+            logits = self.discriminator(torch.cat([x, xhat.detach()]))
+        real, fake = logits.chunk(2)
+        yield Turn(
+            "discriminator",
+            {"discriminator": factor * hinge(real, fake)},
+            {"logit_real": real.detach().float().mean(), "logit_fake": fake.detach().float().mean()},
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class VqVaeLearner:
+    """Squared error over the data's variance + commitment (arXiv:1711.00937)."""
+
+    def __init__(
+        self,
+        autoencoder: DiscreteAutoencoder,
+        settings: VqVae,
+        variance: float,
+        learning_rate: float,
+        betas: tuple[float, float],
+        precision: Precision,
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.settings = settings
+        self.variance = variance
+        self.precision = precision
+        self.players = (Player("generator", autoencoder, learning_rate, betas),)
+
+    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
+        self.autoencoder.train()
+        x = _input(self.autoencoder, self.settings, batch)
+        with _autocast(x, self.precision):
+            made: Reconstruction = self.autoencoder(x)
+        losses = {"reconstruction": reconstruction_loss(x, made.pictures, self.variance), "codebook": made.quantized.loss}
+        yield Turn("generator", losses, _metrics(self.autoencoder, self.settings, batch, made, step))
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class DvaeLearner:
+    """Logit-Laplace likelihood + KL to the uniform prior, codes relaxed by Gumbel noise (arXiv:2102.12092, appendix A)."""
+
+    def __init__(
+        self,
+        autoencoder: DiscreteAutoencoder,
+        settings: Dvae,
+        steps: int,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        precision: Precision,
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.settings = settings
+        self.precision = precision
+        self.fall = round(settings.temperature_fall * steps)
+        self.rise = round(settings.kl_rise * steps)
+        self.players = (Player("generator", autoencoder, learning_rate, betas, weight_decay),)
+
+    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
+        self.autoencoder.train()
+        quantizer = self.autoencoder.quantizer
+        assert isinstance(quantizer, GumbelQuantizer)
+        quantizer.temperature = temperature(step, self.fall, self.settings.temperature)
+        quantizer.kl_weight = kl_share(kl_weight(step, self.rise, self.settings.kl_weight), self.settings.downsample)
+        x = _input(self.autoencoder, self.settings, batch)
+        with _autocast(x, self.precision):
+            made: Reconstruction = self.autoencoder(x)
+        losses = {"nll": logit_laplace_nll(x, *split_output(made.pictures)).mean(), "kl": made.quantized.loss}
+        metrics = _metrics(self.autoencoder, self.settings, batch, made, step)
+        yield Turn("generator", losses, {**metrics, "temperature": quantizer.temperature})
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+AutoencoderLearner = VqGanLearner | VqVaeLearner | DvaeLearner
+_PROTOCOL: tuple[type[Learner], ...] = (VqGanLearner, VqVaeLearner, DvaeLearner)
+
+
+def _input(autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any) -> Tensor:
+    pictures = torch.as_tensor(np.asarray(batch)).to(next(autoencoder.parameters()).device)
+    return to_network(settings, pictures)
+
+
+def _autocast(x: Tensor, precision: Precision) -> AbstractContextManager[Any]:
+    return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _perceptual(settings: VqGan) -> PerceptualLoss:
+    return lpips_perceptual(Path(settings.perceptual_weights)) if settings.perceptual_weights else random_perceptual()
+
+
+@torch.no_grad()
+def _metrics(
+    autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any, made: Reconstruction, step: int
+) -> Mapping[str, Tensor | float]:
+    """Use and perplexity of the codebook, and now and then the PSNR of this batch."""
+    quantizer = autoencoder.quantizer
+    statistics = quantizer.statistics if isinstance(quantizer, GumbelQuantizer) else quantizer.codebook.statistics
+    metrics: dict[str, Tensor | float] = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
+    if step % MEASURE_EVERY == 0:
+        pictures = torch.as_tensor(np.asarray(batch)).to(made.pictures.device)
+        metrics["psnr"] = psnr(pictures, to_pictures(settings, made.pictures)).mean()
+    return metrics

@@ -1,0 +1,271 @@
+"""Codebooks that learn by moving averages or by gradient, and what both count: use, perplexity, codes that died.
+
+K codes, D width, N vectors of this rank's batch. Papers: arXiv:1711.00937 and its appendix A.1 (moving averages); dead codes restart as in
+arXiv:2005.00341 (Jukebox), section 3.1, here from vectors that are badly served. Counts and sums are those of the global batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from worldloom.tokenizers.kmeans import draw_by_error, kmeans
+from worldloom.tokenizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
+
+POOL = 1 << 15  # vectors of the global batch that a restart or k-means looks at
+EPSILON = 1e-5  # of the Laplace smoothing
+
+
+class CodebookCollapse(RuntimeError):
+    """Too few codes are used although dead ones were restarted."""
+
+
+class Upkeep(NamedTuple):
+    """When codes are placed by data, restarted, or given up. One update is one training batch."""
+
+    place_after: int = 0  # updates before k-means places the codes; until then vectors pass unquantized. Negative: never placed
+    restart_every: int = 10  # updates between looks for dead codes; 0: never
+    dead_below: float = 0.03  # a code used less than this share of even use, on average, is dead
+    decay: float = 0.99  # of all moving averages
+    window: int = 100  # updates within which a code must be chosen to count as used
+    least_use: float = 0.01  # share of codes used under which the training is in collapse; 0: never
+    patience: int = 500  # updates in collapse before CodebookCollapse
+    seed: int = 0  # of every draw, together with the number of the update
+
+
+class Codebook(Protocol):
+    """What a VectorQuantizer needs from its codebook."""
+
+    size: int
+    width: int
+
+    def vectors(self) -> Tensor:
+        """The codes as float32 [K, D]; carries a gradient if the codebook learns by one."""
+        ...
+
+    def loss(self, z_ND: Tensor, chosen_ND: Tensor) -> Tensor:
+        """Scalar that pulls the chosen codes to the (detached) vectors; zero if they move by averages."""
+        ...
+
+    def placed(self) -> bool:
+        """False while vectors pass unquantized."""
+        ...
+
+    def update(self, z_ND: Tensor, codes_N: Tensor) -> None:
+        """Counts, moves, places and restarts codes; collective, called once a training batch."""
+        ...
+
+    def use(self) -> Tensor:
+        """Share of the codes chosen within the last `window` updates."""
+        ...
+
+
+class Float32State(nn.Module):
+    """A module whose float buffers stay float32 when the whole model is cast: a bfloat16 average stops moving."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class CodeStatistics(Float32State):
+    """How often each code is chosen; the same on every rank."""
+
+    average_K: Tensor
+    idle_K: Tensor
+    updates: Tensor
+    starved: Tensor
+
+    def __init__(self, size: int, upkeep: Upkeep) -> None:
+        super().__init__()
+        self.upkeep = upkeep
+        # Sizes start at 1: from 0, the first averaged update would multiply unused codes by about 1e5.
+        self.register_buffer("average_K", torch.ones(size))  # choices an update, on average
+        # int64: casting a model to bfloat16 casts float buffers, and a bfloat16 count stops at 256.
+        self.register_buffer("idle_K", torch.zeros(size, dtype=torch.int64))  # updates since it was last chosen
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("starved", torch.zeros((), dtype=torch.int64))  # updates in collapse, in a row
+
+    def count(self, count_K: Tensor) -> None:
+        """Takes in the global batch's choices of each code; CodebookCollapse after too long with too little use."""
+        self.average_K.lerp_(count_K, 1 - self.upkeep.decay)
+        self.idle_K.add_(1).masked_fill_(count_K > 0, 0)
+        watching = self.updates >= self.upkeep.window
+        self.starved.copy_(torch.where(watching & (self.use() < self.upkeep.least_use), self.starved + 1, 0))
+        if self.starved > self.upkeep.patience:
+            raise CodebookCollapse(
+                f"the codebook collapsed: only {self.use().item():.1%} of {len(self.idle_K)} codes were chosen in the last "
+                f"{self.upkeep.window} updates although dead codes were restarted; lower codebook_size or the learning rate, "
+                f"or check that the pictures differ"
+            )
+
+    def dead(self, batch: int) -> Tensor:
+        """Indices of codes to restart after a global batch of `batch` vectors; empty when it is not the time."""
+        every = self.upkeep.restart_every
+        if every == 0 or self.updates % every != 0:
+            return self.idle_K.new_zeros(0)
+        return (self.average_K < self.threshold(batch)).nonzero()[:, 0]
+
+    def threshold(self, batch: int) -> float:
+        """Choices an update under which a code is dead."""
+        return self.upkeep.dead_below * batch / len(self.average_K)
+
+    def placing(self) -> bool:
+        """True at the one update after which codes lie where the data is."""
+        return int(self.updates) == self.upkeep.place_after
+
+    def placed(self) -> bool:
+        """False while vectors pass unquantized."""
+        return int(self.updates) > self.upkeep.place_after
+
+    def use(self) -> Tensor:
+        """Share of the codes chosen within the last `window` updates."""
+        return (self.idle_K < self.upkeep.window).float().mean()
+
+    def generator(self) -> torch.Generator:
+        """Random numbers of this update alone, so that there is no state to save."""
+        return torch.Generator().manual_seed(self.upkeep.seed * 1_000_003 + int(self.updates))
+
+
+class EmaCodebook(Float32State):
+    """Codes are moving averages of the vectors that chose them (arXiv:1711.00937, appendix A.1), with Laplace smoothing, no zero-debias.
+
+    embedding = total / size', size' = (average + eps) / (n + K eps) * n, n = sum of averages.
+    """
+
+    embedding_KD: Tensor
+    total_KD: Tensor
+
+    def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
+        super().__init__()
+        self.size, self.width = size, width
+        self.statistics = CodeStatistics(size, upkeep)
+        self.register_buffer("embedding_KD", _uniform(size, width, generator))
+        self.register_buffer("total_KD", self.embedding_KD.clone())
+
+    def vectors(self) -> Tensor:
+        return self.embedding_KD
+
+    def loss(self, z_ND: Tensor, chosen_ND: Tensor) -> Tensor:
+        return z_ND.new_zeros(())
+
+    def placed(self) -> bool:
+        return self.statistics.placed()
+
+    def use(self) -> Tensor:
+        return self.statistics.use()
+
+    @torch.no_grad()
+    def update(self, z_ND: Tensor, codes_N: Tensor) -> None:
+        statistics = self.statistics
+        if statistics.placed():
+            sums = _choices(z_ND, codes_N, self.size)
+            if sums is not None:
+                count_K, sum_KD = sums
+                statistics.count(count_K)
+                self.total_KD.lerp_(sum_KD, 1 - statistics.upkeep.decay)
+                n = statistics.average_K.sum()
+                smooth_K = (statistics.average_K + EPSILON) / (n + self.size * EPSILON) * n
+                self.embedding_KD.copy_(self.total_KD / smooth_K[:, None])
+                batch = int(count_K.sum())
+                # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
+                self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
+        elif statistics.placing():
+            self._place(z_ND)
+        statistics.updates += 1
+
+    def _place(self, z_ND: Tensor) -> None:
+        pool = gather_over_ranks(z_ND, POOL)
+        self.embedding_KD.copy_(from_first_rank(kmeans(pool, self.size, rounds=10, generator=self.statistics.generator())))
+        # Each starts with the weight that even use would give it, so that one batch does not carry it away.
+        self.statistics.average_K.fill_(max(1.0, len(pool) / self.size))
+        self.total_KD.copy_(self.embedding_KD * self.statistics.average_K[:, None])
+
+    def _reset(self, dead_R: Tensor, z_ND: Tensor, average: float) -> None:
+        """Embedding, size and sum together: any of them left behind would pull the others back."""
+        if len(dead_R) == 0:
+            return
+        pool = gather_over_ranks(z_ND, POOL)
+        drawn_RD = from_first_rank(draw_by_error(pool, self.embedding_KD, len(dead_R), self.statistics.generator()))
+        self.embedding_KD[dead_R] = drawn_RD
+        self.statistics.average_K[dead_R] = average
+        self.total_KD[dead_R] = drawn_RD * average
+
+
+class GradientCodebook(Float32State):
+    """Codes are parameters plus a shift: e = weight + shift, `|sg(z) - e|^2` moves the weight (arXiv:1711.00937, equation 3).
+
+    Restarts move the shift, because an optimizer that keeps its own copy of the parameters would undo a change of the weight.
+    """
+
+    shift_KD: Tensor
+
+    def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
+        super().__init__()
+        self.size, self.width = size, width
+        self.statistics = CodeStatistics(size, upkeep)
+        self.weight_KD = nn.Parameter(_uniform(size, width, generator))
+        self.register_buffer("shift_KD", torch.zeros(size, width))
+
+    def vectors(self) -> Tensor:
+        return self.weight_KD.float() + self.shift_KD
+
+    def loss(self, z_ND: Tensor, chosen_ND: Tensor) -> Tensor:
+        return (chosen_ND - z_ND).square().mean()
+
+    def placed(self) -> bool:
+        return self.statistics.placed()
+
+    def use(self) -> Tensor:
+        return self.statistics.use()
+
+    @torch.no_grad()
+    def update(self, z_ND: Tensor, codes_N: Tensor) -> None:
+        statistics = self.statistics
+        if statistics.placed():
+            sums = _choices(z_ND, codes_N, self.size)
+            if sums is not None:
+                count_K, _ = sums
+                statistics.count(count_K)
+                batch = int(count_K.sum())
+                self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
+        elif statistics.placing():
+            pool = gather_over_ranks(z_ND, POOL)
+            self._move(torch.arange(self.size), from_first_rank(kmeans(pool, self.size, rounds=10, generator=statistics.generator())))
+        statistics.updates += 1
+
+    def _reset(self, dead_R: Tensor, z_ND: Tensor, average: float) -> None:
+        if len(dead_R) == 0:
+            return
+        pool = gather_over_ranks(z_ND, POOL)
+        self._move(dead_R, from_first_rank(draw_by_error(pool, self.vectors(), len(dead_R), self.statistics.generator())))
+        self.statistics.average_K[dead_R] = average
+
+    def _move(self, index_R: Tensor, to_RD: Tensor) -> None:
+        self.shift_KD[index_R] = to_RD - self.weight_KD[index_R].float()
+
+
+def perplexity(count_K: Tensor) -> Tensor:
+    """exp of the entropy of the choices: K if all codes are chosen alike, 1 if one takes everything."""
+    share_K = count_K.double() / count_K.sum().clamp(min=1)
+    return (-(share_K * (share_K + 1e-10).log()).sum()).exp()
+
+
+def _uniform(size: int, width: int, generator: torch.Generator) -> Tensor:
+    """U(-1/K, 1/K), as taming-transformers starts."""
+    return (torch.rand((size, width), generator=generator) * 2 - 1) / size
+
+
+def _choices(z_ND: Tensor, codes_N: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
+    """Choices of each code [K] and sums of its vectors [K, D] over all ranks; None, on every rank, where a vector is not finite."""
+    sums = z_ND.new_zeros((size, z_ND.shape[1] + 1), dtype=torch.float32)
+    sums[:, 1:].index_add_(0, codes_N, z_ND.float())
+    sums[:, 0] = torch.bincount(codes_N, minlength=size)
+    sum_over_ranks(sums)
+    return (sums[:, 0], sums[:, 1:]) if torch.isfinite(sums).all() else None

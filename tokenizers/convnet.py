@@ -1,0 +1,142 @@
+"""The convolutional encoder and decoder of the image tokenizers, made to be fast on CPUs as well as GPUs.
+
+B batch, H x W pixels, h x w grid, C channels of pictures, D code width. Inside, activations lie as [B, H, W, channels], so that
+3 x 3 convolutions run in channels_last, and norms, 1 x 1 convolutions and changes of resolution are plain operations on the last axis. The
+norm is over channels alone (as in ConvNeXt, arXiv:2201.03545): group norm over a whole picture costs several times as much in bfloat16 on
+CPUs. Any height and width that `downsample` divides will do.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDEST = 4  # the deepest stages are this many times as wide as the first
+
+
+class ConvEncoder(nn.Module):
+    """Pictures [B, C, H, W] -> [B, D, H/downsample, W/downsample]."""
+
+    def __init__(self, channels: int, width: int, blocks: int, downsample: int, code_width: int) -> None:
+        super().__init__()
+        widths = _widths(width, downsample)
+        self.downsample = downsample
+        self.stem = Conv3(4 * channels, widths[0])
+        stages: list[nn.Module] = []
+        for this, deeper in zip(widths, [*widths[1:], None], strict=True):
+            stages += [Residual(this) for _ in range(blocks)]
+            if deeper is not None:
+                stages.append(Halve(this, deeper))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.LayerNorm(widths[-1])
+        self.head = nn.Linear(widths[-1], code_width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        B, C, H, W = pictures.shape
+        if H % self.downsample or W % self.downsample:
+            raise ValueError(f"pictures of {H} x {W} pixels cannot be divided into cells of {self.downsample} x {self.downsample}")
+        x = self.stages(self.stem(space_to_depth(pictures.permute(0, 2, 3, 1))))
+        x = self.norm(x)
+        if torch.is_autocast_enabled(x.device.type):
+            # Codes are chosen by small differences: the last product is float32.
+            with torch.autocast(x.device.type, enabled=False):
+                x = self.head(x.float())
+        else:
+            x = self.head(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class ConvDecoder(nn.Module):
+    """[B, D, h, w] -> [B, C, h * downsample, w * downsample], unbounded."""
+
+    def __init__(self, channels: int, width: int, blocks: int, downsample: int, code_width: int) -> None:
+        super().__init__()
+        widths = _widths(width, downsample)[::-1]
+        self.stem = Conv3(code_width, widths[0])
+        stages: list[nn.Module] = []
+        for this, shallower in zip(widths, [*widths[1:], None], strict=True):
+            stages += [Residual(this) for _ in range(blocks)]
+            if shallower is not None:
+                stages.append(Double(this, shallower))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.LayerNorm(widths[-1])
+        self.head = Conv3(widths[-1], 4 * channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.stages(self.stem(z.permute(0, 2, 3, 1)))
+        x = depth_to_space(self.head(self.norm(x)))
+        return x.permute(0, 3, 1, 2)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The weight of the last convolution, against which a VQ-GAN balances its losses."""
+        weight = self.head.conv.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+
+class Residual(nn.Module):
+    """x + linear(swish(conv(norm(x)))); the last map starts small, so that deep stacks start near the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = Conv3(width, width)
+        self.mix = nn.Linear(width, width)
+        with torch.no_grad():
+            self.mix.weight.mul_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(F.silu(self.conv(self.norm(x))))
+
+
+class Conv3(nn.Module):
+    """3 x 3 convolution of [B, H, W, channels]."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Halve(nn.Module):
+    """[B, H, W, in] -> [B, H/2, W/2, out]: a 2 x 2 convolution of stride 2, as one product."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.merge = nn.Linear(4 * in_width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.merge(space_to_depth(x))
+
+
+class Double(nn.Module):
+    """[B, h, w, in] -> [B, 2h, 2w, out]: a transposed 2 x 2 convolution of stride 2, as one product."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.split = nn.Linear(in_width, 4 * out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depth_to_space(self.split(x))
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, H/2, W/2, 4 C]."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(2, 3).reshape(B, H // 2, W // 2, 4 * C)
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """[B, H, W, 4 C] -> [B, 2 H, 2 W, C]; undoes space_to_depth."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H, W, 2, 2, C // 4).transpose(2, 3).reshape(B, 2 * H, 2 * W, C // 4)
+
+
+def _widths(width: int, downsample: int) -> list[int]:
+    """Widths of the stages at 1/2, 1/4 ... 1/downsample of the resolution."""
+    halvings = downsample.bit_length() - 1
+    if downsample < 2 or downsample != 1 << halvings:
+        raise ValueError(f"downsample must be a power of two, at least 2, got {downsample}")
+    return [width * min(WIDEST, 1 << stage) for stage in range(halvings)]

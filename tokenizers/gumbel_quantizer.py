@@ -1,0 +1,80 @@
+"""The discrete VAE's quantizer: a relaxed categorical code (arXiv:2102.12092, appendix A; Gumbel-softmax arXiv:1611.01144).
+
+B batch, K codes, D width of the decoder's input, h x w grid.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from worldloom.tokenizers.codebooks import CodeStatistics, Upkeep, Float32State
+from worldloom.tokenizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.ranks import sum_over_ranks
+
+
+class GumbelQuantizer(Float32State):
+    """Training draws soft codes, forward and backward; tokens are the argmax of the logits. All in float32.
+
+    loss = kl_weight * KL(q || uniform), nats per code, averaged over batch and grid. Whoever trains sets `temperature` and `kl_weight`
+    for the step; both are functions of the step, so no state.
+    """
+
+    def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
+        super().__init__()
+        self.codebook_size = self.in_width = size
+        self.out_width = width
+        self.temperature = 1.0
+        self.kl_weight = 0.0
+        self.statistics = CodeStatistics(size, upkeep)
+        self.embedding = nn.Parameter(torch.randn((size, width), generator=generator) / math.sqrt(width))
+
+    def forward(self, z: Tensor) -> Quantized:
+        B, K, H, W = z.shape
+        with torch.autocast(z.device.type, enabled=False):
+            logits_NK = z.float().permute(0, 2, 3, 1).reshape(-1, K)
+            codes_N = logits_NK.argmax(-1)
+            loss = self.kl_weight * kl_from_uniform(logits_NK).mean()
+            if self.training:
+                out_ND = self._soft(logits_NK) @ self.embedding.float()
+                self._count(codes_N)
+            else:
+                out_ND = self.embedding.float()[codes_N]
+        return Quantized(z=out_ND.view(B, H, W, -1).permute(0, 3, 1, 2), codes=codes_N.view(B, H, W), loss=loss)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """Logits [B, K, h, w] -> int64 codes [B, h, w]."""
+        return z.float().argmax(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 codes [B, h, w] -> [B, D, h, w]."""
+        check_codes(codes, self.codebook_size)
+        return self.embedding.float()[codes].permute(0, 3, 1, 2)
+
+    def _soft(self, logits_NK: Tensor) -> Tensor:
+        # Every rank draws its own noise, anew for each update: a function of numbers that are in every checkpoint.
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        generator = torch.Generator(logits_NK.device)
+        generator.manual_seed((self.statistics.upkeep.seed * 1_000_003 + int(self.statistics.updates)) * 4093 + rank)
+        return gumbel_softmax(logits_NK, self.temperature, generator)
+
+    @torch.no_grad()
+    def _count(self, codes_N: Tensor) -> None:
+        count_K = torch.bincount(codes_N, minlength=self.codebook_size).float()
+        self.statistics.count(sum_over_ranks(count_K))
+        self.statistics.updates += 1
+
+
+def gumbel_softmax(logits_NK: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """A relaxed draw from softmax(logits): softmax((logits + Gumbel noise) / temperature). `generator` lives on the logits' device."""
+    uniform_NK = torch.rand(logits_NK.shape, generator=generator, device=logits_NK.device, dtype=torch.float32)
+    noise_NK = -torch.log(-torch.log(uniform_NK.clamp(1e-20, 1 - 1e-7)))
+    return ((logits_NK + noise_NK) / temperature).softmax(-1)
+
+
+def kl_from_uniform(logits_NK: Tensor) -> Tensor:
+    """KL(softmax(logits) || uniform) = log K - H, in nats, for each row [N]."""
+    log_q_NK = logits_NK.log_softmax(-1)
+    return math.log(logits_NK.shape[-1]) + (log_q_NK.exp() * log_q_NK).sum(-1)

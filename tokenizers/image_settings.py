@@ -1,0 +1,71 @@
+"""Settings of the image tokenizers, one model a type. Imports no torch: pipeline files are validated without it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Autoencoder(_Settings):
+    codebook_size: Annotated[int, Field(ge=2, le=1 << 20, description="how many codes there are")] = 512
+    downsample: Annotated[int, Field(ge=2, le=64, description="pixels along a side of the cell that one code stands for; a power of two")] = 8
+    width: Annotated[int, Field(ge=4, le=1024, description="channels at half resolution; doubles with each halving, up to four times")] = 32
+    blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 2
+    code_width: Annotated[int, Field(ge=2, le=4096, description="numbers in one code's vector")] = 32
+
+    @model_validator(mode="after")
+    def _halvings(self) -> Self:
+        if self.downsample & (self.downsample - 1):
+            raise ValueError(f"downsample must be a power of two (2, 4, 8, 16 ...), got {self.downsample}")
+        return self
+
+
+class _VectorQuantized(_Autoencoder):
+    codebook: Literal["ema", "gradient"] = Field("ema", description="how codes learn: moving averages of their vectors, or by gradient")
+    commitment: NonNegativeFloat = Field(0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
+    decay: Annotated[float, Field(ge=0, lt=1, description="of the codebook's moving averages")] = 0.99
+    place_after: Annotated[int, Field(ge=-1, description="steps before k-means places the codes in the data; -1: random start")] = 50
+    restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
+    dead_below: NonNegativeFloat = Field(0.03, description="a code used less than this share of even use is dead")
+    least_use: Share = Field(0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+
+
+class VqGan(_VectorQuantized):
+    """VQ-GAN (arXiv:2012.09841)."""
+
+    type: Literal["vqgan"] = "vqgan"
+    perceptual_weight: NonNegativeFloat = Field(1.0, description="of the perceptual loss beside L1")
+    perceptual_weights: str | None = Field(
+        None, description="safetensors file with VGG16 and LPIPS weights; without it the perceptual network is random with a fixed seed"
+    )
+    adversarial_weight: NonNegativeFloat = Field(0.8, description="of the adversarial loss, times the adaptive weight; 0 leaves it out")
+    adversarial_from: Share = Field(0.6, description="share of the steps before the discriminator joins")
+    adversarial_ramp: Share = Field(0.2, description="share of the steps over which its weight grows to full")
+    discriminator_width: PositiveInt = Field(32, description="channels of the discriminator's first layer (64 in the paper)")
+    discriminator_layers: Annotated[int, Field(ge=1, le=6, description="strided layers of the patch discriminator (3 in the paper)")] = 2
+
+
+class VqVae(_VectorQuantized):
+    """VQ-VAE (arXiv:1711.00937)."""
+
+    type: Literal["vqvae"] = "vqvae"
+
+
+class Dvae(_Autoencoder):
+    """Discrete VAE (arXiv:2102.12092, appendix A). `code_width` is the width of the decoder's input."""
+
+    type: Literal["dvae"] = "dvae"
+    code_width: Annotated[int, Field(ge=2, le=4096)] = 128
+    kl_weight: NonNegativeFloat = Field(6.6, description="of KL(q || uniform); summed over codes, divided by the number of pixel values")
+    kl_rise: Share = Field(0.04, description="share of the steps over which the KL weight rises from 0 (5,000 updates in the paper)")
+    temperature: PositiveFloat = Field(1 / 16, description="of the Gumbel-softmax at the end; starts at 1")
+    temperature_fall: Share = Field(0.6, description="share of the steps over which the temperature falls (150,000 updates in the paper)")
+    least_use: Share = Field(0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+
+
+ImageTokenizerSettings = Annotated[VqGan | VqVae | Dvae, Field(discriminator="type")]

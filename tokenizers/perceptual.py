@@ -1,0 +1,115 @@
+"""A perceptual distance: squared differences of unit-normalised features of a VGG-like network (LPIPS, arXiv:1801.03924).
+
+Without weights the network is random with a fixed seed, and named so in the metrics: random convolutions still compare edges and textures
+over neighbourhoods, which pixels alone do not. With LPIPS weights it is VGG16 with the learnt weights of each channel.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# Convolutions of VGG16 by stage, with their places in torchvision's `features`; features are taken at the end of each stage.
+VGG16 = (((0, 64), (2, 64)), ((5, 128), (7, 128)), ((10, 256), (12, 256), (14, 256)), ((17, 512), (19, 512), (21, 512)), ((24, 512), (26, 512), (28, 512)))
+SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and spread for pictures in [-1, 1], as in LPIPS
+SCALE = (0.458, 0.448, 0.450)
+SEED = 20_180_111
+
+
+class Features(NamedTuple):
+    """Unit-normalised features of one batch of pictures."""
+
+    stages: tuple[Tensor, ...]  # each [B, C, h, w]
+
+
+class PerceptualLoss(nn.Module):
+    """Distance between batches of pictures [B, 3, H, W] in [-1, 1]; frozen. Zero for equal pictures, symmetric."""
+
+    def __init__(self, stages: list[nn.Sequential], heads: list[Tensor], name: str) -> None:
+        """`heads` are the weights [C] of each stage's channels; `name` says in the metrics what the distance is."""
+        super().__init__()
+        self.name = name
+        self.stages = nn.ModuleList(stages)
+        for index, head in enumerate(heads):
+            self.register_buffer(f"head_{index}", head.view(1, -1, 1, 1))
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)
+
+    def features(self, pictures: Tensor) -> Features:
+        """What `distance` compares: compute it once for the real pictures."""
+        x = ((pictures - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
+        found = []
+        for index, stage in enumerate(self.stages):
+            if index:
+                x = F.max_pool2d(x, 2) if min(x.shape[-2:]) >= 2 else x
+            x = stage(x)
+            unit = x.float()
+            found.append(unit / (unit.square().sum(1, keepdim=True) + 1e-10).sqrt())
+        return Features(tuple(found))
+
+    def distance(self, left: Features, right: Features) -> Tensor:
+        """Scalar: squared differences, weighed by channel, averaged over batch and places, summed over stages."""
+        parts = [
+            ((a - b).square() * self.get_buffer(f"head_{index}")).sum(1).mean()
+            for index, (a, b) in enumerate(zip(left.stages, right.stages, strict=True))
+        ]
+        return torch.stack(parts).sum()
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.distance(self.features(left), self.features(right))
+
+
+def random_perceptual(widths: tuple[int, ...] = (16, 32, 64)) -> PerceptualLoss:
+    """A small random network; the same one every time."""
+    generator = torch.Generator().manual_seed(SEED)
+    stages, before = [], 3
+    for width in widths:
+        stages.append(nn.Sequential(_conv(before, width, generator), nn.LeakyReLU(0.1)))
+        before = width
+    heads = [torch.full((width,), 1 / len(widths)) for width in widths]
+    return PerceptualLoss(stages, heads, name="random_vgg")
+
+
+def lpips_perceptual(path: Path) -> PerceptualLoss:
+    """VGG16 with LPIPS weights, from one safetensors file that holds both.
+
+    Keys: torchvision's `features.<n>.weight` and `features.<n>.bias`, and `lin<k>.model.1.weight` [1, C, 1, 1] as in the lpips package's
+    vgg.pth. ValueError where a key is missing or of another shape.
+    """
+    weights = load_file(path)
+    stages, heads, before = [], [], 3
+    for index, convolutions in enumerate(VGG16):
+        layers: list[nn.Module] = []
+        for place, width in convolutions:
+            conv = nn.Conv2d(before, width, 3, padding=1)
+            conv.weight = nn.Parameter(_take(weights, f"features.{place}.weight", (width, before, 3, 3), path))
+            conv.bias = nn.Parameter(_take(weights, f"features.{place}.bias", (width,), path))
+            layers += [conv, nn.ReLU()]
+            before = width
+        stages.append(nn.Sequential(*layers))
+        heads.append(_take(weights, f"lin{index}.model.1.weight", (1, before, 1, 1), path).flatten())
+    return PerceptualLoss(stages, heads, name="lpips_vgg")
+
+
+def _take(weights: Mapping[str, Tensor], key: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    if key not in weights or tuple(weights[key].shape) != shape:
+        seen = f"has the shape {tuple(weights[key].shape)}" if key in weights else "is missing"
+        raise ValueError(
+            f"{path}: {key} {seen}, expected {shape}; save torchvision's VGG16 features and the lpips package's lin weights into one file"
+        )
+    return weights[key].float()
+
+
+def _conv(in_width: int, out_width: int, generator: torch.Generator) -> nn.Conv2d:
+    conv = nn.Conv2d(in_width, out_width, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.normal_(0, (2 / (9 * in_width)) ** 0.5, generator=generator)
+        assert conv.bias is not None
+        conv.bias.normal_(0, 0.1, generator=generator)
+    return conv

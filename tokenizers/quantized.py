@@ -1,0 +1,49 @@
+"""What a quantizer gives back, whatever its kind."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Quantized(NamedTuple):
+    """B batch, D code width, h x w grid."""
+
+    z: Tensor  # [B, D, h, w]: what the decoder reads; gradients pass to the encoder
+    codes: Tensor  # int64 [B, h, w]
+    loss: Tensor  # scalar, float32: the quantizer's own loss, its weights applied
+
+
+class Quantizer(Protocol):
+    """Maps the encoder's output to codes and codes to what the decoder reads."""
+
+    codebook_size: int
+    in_width: int  # channels it takes from the encoder
+    out_width: int  # channels it hands to the decoder
+
+    def __call__(self, z: Tensor) -> Quantized:
+        """[B, in_width, h, w] -> Quantized; in training mode it may also update its statistics."""
+        ...
+
+    def encode(self, z: Tensor) -> Tensor:
+        """[B, in_width, h, w] -> int64 codes [B, h, w]; never random."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 codes [B, h, w] -> [B, out_width, h, w]; ValueError for a code out of range."""
+        ...
+
+    def parameters(self) -> object:
+        """It is an nn.Module."""
+        ...
+
+
+def check_codes(codes: Tensor, codebook_size: int) -> None:
+    """ValueError unless all codes are integers in 0 .. codebook_size - 1."""
+    if codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ValueError(f"codes are integers, got {codes.dtype}")
+    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < codebook_size):
+        raise ValueError(
+            f"codes must lie in 0 .. {codebook_size - 1}, got {int(codes.min())} .. {int(codes.max())}; "
+            f"world-model tokens must be shifted back into their stream's span first"
+        )

@@ -1,0 +1,49 @@
+"""What every tokenizer is: samples to codes and back, the codes local integers 0 .. codebook_size - 1."""
+
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+
+class Tokenizer(Protocol):
+    """Deterministic, batch-invariant, and the same after `save_pretrained` and `from_pretrained`."""
+
+    kind: str  # the kind of stream it serves: "text", "image"
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample's codes, or None where it varies."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of everything that decides the codes: weights, preprocessing, quantizer."""
+        ...
+
+    def encode(self, batch: Any) -> Any:
+        """Pictures, uint8 [B, H, W, 3] -> int64 array [B, h, w]; texts, a list of B strings -> a list of B int64 arrays."""
+        ...
+
+    def decode(self, codes: Any) -> Any:
+        """The way back: any grid of codes in range gives a sample."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes config.json and the weights into `folder`, which is made if need be."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Reads what `save_pretrained` wrote; FileNotFoundError or ValueError where it is incomplete or damaged."""
+        ...
+
+
+def smallest_unsigned(codebook_size: int) -> np.dtype[Any]:
+    """The smallest unsigned type of tokens on disk that holds codes 0 .. codebook_size - 1: uint16 or uint32."""
+    return np.dtype(np.uint16) if codebook_size <= 1 << 16 else np.dtype(np.uint32)

@@ -1,0 +1,53 @@
+"""Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv:1711.00937). B batch, D width, N = B h w vectors, K codes."""
+
+import torch
+from torch import Tensor, nn
+
+from worldloom.tokenizers.codebooks import EmaCodebook, GradientCodebook
+from worldloom.tokenizers.nearest import nearest_codes
+from worldloom.tokenizers.quantized import Quantized, check_codes
+
+
+class VectorQuantizer(nn.Module):
+    """loss = codebook_weight |sg(z) - e|^2 + commitment |z - sg(e)|^2, means over all elements, before the straight-through step.
+
+    All of it is float32, whatever autocast or the encoder's type says. In training mode each call is one update of the codebook.
+    """
+
+    def __init__(self, codebook: EmaCodebook | GradientCodebook, commitment: float = 0.25, codebook_weight: float = 1.0) -> None:
+        super().__init__()
+        self.codebook = codebook
+        self.commitment = commitment
+        self.codebook_weight = codebook_weight
+        self.codebook_size = codebook.size
+        self.in_width = self.out_width = codebook.width
+
+    def forward(self, z: Tensor) -> Quantized:
+        B, D, H, W = z.shape
+        with torch.autocast(z.device.type, enabled=False):
+            z_ND = z.float().permute(0, 2, 3, 1).reshape(-1, D)
+            passing = self.training and not self.codebook.placed()
+            vectors_KD = self.codebook.vectors()
+            codes_N = nearest_codes(z_ND, vectors_KD)
+            if passing:
+                loss, out_ND = z_ND.new_zeros(()), z_ND
+            else:
+                # F.embedding, not indexing: its backward adds up the rows of a code in a fixed order.
+                chosen_ND = nn.functional.embedding(codes_N, vectors_KD)
+                commitment = (z_ND - chosen_ND.detach()).square().mean()
+                loss = self.codebook_weight * self.codebook.loss(z_ND.detach(), chosen_ND) + self.commitment * commitment
+                out_ND = z_ND + (chosen_ND - z_ND).detach()
+            if self.training:
+                self.codebook.update(z_ND.detach(), codes_N)
+        return Quantized(z=out_ND.view(B, H, W, D).permute(0, 3, 1, 2), codes=codes_N.view(B, H, W), loss=loss)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """[B, D, h, w] -> int64 codes [B, h, w]."""
+        B, D, H, W = z.shape
+        return nearest_codes(z.permute(0, 2, 3, 1).reshape(-1, D), self.codebook.vectors()).view(B, H, W)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 codes [B, h, w] -> [B, D, h, w]."""
+        check_codes(codes, self.codebook_size)
+        return self.codebook.vectors()[codes].permute(0, 3, 1, 2)
