@@ -29,7 +29,7 @@ class PackedAttention:
         mixed, first = [], 0
         for documents, length in self.runs:
             last = first + documents * length
-            q, k, v = (x[first:last].unflatten(0, (documents, length)).transpose(1, 2) for x in (query, key, value))
+            q, k, v = (x[first:last].view(documents, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
             mixed.append(out.transpose(1, 2).flatten(0, 1))
             first = last

@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     """Positions whose labels were chosen from the same ids, so that one small softmax serves them all."""
 
     name: str  # under which the loss is reported: a stream, "order" or "full"
-    index: Tensor  # int64 [n]: positions in the example
+    places: Tensor  # int64 [n]: which of the example's N positions
     ranges: tuple[tuple[int, int], ...]  # the ids [first, last) that the softmax is over: its columns, in this order
     labels: Tensor  # int64 [n]: columns
     allowed: Tensor | None  # bool [n, columns]; None where every column is
@@ -48,7 +48,7 @@ class Example(NamedTuple):
     def to(self, device: torch.device | str) -> "Example":
         choices = tuple(
             choice._replace(
-                index=choice.index.to(device),
+                places=choice.places.to(device),
                 labels=choice.labels.to(device),
                 allowed=None if choice.allowed is None else choice.allowed.to(device),
             )

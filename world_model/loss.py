@@ -27,8 +27,8 @@ class Losses(NamedTuple):
 
 def cross_entropy(hidden: Tensor, weight: Tensor, choices: Sequence[Choice], weights: Tensor) -> Losses:
     """The loss of `hidden` [N, D] under the output layer `weight` [V, D]; `weights` [N] is what a position counts."""
-    total, sums = _CrossEntropy.apply(hidden, weight, tuple(choices), weights, torch.is_grad_enabled())
-    counts = torch.tensor([len(choice.index) for choice in choices], dtype=torch.int64)
+    total, sums = _CrossEntropy.apply(hidden, weight, tuple(choices), weights, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    counts = torch.tensor([len(choice.places) for choice in choices], dtype=torch.int64)
     return Losses(total, sums, counts)
 
 
@@ -44,11 +44,11 @@ class _CrossEntropy(torch.autograd.Function):
         for number, choice in enumerate(choices):
             rows_CD = _rows(weight, choice.ranges)
             step = max(64, CHUNK // len(rows_CD))
-            for at in range(0, len(choice.index), step):
-                index = choice.index[at : at + step]
+            for at in range(0, len(choice.places), step):
+                places = choice.places[at : at + step]
                 labels = choice.labels[at : at + step, None]
-                weights_n1 = weights[index, None]
-                hidden_nD = hidden[index]
+                weights_n1 = weights[places, None]
+                hidden_nD = hidden[places]
                 logits_nC = (hidden_nD @ rows_CD.t()).float()
                 if choice.allowed is not None:
                     logits_nC.masked_fill_(~choice.allowed[at : at + step], -torch.inf)
@@ -62,7 +62,7 @@ class _CrossEntropy(torch.autograd.Function):
                 d_logits_nC.scatter_add_(1, labels, torch.full_like(ce_n1, -1.0))
                 d_logits_nC *= weights_n1
                 d_logits = d_logits_nC.to(hidden.dtype)
-                d_hidden.index_copy_(0, index, d_logits @ rows_CD)
+                d_hidden.index_copy_(0, places, d_logits @ rows_CD)
                 _add_rows(d_weight, choice.ranges, d_logits.t() @ hidden_nD)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
@@ -70,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
         return total, sums
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return (d_hidden * d_total).to(d_hidden.dtype), (d_weight * d_total).to(ctx.weight_dtype), None, None, None
 
@@ -82,5 +82,5 @@ def _rows(weight: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _add_rows(total: Tensor, ranges: Sequence[tuple[int, int]], rows: Tensor) -> None:
-    for (first, last), part in zip(ranges, rows.split([last - first for first, last in ranges]), strict=True):
+    for (first, last), part in zip(ranges, torch.split(rows, [last - first for first, last in ranges]), strict=True):
         total[first:last] += part

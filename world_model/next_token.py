@@ -1,7 +1,7 @@
 """Next token: every position predicts the token behind it, from the ids that the grammar allows there.
 
-Most positions take the softmax over the legal ids only, which is cheap and learns fast; tokens that nothing else could replace cost nothing.
-That would leave illegal logits untrained, so a small share of positions, forced ones among them, takes the softmax over the whole vocabulary.
+Most positions take the softmax over the legal ids only, which is cheap and learns fast; a token that nothing could replace costs nothing.
+That leaves illegal logits untrained, so a small share of positions, forced ones among them, takes the softmax over the whole vocabulary.
 """
 
 from collections.abc import Mapping

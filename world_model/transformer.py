@@ -97,7 +97,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layer: int, attention: Attention) -> Tensor:
         """[N, D] from [N, D]."""
         H, K = self.heads, self.kv_heads
-        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).unflatten(-1, (H + 2 * K, -1))
+        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).view(len(x), H + 2 * K, -1)
         query, key, value = qkv.split([H, K, K], dim=1)
         query = rotate(rms_norm(query, self.query_norm, self.eps), rotation)
         key = rotate(rms_norm(key, self.key_norm, self.eps), rotation)

@@ -38,7 +38,8 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     lengths = np.asarray(lengths, dtype=np.int64)
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(np.asarray(starts, dtype=np.int64) - (ends - lengths), lengths)
+    indices: np.ndarray = np.arange(total, dtype=np.int64) + np.repeat(np.asarray(starts, dtype=np.int64) - (ends - lengths), lengths)
+    return indices
 
 
 def document_lengths(order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -56,8 +57,7 @@ def weave(grammar: Grammar, order: np.ndarray, codes: Mapping[str, Codes]) -> Wo
     """
     ids = grammar.vocabulary
     order = np.asarray(order, dtype=np.int64)
-    B, K = order.shape
-    S = len(ids.streams)
+    B, S = len(order), len(ids.streams)
     lengths_BS = np.zeros((B, S), dtype=np.int64)
     for name, (_, lengths) in codes.items():
         lengths_BS[:, ids.index(name)] = lengths
@@ -121,7 +121,7 @@ def _choices(grammar: Grammar, order: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _check_order(grammar: Grammar, order: np.ndarray) -> None:
     S = len(grammar.vocabulary.streams)
-    if order.size and not (-1 <= order.min() and order.max() < S):
+    if order.size and not (order.min() >= -1 and order.max() < S):
         raise ValueError(f"the order of streams must hold numbers 0..{S - 1} or -1, got {order.min()}..{order.max()}")
     if ((order[:, 1:] >= 0) & (order[:, :-1] < 0)).any():
         raise ValueError("in an order of streams, -1 may only stand behind the last stream")
