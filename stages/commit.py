@@ -295,9 +295,7 @@ class Attempt:
         record["attempt"] = self.identity
         record["sha256"] = hashlib.sha256(disk.canonical_json(record)).hexdigest()
         draft = self.folder / "commit.json"
-        with disk.create(draft) as file:
-            disk.write(file, disk.canonical_json(record))
-            disk.fsync(file)
+        disk.write_file(draft, disk.canonical_json(record))
         if disk.publish(draft, target):
             mine = self.commits._parse(self.shard, disk.canonical_json(record))
             assert mine is not None
@@ -355,11 +353,7 @@ class _HashedFile(io.RawIOBase):
         self._file.close()
 
     def give_up(self) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            log.warning("%s could not be closed; its shard is not committed", self.path)
-        super().close()
+        disk.give_up(self._file)
 
 
 def _ledger(shard: str) -> str:

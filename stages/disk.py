@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,14 +21,20 @@ def create(path: Path) -> BinaryIO:
 
 
 def write(file: BinaryIO, data: bytes | bytearray | memoryview) -> int:
-    """Appends `data` to a file of `create`."""
-    return file.write(data)
+    """Appends `data` to a file of `create`; an OSError names the file."""
+    try:
+        return file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def fsync(file: BinaryIO) -> None:
-    """Brings a file's content to the disk itself."""
-    file.flush()
-    os.fsync(file.fileno())
+    """Brings a file's content to the disk itself; an OSError names the file."""
+    try:
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def link_new(source: Path, target: Path) -> None:
@@ -90,6 +97,12 @@ def write_new_file(path: Path, data: bytes) -> bool:
         unlink(temporary)
 
 
+def give_up(file: BinaryIO) -> None:
+    """Closes a file that will not be used; whatever the disk still has to say about it no longer matters."""
+    with suppress(OSError):
+        file.close()
+
+
 def canonical_json(value: Any) -> bytes:
     """The one way to write `value`: sorted keys, no spaces, UTF-8, no NaN; ValueError for what JSON cannot say."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
@@ -107,11 +120,13 @@ def digest(path: Path) -> str:
 def _write_aside(path: Path, data: bytes) -> Path:
     make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    file = create(temporary)
     try:
-        with create(temporary) as file:
-            write(file, data)
-            fsync(file)
+        write(file, data)
+        fsync(file)
+        file.close()
     except OSError:
+        give_up(file)
         temporary.unlink(missing_ok=True)  # a full disk needs the room, and nobody will come back for this name
         raise
     return temporary

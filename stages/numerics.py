@@ -9,27 +9,24 @@ import os
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from worldloom.stages import disk
 
 LIBRARIES = ("torch", "numpy", "pillow", "sentencepiece", "deepspeed")
-Numerics = dict[str, str | int]
+Numerics = dict[str, str | int | bool]
 
 
 class NumericsChanged(ValueError):
     """An unfinished artifact was begun where numbers are rounded differently."""
 
 
-def numerics_of_this_process(threads: int, device: str = "cpu", dtype: str = "float32", world_size: int = 1) -> Numerics:
+def numerics_of_this_process(threads: int, device: Literal["cpu", "cuda"] = "cpu") -> Numerics:
     """The block for a worker with `threads` threads; cheap, and without importing any of the libraries it names."""
-    return {
-        "device": device,
-        "dtype": dtype,
-        "cpu_capability": os.environ.get("ATEN_CPU_CAPABILITY") or _cpu_capability(),
-        "threads": threads,
-        "world_size": world_size,
-        **_versions(),
-    }
+    if device == "cuda":
+        return {"device": device, **_versions()}
+    capability = os.environ.get("ATEN_CPU_CAPABILITY") or _cpu_capability()
+    return {"device": device, "cpu_capability": capability, "bf16": _has_bf16(), "threads": threads, **_versions()}
 
 
 def same_numerics(out: Path, block: Numerics) -> None:
@@ -58,7 +55,6 @@ def _version(name: str) -> str:
         return "absent"
 
 
-@lru_cache(maxsize=1)
 def _cpu_capability() -> str:
     """The vector instructions that kernels choose by, named as torch names them; the machine's name where it is not x86."""
     try:
@@ -70,3 +66,12 @@ def _cpu_capability() -> str:
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= flags:
         return "AVX512"
     return "AVX2" if {"avx2", "fma"} <= flags else "DEFAULT"
+
+
+@lru_cache(maxsize=1)
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16, which decides the precision that training chooses for itself."""
+    try:
+        return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
+    except OSError:
+        return False
