@@ -5,7 +5,6 @@ is not finished, and again from a copied folder. Cards are rendered by the type 
 """
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 from worldloom.pipeline import report_blocks, report_charts
 from worldloom.pipeline.markup import Child, Markup, element, join
 from worldloom.pipeline.report_page import LOGO, page
-from worldloom.stages.artifact import Artifact
 from worldloom.stages.card import CARD, FIGURES, Gallery, Item
 from worldloom.stages.disk import write_file
 
@@ -93,7 +91,9 @@ def _body(name: str, stages: Sequence[_Stage]) -> Markup:
                     [_section(stage) for stage in stages],
                     _all_figures(stages),
                 ),
-                element("footer", {}, f"Written by worldloom, {time.strftime('%Y-%m-%d %H:%M')}. Everything on this page is inside this file."),
+                element(
+                    "footer", {}, f"Written by worldloom, {time.strftime('%Y-%m-%d %H:%M')}. Everything on this page is inside this file."
+                ),
             ),
         ]
     )
@@ -108,7 +108,9 @@ def _header(name: str, stages: Sequence[_Stage]) -> Markup:
         state = _state("done", "complete")
     else:
         state = _state("waiting", "not finished")
-    spans = [(shown.started, shown.started + shown.seconds) for shown, *_ in stages if shown.started is not None and shown.seconds is not None]
+    spans = [
+        (shown.started, shown.started + shown.seconds) for shown, *_ in stages if shown.started is not None and shown.seconds is not None
+    ]
     facts = [f"{finished} of {len(stages)} stages done"]
     if spans:
         facts.append(as_time(max(end for _, end in spans) - min(start for start, _ in spans)))
@@ -128,7 +130,10 @@ def _tiles(stages: Sequence[_Stage]) -> Markup | None:
     named = [(name, stage.figures[name]) for stage in stages for name in _strings(stage.card.get("headline")) if name in stage.figures]
     if not named:
         named = list(next((stage.figures for stage in reversed(stages) if stage.figures), {}).items())
-    tiles = [element("li", {}, element("b", {}, _big(name, value)), element("span", {}, spoken(name))) for name, value in named[:HEADLINE_FIGURES]]
+    tiles = [
+        element("li", {}, element("b", {}, _big(name, value)), element("span", {}, spoken(name)))
+        for name, value in named[:HEADLINE_FIGURES]
+    ]
     return element("ul", {"class": "tiles", "aria-label": "headline figures"}, tiles) if tiles else None
 
 
@@ -171,7 +176,10 @@ def _times(stages: Sequence[Shown]) -> Markup | None:
 def _section(stage: _Stage) -> Markup:
     shown = stage.shown
     title = str(stage.card.get("title") or shown.name)
-    facts = [f"from {', '.join(dict.fromkeys(shown.inputs))}" if shown.inputs else "", "" if shown.seconds is None else as_time(shown.seconds)]
+    facts = [
+        f"from {', '.join(dict.fromkeys(shown.inputs))}" if shown.inputs else "",
+        "" if shown.seconds is None else as_time(shown.seconds),
+    ]
     files = stage.done.get("files")
     if isinstance(files, Mapping):
         size = sum(entry.get("bytes", 0) for entry in files.values() if isinstance(entry, Mapping))
@@ -206,7 +214,11 @@ def _details(stage: _Stage) -> Markup | None:
     if not rows:
         return None
     lines = [element("tr", {}, element("td", {}, name), element("td", {}, element("code", {}, value))) for name, value in rows]
-    body = element("div", {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "settings"}, element("table", {}, element("tbody", {}, lines)))
+    body = element(
+        "div",
+        {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "settings"},
+        element("table", {}, element("tbody", {}, lines)),
+    )
     return element("details", {}, element("summary", {}, "Settings"), body)
 
 

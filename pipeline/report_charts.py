@@ -54,10 +54,8 @@ def curves(series: Series, x_name: str, unit: str) -> Markup:
     least, greatest = min(point.low for point in everything), max(point.high for point in everything)
     # The means are what is read; a few wild values of the first steps may leave the plot.
     low, high = min(point.mean for point in everything), max(point.mean for point in everything)
-    if least > 0 and high / least > LOG_SPREAD:
-        up = _LogScale(low, high)
-    else:
-        up = _Scale(low, high if greatest > 2 * high else greatest)
+    wide = least > 0 and high / least > LOG_SPREAD
+    up = _LogScale(low, high) if wide else _Scale(low, high if greatest > 2 * high else greatest)
     along = _Scale(min(point.x for point in everything), max(point.x for point in everything), tight=True)
     lines = [_line(points[name], along, up, index) for index, name in enumerate(points)]
     legend = [
@@ -85,7 +83,8 @@ def columns(values: Sequence[float], unit: str) -> Markup:
     width = PLOT / len(means)
     gap = width * (0.18 if len(means) < 100 else 0)
     path = "".join(
-        f"M{index * width + gap / 2:.1f} {PLOT}V{up.down(mean):.1f}H{(index + 1) * width - gap / 2:.1f}V{PLOT}Z" for index, mean in enumerate(means)
+        f"M{index * width + gap / 2:.1f} {PLOT}V{up.down(mean):.1f}H{(index + 1) * width - gap / 2:.1f}V{PLOT}Z"
+        for index, mean in enumerate(means)
     )
     drawn = element("path", {"class": "column", "d": path})
     return _frame(up.ticks(), along.ticks(), up, along, drawn, "", unit, None)
@@ -135,8 +134,8 @@ class _Box(NamedTuple):
 
 
 def _drawn(nodes: Sequence[Node], layers: Sequence[Sequence[Node]], upright: bool) -> Markup:
-    width, height = (150, 66) if upright else (172, 66)
-    across, along = (12, 30) if upright else (18, 46)  # between neighbours of a layer, and between layers
+    width, height = (150, 66) if upright else (168, 66)
+    across, along = (12, 30) if upright else (18, 40)  # between neighbours of a layer, and between layers
     most = max((len(layer) for layer in layers), default=0)
     side, pitch = (width + across, height + along) if upright else (height + across, width + along)
     boxes = {}

@@ -1,0 +1,61 @@
+"""Measures a world model and shows what it makes: bits per token, answers judged by the dataset's oracle, sequences from nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from worldloom.stages.artifact import Artifact
+from worldloom.stages.kind import StageKind
+from worldloom.stages.settings import StageSettings, WorldRef
+from worldloom.stages.worker import Worker
+
+
+class EvaluateWorldModel(StageSettings):
+    """One evaluation; the same settings give the same figures."""
+
+    run: Literal["evaluate_world_model"]
+    world: WorldRef
+    prompts: PositiveInt = Field(200, description="samples asked about in every direction on every split")
+    unconditional: PositiveInt = Field(64, description="sequences written from nothing")
+    temperature: NonNegativeFloat = Field(0.5, description="of answers; 0 takes the likeliest token")
+    dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
+    top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
+    top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
+    batch: PositiveInt = Field(100, description="sequences written side by side")
+    shown: NonNegativeInt = Field(24, description="examples of every kind on the card")
+    seed: NonNegativeInt = 0
+
+
+def run(settings: EvaluateWorldModel, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
+    """Everything, in one worker; short enough to begin again if it is stopped."""
+    if worker.rank:
+        return
+    from worldloom.stages.card import write_card, write_figures
+    from worldloom.stages.evaluation_card import evaluation_card
+    from worldloom.stages.evaluation_figures import figures_of, measure
+    from worldloom.stages.open_world import open_world
+
+    measured = measure(open_world(inputs["world"]), settings, worker)
+    write_figures(out, figures_of(measured))
+    write_card(out, evaluation_card(measured, settings.shown, out))
+
+
+def finish(settings: EvaluateWorldModel, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Says how many figures there are."""
+    import json
+
+    return {"figures": len(json.loads((out / "figures.json").read_bytes()))}
+
+
+STAGE = StageKind(
+    name="evaluate_world_model",
+    settings=EvaluateWorldModel,
+    run=run,
+    finish=finish,
+    produces="scores",
+    version=1,
+    placement="shards",
+    parallelism=lambda settings, inputs: 1,
+)

@@ -1,0 +1,191 @@
+"""What a world model can do, measured: bits per token, what it draws and says when asked, what it writes when left alone.
+
+Where the dataset names an oracle, an answer is right if the oracle reads from it exactly what it reads from the question.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
+from worldloom.stages.oracles import Oracle
+from worldloom.world_model.next_token import FULL, ORDER, next_token
+from worldloom.world_model.weave import Codes, weave
+
+DOCUMENTS = 64  # of a batch when bits are counted
+Reading = tuple[str, ...] | None
+
+
+class Direction(NamedTuple):
+    """From the value of one stream to that of another."""
+
+    source: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}_to_{self.target}"
+
+
+class Trial(NamedTuple):
+    """One question and the world's answer."""
+
+    given: Any  # a value of the source
+    asked: Reading  # what the oracle reads in it
+    true: Any  # the dataset's own value of the target
+    made: Any  # a value of the target; None where the sequence is not legal
+    answered: Reading  # what the oracle reads in that
+    legal: bool
+
+    @property
+    def right(self) -> bool:
+        return self.asked is not None and self.answered == self.asked
+
+
+class Outcome(NamedTuple):
+    """All trials of one direction on one split."""
+
+    direction: Direction
+    split: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of answers with everything right."""
+        return sum(trial.right for trial in self.trials) / len(self.trials)
+
+    def share_right(self, place: int) -> float:
+        """Share of answers whose property number `place` is right."""
+        same = (
+            trial.asked is not None and trial.answered is not None and trial.asked[place] == trial.answered[place] for trial in self.trials
+        )
+        return sum(same) / len(self.trials)
+
+
+class Bits(NamedTuple):
+    """How well a split is predicted."""
+
+    per_token: dict[str, float]  # by stream: bits of a code, or of a segment's end, among what the grammar allows
+    legal_mass: float  # geometric mean over tokens of the probability that the model, without grammar, gives to what is legal
+
+
+def directions(streams: Mapping[str, str], oracle: Oracle | None) -> tuple[Direction, ...]:
+    """Every stream to every other one, of those whose kinds the oracle reads; of all where there is no oracle."""
+    names = [name for name, kind in streams.items() if oracle is None or kind in oracle.read]
+    return tuple(Direction(source, target) for source in names for target in names if source != target)
+
+
+def choose(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
+    """Up to `count` samples of a split that have all streams of `names`, drawn without looking at them, in the dataset's order."""
+    shuffled = np.random.default_rng(row_seed(seed, f"choose {split}", 0)).permutation(dataset.samples(split)).tolist()
+    whole = (i for i in shuffled if all(dataset.content(split, name, i) is not None for name in names))
+    return sorted(i for i, _ in zip(whole, range(count), strict=False))
+
+
+def ask(
+    world: OpenWorld,
+    direction: Direction,
+    split: str,
+    rows: Sequence[int],
+    oracle: Oracle | None,
+    choosing: Choosing,
+    seed: int,
+    batch: int,
+    between: Callable[[], None],
+) -> Outcome:
+    """Gives the world every row's source and takes its target. `between` is called behind every batch."""
+    source, target = direction
+    trials: list[Trial] = []
+    for part in _batches(rows, batch):
+        given = [world.dataset.value(split, source, i) for i in part]
+        seeds = [row_seed(seed, f"{direction.name} {split}", i) for i in part]
+        made = world.sample([{source: value} for value in given], [target], seeds, choosing)
+        for i, value, one in zip(part, given, made, strict=True):
+            answer = one.values.get(target)
+            trials.append(
+                Trial(
+                    given=value,
+                    asked=_read(oracle, world.streams[source], value),
+                    true=world.dataset.value(split, target, i),
+                    made=answer,
+                    answered=_read(oracle, world.streams[target], answer),
+                    legal=one.legal,
+                )
+            )
+        between()
+    return Outcome(direction, split, tuple(trials))
+
+
+def dream(world: OpenWorld, count: int, choosing: Choosing, seed: int, batch: int, between: Callable[[], None]) -> list[Sampled]:
+    """`count` sequences from nothing; the model itself chooses the streams and their order."""
+    made: list[Sampled] = []
+    for part in _batches(range(count), batch):
+        made.extend(world.sample([{} for _ in part], None, [row_seed(seed, "dream", i) for i in part], choosing))
+        between()
+    return made
+
+
+def agreement(world: OpenWorld, dreams: Sequence[Sampled], oracle: Oracle) -> float | None:
+    """Of the sequences with at least two streams that the oracle reads, the share in which it reads the same in all; None without any."""
+    told = [readings for one in dreams if len(readings := readings_of(world, one, oracle)) > 1]
+    return sum(len(set(readings)) == 1 and None not in readings for readings in told) / len(told) if told else None
+
+
+def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]:
+    """What the oracle reads in each value of a sequence whose kind it knows."""
+    return [_read(oracle, world.streams[name], value) for name, value in one.values.items() if world.streams[name] in oracle.read]
+
+
+@torch.inference_mode()
+def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -> Bits:
+    """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training."""
+    nats: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    unmasked, positions = 0.0, 0
+    for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
+        woven = weave(world.grammar, *_documents(world, split, part, seed))
+        for full_share in (0.0, 1.0):
+            example = next_token(woven, world.grammar, np.asarray(part), seed, full_share)
+            losses = world.model.losses(example)
+            for choice, total, count in zip(example.choices, losses.sums.tolist(), losses.counts.tolist(), strict=True):
+                if full_share:
+                    unmasked += total
+                    positions += count
+                else:
+                    nats[choice.name] = nats.get(choice.name, 0.0) + total
+                    counts[choice.name] = counts.get(choice.name, 0) + count
+        between()
+    per_token = {name: nats[name] / counts[name] / np.log(2) for name in nats if counts[name] and name not in (ORDER, FULL)}
+    return Bits(per_token, float(np.exp((sum(nats.values()) - unmasked) / positions)))
+
+
+def row_seed(seed: int, purpose: str, row: int) -> int:
+    """A seed of its own for every row of every purpose, so that no result depends on the batch that it was in."""
+    words = np.random.SeedSequence([seed, row, *purpose.encode()]).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def _documents(world: OpenWorld, split: str, rows: Sequence[int], seed: int) -> tuple[np.ndarray, dict[str, Codes]]:
+    """The order of streams and the codes of some samples, as `weave` takes them."""
+    numbers = {name: world.vocabulary.index(name) for name in world.streams}
+    codes = {}
+    for name in numbers:
+        ragged = world.tokens.gather(split, name, rows)
+        codes[name] = Codes(ragged.values, np.diff(ragged.offsets))
+    order = np.full((len(rows), len(numbers)), -1, np.int64)
+    for at, row in enumerate(rows):
+        there = [number for name, number in numbers.items() if codes[name].lengths[at]]
+        order[at, : len(there)] = np.random.default_rng((seed, row)).permutation(there)
+    return order, codes
+
+
+def _batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(rows), size):
+        yield list(rows[start : start + size])
+
+
+def _read(oracle: Oracle | None, kind: str, value: Any) -> Reading:
+    return None if oracle is None or value is None else oracle.read[kind](value)

@@ -1,0 +1,149 @@
+"""An evaluation as a card: what the world drew and said, with the oracle's verdicts, and the figures behind it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloom.stages.card import Block, Card, Gallery, Item, Table, Text, Verdict, write_picture
+from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
+from worldloom.stages.evaluation_figures import LEGAL, Measured, accuracy_name
+from worldloom.stages.open_world import Sampled
+
+LETTERS = 120  # of a text on the card
+SPLITS = {
+    "validation": "combinations seen in training, drawn anew",
+    "held_out": "combinations that training never saw",
+    "train": "training",
+}
+
+
+def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
+    """Writes the card's pictures below `out` and returns the card; galleries hold `shown` examples at most."""
+    ordered = sorted(measured.outcomes, key=lambda outcome: _prominence(measured, outcome))
+    examples = [block for outcome in ordered if (block := _examples(measured, outcome, shown, out)) is not None]
+    blocks = [*examples, _dreams(measured, shown, out), _properties(measured), _bits(measured)]
+    return Card(
+        title="What the world model can do", blocks=tuple(block for block in blocks if block is not None), headline=_headline(measured)
+    )
+
+
+def _headline(measured: Measured) -> tuple[str, ...]:
+    if measured.oracle is None:
+        return (*(f"world.bits_per_token.{name}" for bits in measured.bits.values() for name in bits.per_token), LEGAL)
+    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in measured.outcomes), LEGAL)
+
+
+def _prominence(measured: Measured, outcome: Outcome) -> tuple[bool, bool]:
+    """Pictures drawn come first, and those of combinations never seen before all."""
+    return measured.world.streams[outcome.direction.target] != "image", outcome.split != "held_out"
+
+
+def _examples(measured: Measured, outcome: Outcome, shown: int, out: Path) -> Block | None:
+    """A gallery where the direction has a picture on one side, else a table."""
+    kinds = measured.world.streams
+    source, target = outcome.direction
+    trials = outcome.trials[:shown]
+    if not trials:
+        return None
+    title = f"{source} → {target}: {SPLITS.get(outcome.split, outcome.split)}"
+    if "image" not in (kinds[source], kinds[target]):
+        rows = tuple((_words(trial.given), _words(trial.made), _verdict(measured, trial)) for trial in trials)
+        return Table(title=title, columns=(source, target, "verdict"), rows=rows)
+    stem = _stem(f"{outcome.direction.name}-{outcome.split}")
+    items = [_item(measured, outcome.direction, trial, f"{stem}-{number:03d}", out) for number, trial in enumerate(trials)]
+    return Gallery(title=title, items=tuple(item for item in items if item is not None))
+
+
+def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out: Path) -> Item | None:
+    kinds = measured.world.streams
+    verdict = _verdict(measured, trial)
+    detail = ""
+    if measured.oracle is not None and verdict == "wrong":
+        detail = f"{measured.oracle.say(trial.answered)}; asked for {measured.oracle.say(trial.asked)}"
+    if trial.made is None:
+        return None
+    if kinds[direction.target] != "image":
+        return Item(file=write_picture(out, name, trial.given), caption=_words(trial.made), verdict=verdict, detail=detail)
+    if kinds[direction.source] == "image":
+        before = write_picture(out, f"{name}-before", trial.given)
+    elif measured.oracle is None and trial.true is not None:
+        before = write_picture(out, f"{name}-before", trial.true)  # nobody judges: show what the dataset has for this
+    else:
+        before = None
+    caption = f"from {direction.source}" if kinds[direction.source] == "image" else _words(trial.given)
+    return Item(file=write_picture(out, name, trial.made), caption=caption, verdict=verdict, detail=detail, before=before)
+
+
+def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
+    """What the world writes from nothing; where the oracle reads two values of a sequence, right means that they agree."""
+    kinds = measured.world.streams
+    items: list[Item] = []
+    for number, one in enumerate(measured.dreams[:shown]):
+        pictures = [value for name, value in one.values.items() if kinds[name] == "image"]
+        if pictures:
+            words = "; ".join(_words(value) for name, value in one.values.items() if kinds[name] != "image")
+            file = write_picture(out, f"nothing-{number:03d}", pictures[0])
+            items.append(Item(file=file, caption=words or "without words", verdict=_agrees(measured, one)))
+    if items:
+        return Gallery(title="Nothing → everything", items=tuple(items))
+    rows = tuple(tuple(_words(one.values.get(name)) for name in kinds) for one in measured.dreams[:shown])
+    return Table(title="Nothing → everything", columns=tuple(kinds), rows=rows) if rows else None
+
+
+def _agrees(measured: Measured, one: Sampled) -> Verdict | None:
+    readings = readings_of(measured.world, one, measured.oracle) if measured.oracle else []
+    if len(readings) < 2:
+        return None
+    return "right" if len(set(readings)) == 1 and readings[0] is not None else "wrong"
+
+
+def _properties(measured: Measured) -> Block | None:
+    """One row for every direction and split, one column for every property."""
+    if measured.oracle is None or not measured.outcomes:
+        return None
+    rows = tuple(
+        (
+            f"{outcome.direction.source} → {outcome.direction.target}",
+            outcome.split,
+            len(outcome.trials),
+            *(round(outcome.share_right(place), 4) for place in range(len(measured.oracle.properties))),
+            round(outcome.accuracy, 4),
+        )
+        for outcome in measured.outcomes
+    )
+    return Table(title="Share right, by property", columns=("direction", "split", "prompts", *measured.oracle.properties, "all"), rows=rows)
+
+
+def _bits(measured: Measured) -> Block | None:
+    if not measured.bits:
+        return Text(text="The dataset has no samples to evaluate on but those of training.")
+    names = list(dict.fromkeys(name for bits in measured.bits.values() for name in bits.per_token))
+    rows = tuple(
+        (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in measured.bits.items()
+    )
+    return Table(
+        title="Bits per token, and how much the model by itself gives to legal tokens", columns=("split", *names, "legal"), rows=rows
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(np.round(value, 4))
+
+
+def _verdict(measured: Measured, trial: Trial) -> Verdict | None:
+    if measured.oracle is None:
+        return None
+    return "right" if trial.right else "wrong"
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else f"{type(value).__name__} {getattr(value, 'shape', '')}".strip()
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_") or "picture"

@@ -1,0 +1,100 @@
+"""All measurements of one evaluation, in their order, and the figures that they give."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from worldloom.stages.evaluation import (
+    DOCUMENTS,
+    Bits,
+    Direction,
+    Outcome,
+    agreement,
+    ask,
+    bits,
+    choose,
+    directions,
+    dream,
+)
+from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
+from worldloom.stages.oracles import Oracle, oracle_of
+from worldloom.stages.worker import Worker
+
+if TYPE_CHECKING:
+    from worldloom.stages.evaluate_world_model import EvaluateWorldModel
+
+SPLITS = ("validation", "held_out")
+LEGAL = "legal_share"
+
+
+class Measured(NamedTuple):
+    """What an evaluation found out."""
+
+    world: OpenWorld
+    oracle: Oracle | None
+    bits: dict[str, Bits]  # by split
+    outcomes: tuple[Outcome, ...]
+    dreams: tuple[Sampled, ...]
+
+
+def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) -> Measured:
+    """Runs every measurement; Interrupted between two batches if the run is asked to stop."""
+    oracle = oracle_of(world.dataset.oracle)
+    splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
+    pairs = directions(world.streams, oracle)
+    rows = {(split, pair): choose(world.dataset, split, pair, settings.prompts, settings.seed) for split in splits for pair in pairs}
+    counts = [*(len(chosen) for chosen in rows.values()), settings.unconditional]
+    total = sum(-(-count // settings.batch) for count in counts)
+    counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
+    total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
+    between = _progress(worker, total)
+    choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature})
+    return Measured(
+        world=world,
+        oracle=oracle,
+        bits={split: bits(world, split, settings.seed, between) for split in counted},
+        outcomes=tuple(
+            ask(world, pair, split, chosen, oracle, choosing, settings.seed, settings.batch, between)
+            for (split, pair), chosen in rows.items()
+            if chosen
+        ),
+        dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
+    )
+
+
+def figures_of(measured: Measured) -> dict[str, float]:
+    """The figures by their stable names."""
+    found: dict[str, float] = {}
+    for split, (per_token, legal_mass) in measured.bits.items():
+        prefix = "" if split == "validation" else f"{split}_"
+        found |= {f"world.{prefix}bits_per_token.{name}": value for name, value in per_token.items()}
+        found[f"world.{prefix}legal_mass"] = legal_mass
+    if measured.oracle is not None:
+        for outcome in measured.outcomes:
+            found[accuracy_name(outcome.direction, outcome.split)] = outcome.accuracy
+            for place, name in enumerate(measured.oracle.properties):
+                found[accuracy_name(outcome.direction, outcome.split, name)] = outcome.share_right(place)
+        agreed = agreement(measured.world, measured.dreams, measured.oracle)
+        if agreed is not None:
+            found["unconditional.agreement"] = agreed
+    legal = [trial.legal for outcome in measured.outcomes for trial in outcome.trials] + [one.legal for one in measured.dreams]
+    found[LEGAL] = sum(legal) / len(legal)
+    found["distinct_share"] = len({one.tokens.tobytes() for one in measured.dreams}) / len(measured.dreams)
+    return found
+
+
+def accuracy_name(direction: Direction, split: str, of: str = "") -> str:
+    """caption_to_frame.accuracy on validation, caption_to_frame.held_out_accuracy elsewhere; `of` one property, .shape_accuracy."""
+    return f"{direction.name}.{'_'.join(part for part in ('' if split == 'validation' else split, of, 'accuracy') if part)}"
+
+
+def _progress(worker: Worker, total: int) -> Callable[[], None]:
+    done = 0
+
+    def between() -> None:
+        nonlocal done
+        done += 1
+        worker.report(done, total, "batches", {})
+        worker.check()
+
+    return between
