@@ -111,8 +111,19 @@ class Artifact:
         return sum(entry["bytes"] for entry in self.manifest.values())
 
 
-def begin(out: Path, kind: StageKind, name: str, settings: StageSettings, inputs: Mapping[str, Artifact], fingerprint: str) -> None:
-    """Creates the artifact's folders and its stage.json; called again for the same stage it changes nothing."""
+def begin(
+    out: Path,
+    kind: StageKind,
+    name: str,
+    settings: StageSettings,
+    inputs: Mapping[str, Artifact],
+    fingerprint: str,
+    outside: Mapping[str, str] | None = None,
+) -> None:
+    """Creates the artifact's folders and its stage.json; called again for the same stage it changes nothing.
+
+    `outside` holds the digests of data from outside as they went into the fingerprint: the stage compares what it really read.
+    """
     for folder in ("staging/attempts", "staging/commits", "staging/progress", "objects", "logs"):
         disk.make_folder(out / folder)
     identity = {
@@ -123,6 +134,7 @@ def begin(out: Path, kind: StageKind, name: str, settings: StageSettings, inputs
         "produces": kind.produces,
         "fingerprint": fingerprint,
         "inputs": {field: {"stage": given.name, "fingerprint": given.fingerprint} for field, given in inputs.items()},
+        "outside": dict(outside or {}),
     }
     if disk.write_new_file(out / "stage.json", _readable({**identity, "settings": dump(settings)})):
         return

@@ -44,9 +44,13 @@ class Dataset:
     def shards(self, split: str) -> tuple[str, ...]:
         return self._splits[split].names
 
+    def shard_samples(self, split: str, shard: str) -> int:
+        """How many samples a shard has."""
+        return self._splits[split].counts[self._splits[split].numbers[shard]]
+
     def reader(self, split: str, shard: str, stream: str) -> IndexedShard:
         """One stream of one shard."""
-        return self._shard(split, self._splits[split].names.index(shard), stream)
+        return self._shard(split, self._splits[split].numbers[shard], stream)
 
     def keys(self, split: str) -> list[str]:
         """All keys of a split, in order."""
@@ -135,9 +139,13 @@ class Tokens:
     def shards(self, split: str) -> tuple[str, ...]:
         return self._splits[split].names
 
+    def shard_samples(self, split: str, shard: str) -> int:
+        """How many samples a shard has."""
+        return self._splits[split].counts[self._splits[split].numbers[shard]]
+
     def reader(self, split: str, shard: str, stream: str) -> IndexedShard:
         """One stream of one shard."""
-        return self._shard(split, self._splits[split].names.index(shard), stream).shard
+        return self._shard(split, self._splits[split].numbers[shard], stream).shard
 
     def keys(self, split: str) -> list[str]:
         """All keys of a split, in order."""
@@ -205,8 +213,9 @@ class _Split:
     """The shards of a split, and where a sample lies in them."""
 
     def __init__(self, about: dict[str, Any]) -> None:
-        self.names = tuple(shard["name"] for shard in about["shards"])
-        self.counts = tuple(shard["samples"] for shard in about["shards"])
+        self.names: tuple[str, ...] = tuple(shard["name"] for shard in about["shards"])
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        self.counts: tuple[int, ...] = tuple(shard["samples"] for shard in about["shards"])
         self.samples: int = about["samples"]
         self._first = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts, dtype=np.int64)])
         assert self._first[-1] == self.samples

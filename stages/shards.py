@@ -4,7 +4,6 @@ The only door to webdataset. Its TarWriter writes; reading goes through the inde
 and a shard that was cut or damaged is noticed, which webdataset's own reader does not do.
 """
 
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from worldloom.stages.keys import NAME_BYTES, check_key, fits_ustar
 from worldloom.stages.rejects import InputRejected
 
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
 BLOCK = 512  # bytes: a tar's header, and what contents are padded to
-NAME_BYTES, PREFIX_BYTES = 100, 155  # what a USTAR header holds of a member's path: after and before one slash
 
 
 class ShardDamaged(ValueError):
@@ -38,21 +36,6 @@ class Row(NamedTuple):
 
 
 MISSING = Row(0, 0, 0, 0)
-
-
-def check_key(key: str) -> str:
-    """The key itself; InputRejected(key_invalid) where webdataset or a tar could misread it."""
-    if not KEY.fullmatch(key) or ".." in key:
-        raise InputRejected("key_invalid", f"{key[:80]!r} is no sample key: letters, digits, _ / -, at most 200, a letter or digit first")
-    return key
-
-
-def fits_ustar(name: str) -> bool:
-    """Whether a USTAR header can hold the member's path: as it is, or split at a slash."""
-    if len(name) <= NAME_BYTES:
-        return True
-    cut = name.find("/", len(name) - NAME_BYTES - 1)
-    return 0 < cut <= PREFIX_BYTES
 
 
 class ShardWriter:
@@ -119,6 +102,10 @@ class IndexedShard:
     def keys(self) -> list[str]:
         return [key.decode("ascii") for key in self.table["key"].tolist()]
 
+    def key(self, i: int) -> str:
+        key: str = self.table["key"][i].decode("ascii")
+        return key
+
     @property
     def present(self) -> NDArray[np.bool_]:
         """[samples] whether the sample has this stream."""
@@ -128,7 +115,8 @@ class IndexedShard:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """[samples] codes in each sample, 0 where it lacks the stream."""
-        return self.table["length"].astype(np.int64)
+        lengths: NDArray[np.int64] = self.table["length"].astype(np.int64)
+        return lengths
 
     @property
     def elements(self) -> NDArray[Any]:
@@ -138,15 +126,16 @@ class IndexedShard:
     @property
     def starts(self) -> NDArray[np.int64]:
         """[samples] where each sample's codes begin in `elements`: they are the end of its member, behind the npy header."""
-        itemsize = self._dtype.itemsize
-        return (self.table["offset"].astype(np.int64) + self.table["bytes"]) // itemsize - self.table["length"]
+        ends = self.table["offset"].astype(np.int64) + self.table["bytes"]
+        starts: NDArray[np.int64] = ends // self._dtype.itemsize - self.table["length"]
+        return starts
 
     def content(self, i: int) -> memoryview | None:
         """The member's bytes, checked, without a copy; None where the sample lacks the stream."""
         row = self.table[i]
         if not row["bytes"]:
             return None
-        content = memoryview(self._mapped[int(row["offset"]) : int(row["offset"]) + int(row["bytes"])])
+        content = self._mapped[int(row["offset"]) : int(row["offset"]) + int(row["bytes"])].data
         if zlib.crc32(content) != row["crc32"]:
             raise ShardDamaged("shard_corrupt", f"sample {row['key'].decode('ascii')!r} of {self.tar} has changed since it was written")
         return content

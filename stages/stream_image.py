@@ -86,9 +86,9 @@ def batch(values: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.stack(values)
 
 
-def blank(stream: ImageStream) -> NDArray[np.uint8]:
-    """A black picture, to fill up a batch."""
-    return np.zeros((stream.size, stream.size, 3), np.uint8)
+def blank(value: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A black picture of the same size, to fill up a batch."""
+    return np.zeros_like(value)
 
 
 def read_claim(content: bytes) -> Claim:

@@ -13,4 +13,4 @@ class StreamKind:
     decode: Callable[[bytes | memoryview, Any], Any]  # content, stream settings -> value; InputRejected if it is no good
     encode: Callable[[Any], bytes]  # value -> content, the same bytes every time
     batch: Callable[[Sequence[Any]], Any]  # values -> what a tokenizer of this kind encodes
-    padding: Callable[[Any], Any] | None  # stream settings -> a value that fills up a batch; None: batches need no filling
+    padding: Callable[[Any], Any] | None  # a value -> one like it, blank, to fill up a batch; None: batches need no filling

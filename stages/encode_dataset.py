@@ -1,0 +1,255 @@
+"""Encodes a dataset: raw shards in, token shards out, one task per input shard.
+
+A batch never spans two shards, its rows follow from the shard alone, and the last one is filled up to full size, so that a
+sample's codes depend neither on the number of workers nor on where a run was stopped (see `deterministic`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, PositiveInt
+
+from worldloom.stages.kind import StageKind
+from worldloom.stages.settings import DatasetRef, StageSettings, TokenizerRef
+
+if TYPE_CHECKING:
+    from worldloom.stages.artifact import Artifact
+    from worldloom.stages.commit import Commits, Totals
+    from worldloom.stages.dataset import Dataset
+    from worldloom.stages.rejects import Rejected
+    from worldloom.stages.worker import Worker
+    from worldloom.tokenizers.tokenizer import Tokenizer
+
+
+class EncodeDataset(StageSettings):
+    """Samples to codes, for every stream that has a tokenizer here."""
+
+    run: Literal["encode_dataset"]
+    data: DatasetRef
+    tokenizers: Annotated[dict[str, TokenizerRef], Field(min_length=1, description="stream -> the stage that trains its tokenizer")]
+    batch_size: PositiveInt = Field(16, description="samples per call of a tokenizer; beyond 16 pictures a CPU's cache overflows")
+    max_reject_share: Annotated[float, Field(ge=0, le=1, description="share of samples that may be refused before the stage fails")] = 0.01
+
+
+class Batch(NamedTuple):
+    """Consecutive samples of one shard, decoded."""
+
+    keys: list[str]
+    values: dict[str, list[Any]]  # stream -> a value per key, None where the sample lacks the stream
+    rejects: list["Rejected"]
+    last: bool  # of its shard
+
+
+def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, worker: "Worker") -> None:
+    """Encodes this worker's shards that are not committed yet."""
+    from worldloom.stages.ahead import ahead
+    from worldloom.stages.commit import Commits
+    from worldloom.stages.dataset import Dataset
+    from worldloom.stages.deterministic import deterministic
+
+    data = Dataset(inputs["data"])
+    commits = Commits.of(out)
+    mine = list(worker.share(_shards(data)))
+    todo = [shard for shard in mine if commits.find(shard) is None]
+    done, total = sum(_samples(data, shard) for shard in mine if shard not in todo), sum(_samples(data, shard) for shard in mine)
+    worker.report(done, total, "samples", {})
+    if not todo:
+        return
+    tokenizers = load_tokenizers(settings, inputs, data)
+    reading = ahead(job for shard in todo for job in _reading(data, shard, settings))
+    with deterministic(threads=1), closing(reading) as batches:
+        for shard in todo:
+            for encoded in encode_shard(shard, batches, tokenizers, settings.batch_size, commits):
+                done += encoded
+                worker.report(done, total, "samples", {})
+                worker.check()
+
+
+def finish(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
+    """Names the shards, writes tokens/dataset.json and the card."""
+    from worldloom.stages import disk
+    from worldloom.stages.card import Card, Table, Text, write_card
+    from worldloom.stages.commit import Commits
+    from worldloom.stages.dataset import Dataset
+
+    data = Dataset(inputs["data"])
+    planned = _shards(data)
+    samples = sum(data.samples(split) for split in data.splits)
+    totals = Commits.of(out).finish(planned, settings.max_reject_share, planned_samples=samples)
+    about = _describe(load_tokenizers(settings, inputs, data), data, totals, out)
+    disk.write_file(out / "tokens" / "dataset.json", disk.canonical_json(about))
+    rows = tuple(
+        (split, name, shape["samples"], shape["streams"][name]["samples"], shape["streams"][name]["codes"])
+        for split, shape in about["splits"].items()
+        for name in about["streams"]
+    )
+    limits = tuple((name, about["codebook_size"], about["max_length"]) for name, about in about["streams"].items())
+    note = f"{totals.n_out} of {totals.n_in} samples encoded, {totals.n_rejected} refused."
+    blocks = (
+        Text(text=note),
+        Table(columns=("split", "stream", "samples", "with the stream", "codes"), rows=rows),
+        Table(columns=("stream", "codebook", "longest sample"), rows=limits),
+    )
+    write_card(out, Card(title="Encoding", blocks=blocks))
+    return {"samples": totals.n_out, "rejected": totals.n_rejected, **totals.counts}
+
+
+def encode_shard(
+    shard: str, batches: Iterator[Batch], tokenizers: Mapping[str, "Tokenizer"], batch_size: int, commits: "Commits"
+) -> Iterator[int]:
+    """Encodes the batches of one shard and commits them; yields the number of samples after each batch."""
+    from worldloom.stages.dataset_writer import TokenShard
+
+    split, name = shard.split("/")
+    keys: list[str] = []
+    rejects: list[Rejected] = []
+    with commits.attempt(shard) as attempt:
+        writers = {stream: TokenShard(attempt, split, stream, name, known.codebook_size) for stream, known in tokenizers.items()}
+        for batch in batches:
+            for stream, tokenizer in tokenizers.items():
+                for key, codes in zip(batch.keys, encode_batch(tokenizer, batch.values[stream], batch_size), strict=True):
+                    writers[stream].add(key, codes)
+            keys += batch.keys
+            rejects += batch.rejects
+            yield len(batch.keys) + len(batch.rejects)
+            if batch.last:
+                break
+        counts: dict[str, int] = {}
+        for stream, writer in writers.items():
+            writer.close()
+            counts |= {f"{stream}.samples": writer.samples, f"{stream}.codes": writer.codes}
+        attempt.commit(keys, rejects, counts)
+
+
+def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any], batch_size: int) -> list[Any]:
+    """The codes of each value, None for None. Kinds that are stacked are encoded in batches of exactly `batch_size`."""
+    from worldloom.stages.streams import kind_of
+
+    kind = kind_of(tokenizer.kind)
+    there = [value for value in values if value is not None]
+    if not there:
+        return [None] * len(values)
+    filling = [] if kind.padding is None else [kind.padding(there[0])] * (batch_size - len(there))
+    codes = iter(tokenizer.encode(kind.batch(there + filling)))
+    return [None if value is None else next(codes) for value in values]
+
+
+def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], data: "Dataset") -> dict[str, "Tokenizer"]:
+    """Stream -> its tokenizer, in the order of the names; ValueError where one does not serve its stream."""
+    from worldloom.tokenizers.load import load_tokenizer
+
+    tokenizers: dict[str, Tokenizer] = {}
+    for stream in sorted(settings.tokenizers):
+        if stream not in data.streams:
+            raise ValueError(f"tokenizers.{stream}: {settings.data} has no stream {stream!r}; it has {', '.join(sorted(data.streams))}")
+        tokenizer = load_tokenizer(inputs[f"tokenizers.{stream}"].folder / "tokenizer")
+        if tokenizer.kind != data.streams[stream].kind:
+            raise ValueError(
+                f"tokenizers.{stream}: {settings.tokenizers[stream]} encodes {tokenizer.kind}, the stream is {data.streams[stream].kind}"
+            )
+        tokenizers[stream] = tokenizer
+    return tokenizers
+
+
+def _reading(data: "Dataset", shard: str, settings: EncodeDataset) -> Iterator[Callable[[], Batch]]:
+    samples = _samples(data, shard)
+    for first in range(0, max(samples, 1), settings.batch_size):
+        rows = range(first, min(first + settings.batch_size, samples))
+        yield partial(_read, data, shard, rows, sorted(settings.tokenizers), first + settings.batch_size >= samples)
+
+
+def _read(data: "Dataset", shard: str, rows: range, streams: Sequence[str], last: bool) -> Batch:
+    from worldloom.stages.rejects import InputRejected, Rejected
+    from worldloom.stages.streams import kind_of
+
+    split, name = shard.split("/")
+    readers = {stream: data.reader(split, name, stream) for stream in streams}
+    batch = Batch([], {stream: [] for stream in streams}, [], last)
+    for row in rows:
+        values: dict[str, Any] = {}
+        key = next(iter(readers.values())).key(row)
+        content = None
+        try:
+            for stream, reader in readers.items():
+                content = reader.content(row)
+                settings = data.streams[stream]
+                values[stream] = None if content is None else kind_of(settings.kind).decode(content, settings)
+        except InputRejected as error:
+            batch.rejects.append(Rejected(key, error.code, error.detail, hashlib.sha256(content or b"").hexdigest()))
+            continue
+        batch.keys.append(key)
+        for stream, value in values.items():
+            batch.values[stream].append(value)
+    return batch
+
+
+def _shards(data: "Dataset") -> list[str]:
+    return [f"{split}/{shard}" for split in data.splits for shard in data.shards(split)]
+
+
+def _samples(data: "Dataset", shard: str) -> int:
+    split, name = shard.split("/")
+    return data.shard_samples(split, name)
+
+
+def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "Totals", out: Path) -> dict[str, Any]:
+    """tokens/dataset.json."""
+    import numpy as np
+
+    from worldloom.stages.dataset import FORMAT
+    from worldloom.stages.dataset_writer import code_type
+
+    longest = dict.fromkeys(tokenizers, 0)
+    splits: dict[str, Any] = {}
+    for split in data.splits:
+        shards: list[dict[str, Any]] = []
+        for name in data.shards(split):
+            commit = totals.shards[f"{split}/{name}"]
+            streams: dict[str, Any] = {}
+            for stream in tokenizers:
+                place = f"tokens/{split}/{stream}/{name}"
+                lengths = np.load(out / f"{place}.idx.npy", allow_pickle=False)["length"]
+                longest[stream] = max(longest[stream], int(lengths.max(initial=0)))
+                tar = commit.files[f"{place}.tar"]
+                known = {"samples": commit.counts[f"{stream}.samples"], "codes": commit.counts[f"{stream}.codes"]}
+                streams[stream] = {**known, "bytes": tar.bytes, "sha256": tar.sha256}
+            shards.append({"name": name, "samples": commit.n_out, "streams": streams})
+        together = {
+            stream: {what: sum(shard["streams"][stream][what] for shard in shards) for what in ("samples", "codes")}
+            for stream in tokenizers
+        }
+        splits[split] = {"shards": shards, "samples": sum(shard["samples"] for shard in shards), "streams": together}
+    described = {
+        stream: {
+            "kind": tokenizer.kind,
+            "codebook_size": tokenizer.codebook_size,
+            "shape": None if tokenizer.shape is None else list(tokenizer.shape),
+            "dtype": code_type(tokenizer.codebook_size),
+            "tokenizer": tokenizer.fingerprint,
+            "max_length": longest[stream],
+        }
+        for stream, tokenizer in tokenizers.items()
+    }
+    return {"format": FORMAT, "streams": described, "splits": splits}
+
+
+def parallelism(settings: EncodeDataset, inputs: Mapping[str, "Artifact"]) -> int:
+    from worldloom.stages.dataset import Dataset
+
+    return len(_shards(Dataset(inputs["data"])))
+
+
+STAGE = StageKind(
+    name="encode_dataset",
+    settings=EncodeDataset,
+    run=run,
+    finish=finish,
+    produces="tokens",
+    version=1,
+    placement="shards",
+    parallelism=parallelism,
+)
