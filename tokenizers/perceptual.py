@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,11 +45,8 @@ class PerceptualLoss(nn.Module):
         x = ((pictures - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         found = []
         for index, stage in enumerate(self.stages):
-            if index:
-                x = F.max_pool2d(x, 2) if min(x.shape[-2:]) >= 2 else x
             x = stage(x)
-            unit = x.float()
-            found.append(unit / (unit.square().sum(1, keepdim=True) + 1e-10).sqrt())
+            found.append(x.float() * (x.float().square().sum(1, keepdim=True) + 1e-10).rsqrt())
         return Features(tuple(found))
 
     def distance(self, left: Features, right: Features) -> Tensor:
@@ -66,7 +62,7 @@ class PerceptualLoss(nn.Module):
 
 
 def random_perceptual(widths: tuple[int, ...] = (16, 32, 64)) -> PerceptualLoss:
-    """A small random network; the same one every time."""
+    """A small random network of strided convolutions, so that it costs less than the autoencoder; the same one every time."""
     generator = torch.Generator().manual_seed(SEED)
     stages, before = [], 3
     for width in widths:
@@ -85,7 +81,7 @@ def lpips_perceptual(path: Path) -> PerceptualLoss:
     weights = load_file(path)
     stages, heads, before = [], [], 3
     for index, convolutions in enumerate(VGG16):
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.MaxPool2d(2)] if index else []
         for place, width in convolutions:
             conv = nn.Conv2d(before, width, 3, padding=1)
             conv.weight = nn.Parameter(_take(weights, f"features.{place}.weight", (width, before, 3, 3), path))
@@ -107,9 +103,9 @@ def _take(weights: Mapping[str, Tensor], key: str, shape: tuple[int, ...], path:
 
 
 def _conv(in_width: int, out_width: int, generator: torch.Generator) -> nn.Conv2d:
-    conv = nn.Conv2d(in_width, out_width, 3, padding=1)
+    conv = nn.Conv2d(in_width, out_width, 4, stride=2, padding=1)
     with torch.no_grad():
-        conv.weight.normal_(0, (2 / (9 * in_width)) ** 0.5, generator=generator)
+        conv.weight.normal_(0, (2 / (16 * in_width)) ** 0.5, generator=generator)
         assert conv.bias is not None
         conv.bias.normal_(0, 0.1, generator=generator)
     return conv

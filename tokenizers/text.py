@@ -61,6 +61,10 @@ class TextTokenizer:
             texts.append(unescape(self._processor.decode([code for code in ids if code >= CONTROLS])))
         return texts
 
+    def pieces(self, codes: Sequence[int] | np.ndarray[Any, Any]) -> list[str]:
+        """The pieces themselves, to show to people; a space is sentencepiece's mark."""
+        return [str(self._processor.id_to_piece(int(code))) for code in codes]
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes tokenizer.model and config.json."""
         folder.mkdir(parents=True, exist_ok=True)

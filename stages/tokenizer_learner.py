@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloom.stages.learner import Learner, Player, Precision, Turn
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.learner import Learner, Player, Precision, Turn, resolve_precision
+from worldloom.stages.picture_batches import PictureBatches
+from worldloom.stages.settings import ImageStream
+from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder, Reconstruction
 from worldloom.tokenizers.codebooks import perplexity
 from worldloom.tokenizers.discriminator import PatchDiscriminator, smallest_side
 from worldloom.tokenizers.dvae import kl_share, kl_weight, logit_laplace_nll, split_output, temperature
 from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
-from worldloom.tokenizers.image import to_network, to_pictures
+from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder, to_network, to_pictures
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.measures import psnr
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
@@ -82,14 +86,14 @@ class VqGanLearner:
         metrics = _metrics(self.autoencoder, self.settings, batch, made, step)
         factor = gate(step, self.start, self.ramp)
         if self.discriminator is None or factor == 0:
-            yield Turn("generator", losses, metrics)
+            yield Turn("generator", losses, metrics, {"pictures": len(x)})
             return
         with _autocast(x, self.precision):
             adversarial = generator_loss(self.discriminator.frozen(xhat))
         nll = sum((loss for name, loss in losses.items() if name != "codebook"), torch.zeros((), device=x.device))
         weight = self.settings.adversarial_weight * adaptive_weight(nll, adversarial, self.autoencoder.decoder.last_weight)
         losses["adversarial"] = factor * weight * adversarial
-        yield Turn("generator", losses, {**metrics, "adversarial_weight": weight, "adversarial_gate": factor})
+        yield Turn("generator", losses, {**metrics, "adversarial_weight": weight, "adversarial_gate": factor}, {"pictures": len(x)})
         with _autocast(x, self.precision):
             logits = self.discriminator(torch.cat([x, xhat.detach()]))
         real, fake = logits.chunk(2)
@@ -130,7 +134,7 @@ class VqVaeLearner:
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
         losses = {"reconstruction": reconstruction_loss(x, made.pictures, self.variance), "codebook": made.quantized.loss}
-        yield Turn("generator", losses, _metrics(self.autoencoder, self.settings, batch, made, step))
+        yield Turn("generator", losses, _metrics(self.autoencoder, self.settings, batch, made, step), {"pictures": len(x)})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -170,7 +174,7 @@ class DvaeLearner:
             made: Reconstruction = self.autoencoder(x)
         losses = {"nll": logit_laplace_nll(x, *split_output(made.pictures)).mean(), "kl": made.quantized.loss}
         metrics = _metrics(self.autoencoder, self.settings, batch, made, step)
-        yield Turn("generator", losses, {**metrics, "temperature": quantizer.temperature})
+        yield Turn("generator", losses, {**metrics, "temperature": quantizer.temperature}, {"pictures": len(x)})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -179,8 +183,25 @@ class DvaeLearner:
         pass
 
 
-AutoencoderLearner = VqGanLearner | VqVaeLearner | DvaeLearner
-_PROTOCOL: tuple[type[Learner], ...] = (VqGanLearner, VqVaeLearner, DvaeLearner)
+def image_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> ImageTokenizer:
+    """The untrained tokenizer that the settings ask for; ValueError where the stream is not there, not pictures, or does not divide."""
+    stream = dataset.streams.get(settings.stream)
+    if not isinstance(stream, ImageStream):
+        found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
+        raise ValueError(f"stream: {settings.stream!r} is no stream of pictures of this dataset, which has {found}")
+    return ImageTokenizer(build_autoencoder(settings.tokenizer, settings.seed), settings.tokenizer, stream.size)
+
+
+def learner_of(settings: TrainTokenizer, tokenizer: ImageTokenizer, batches: PictureBatches) -> Learner:
+    """The learner of the tokenizer's type."""
+    about, autoencoder = settings.tokenizer, tokenizer.autoencoder
+    precision = resolve_precision(settings.precision)
+    rate, betas = settings.learning_rate, settings.betas
+    if isinstance(about, VqGan):
+        return VqGanLearner(autoencoder, about, tokenizer.size, settings.steps, rate, betas, settings.seed, precision)
+    if isinstance(about, VqVae):
+        return VqVaeLearner(autoencoder, about, batches.variance(), rate, betas, precision)
+    return DvaeLearner(autoencoder, about, settings.steps, rate, betas, settings.weight_decay, precision)
 
 
 def _input(autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any) -> Tensor:

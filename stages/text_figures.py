@@ -1,0 +1,41 @@
+"""What a trained text tokenizer is worth: pieces, characters a code, and whether unseen texts come back as they were."""
+
+from pathlib import Path
+
+import numpy as np
+
+from worldloom.stages.card import Card, Table, Text, write_card, write_figures
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.train_text_tokenizer import TrainTextTokenizer
+from worldloom.tokenizers.text import TextTokenizer
+
+SPLITS = ("held_out", "validation", "train")
+MEASURED = 1_000  # texts
+SHOWN = 8
+LONGEST_SHOWN = 200  # characters
+
+
+def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset: Dataset, out: Path) -> None:
+    """Measures the first split that training has not seen and writes figures.json and card.json."""
+    name = settings.stream
+    split = next((split for split in SPLITS if dataset.samples(split)), "train")
+    texts = list(dataset.values(split, name, np.arange(min(MEASURED, dataset.samples(split)))))
+    codes = tokenizer.encode(texts)
+    returned = sum(text == back for text, back in zip(texts, tokenizer.decode(codes), strict=True))
+    characters, count = sum(map(len, texts)), sum(map(len, codes))
+    figures = {
+        f"{name}.pieces": tokenizer.codebook_size,
+        f"{name}.characters_per_code": round(characters / max(1, count), 4),
+        f"{name}.round_trip": returned / max(1, len(texts)),
+    }
+    write_figures(out, figures)
+    rows = tuple(
+        (text[:LONGEST_SHOWN], " ".join(repr(piece) for piece in tokenizer.pieces(ids)[:40]), len(ids))
+        for text, ids in zip(texts[:SHOWN], codes[:SHOWN], strict=True)
+    )
+    summary = (
+        f"{tokenizer.codebook_size} pieces ({settings.model_type}); {len(texts)} texts of {split}: "
+        f"{figures[f'{name}.characters_per_code']:.2f} characters a code, {returned} came back exactly."
+    )
+    table = Table(columns=("text", "pieces", "codes"), rows=rows, title=f"Texts of {split}")
+    write_card(out, Card(title=f"Tokenizer of {name}", blocks=(Text(text=summary), table)))

@@ -1,0 +1,125 @@
+"""What a trained image tokenizer is worth: PSNR, SSIM and the use of its codebook on pictures it has not seen, and how they look."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.deterministic import deterministic
+from worldloom.stages.picture_batches import Pictures
+from worldloom.stages.train_tokenizer import TrainTokenizer
+from worldloom.tokenizers.codebooks import perplexity
+from worldloom.tokenizers.image import ImageTokenizer
+from worldloom.tokenizers.image_settings import VqGan
+from worldloom.tokenizers.measures import psnr, ssim
+
+AT_ONCE = 64  # pictures
+SHOWN = 12
+SHOWN_SIDE = 64  # pixels of a shown picture, at least
+SPLITS = ("held_out", "validation", "train")  # the first that there is gives the main figures
+CURVES = ("loss/l1", "loss/reconstruction", "loss/nll", "loss/kl", "loss/codebook", "loss/random_vgg", "loss/lpips_vgg", "loss/adversarial")
+
+
+class Measured(NamedTuple):
+    """Figures of one split."""
+
+    pictures: int
+    psnr: float  # dB, mean over pictures
+    psnr_pooled: float  # dB, of the mean squared error of all pictures
+    ssim: float
+    use: float  # share of the codes chosen at least once
+    perplexity: float
+    count_K: NDArray[np.int64]  # choices of each code
+
+
+def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
+    """Measures every split but the training's (that one too, where there is no other) and writes figures.json, pictures and card.json."""
+    name = settings.stream
+    splits = {split: pictures for split in SPLITS if len(pictures := Pictures(dataset, split, name))}
+    unseen = [split for split in splits if split != "train"] or ["train"]
+    with deterministic(threads):
+        measured = {split: measure(tokenizer, splits[split], settings.measured) for split in unseen}
+        shown = splits[unseen[0]][np.arange(min(SHOWN, len(splits[unseen[0]])))]
+        rebuilt = tokenizer.decode(tokenizer.encode(shown))
+    main = measured[unseen[0]]
+    figures = {
+        f"{name}.psnr": main.psnr,
+        f"{name}.psnr_pooled": main.psnr_pooled,
+        f"{name}.ssim": main.ssim,
+        f"{name}.codebook_use": main.use,
+        f"{name}.perplexity": main.perplexity,
+    }
+    if "validation" in measured:
+        figures[f"{name}.psnr_validation"] = measured["validation"].psnr
+    write_figures(out, {figure: round(value, 4) for figure, value in figures.items()})
+    picture = write_picture(out, "reconstructions", _rows(shown, rebuilt))
+    write_card(out, _card(settings, tokenizer, measured, picture))
+
+
+def measure(tokenizer: ImageTokenizer, pictures: Pictures, most: int) -> Measured:
+    """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
+    index = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).round().astype(np.int64))
+    ratios, similarities, errors = [], [], []
+    count_K = np.zeros(tokenizer.codebook_size, np.int64)
+    for part in np.array_split(index, -(-len(index) // AT_ONCE)):
+        real = pictures[part]
+        codes = tokenizer.encode(real)
+        count_K += np.bincount(codes.ravel(), minlength=tokenizer.codebook_size)
+        before, after = torch.from_numpy(real), torch.from_numpy(tokenizer.decode(codes))
+        ratios.append(psnr(before, after))
+        similarities.append(ssim(before, after))
+        errors.append((before.double() - after.double()).square().mean().item() * len(part))
+    error = sum(errors) / len(index)
+    return Measured(
+        pictures=len(index),
+        psnr=torch.cat(ratios).mean().item(),
+        psnr_pooled=min(100.0, float(10 * np.log10(255.0**2 / error))) if error else 100.0,
+        ssim=torch.cat(similarities).mean().item(),
+        use=float((count_K > 0).mean()),
+        perplexity=perplexity(torch.from_numpy(count_K)).item(),
+        count_K=count_K,
+    )
+
+
+def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str) -> Card:
+    name, (split, main) = settings.stream, next(iter(measured.items()))
+    height, width = tokenizer.shape
+    distance = ""
+    if isinstance(settings.tokenizer, VqGan) and settings.tokenizer.perceptual_weight and settings.tokenizer.perceptual_weights is None:
+        distance = " The perceptual network is random with a fixed seed."
+    rows = tuple(
+        (each, found.pictures, round(found.psnr, 2), round(found.ssim, 4), round(found.use, 4), round(found.perplexity, 1))
+        for each, found in measured.items()
+    )
+    blocks: tuple[Block, ...] = (
+        Picture(file=picture, caption=f"{split}: pictures above, what is left of them after {height} x {width} codes below.{distance}"),
+        Table(columns=("split", "pictures", "PSNR (dB)", "SSIM", "codebook use", "perplexity"), rows=rows),
+        Bars(values=_use_bars(main.count_K), title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
+        Curves(series=CURVES, title=f"Losses of {name}"),
+        Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
+        Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
+    )
+    return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use"))
+
+
+def _use_bars(count_K: NDArray[np.int64], most: int = 128) -> tuple[float, ...]:
+    """Choices sorted from high to low, in at most `most` bars of equally many codes (their mean)."""
+    ordered = np.sort(count_K)[::-1].astype(np.float64)
+    return tuple(round(float(part.mean()), 3) for part in np.array_split(ordered, min(most, len(ordered))))
+
+
+def _rows(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two rows of pictures with white between them, enlarged by whole pixels."""
+    scale = max(1, SHOWN_SIDE // before.shape[1])
+    gap = max(2, before.shape[1] * scale // 16)
+    lines = []
+    for pictures in (before, after):
+        large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+        padded = np.pad(large, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)
+        lines.append(np.concatenate(list(padded), axis=1))
+    both = np.concatenate(lines, axis=0)
+    return np.pad(both, ((0, gap), (0, gap), (0, 0)), constant_values=255)

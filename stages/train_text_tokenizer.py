@@ -1,0 +1,62 @@
+"""Trains a text tokenizer, by sentencepiece, on one stream of a dataset."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from worldloom.stages.artifact import Artifact
+from worldloom.stages.kind import StageKind
+from worldloom.stages.settings import DatasetRef, StageSettings
+from worldloom.stages.worker import Worker
+
+
+class TrainTextTokenizer(StageSettings):
+    """One text tokenizer training; the same texts give the same model."""
+
+    run: Literal["train_text_tokenizer"]
+    data: DatasetRef
+    stream: str = Field(description="the stream of texts to learn")
+    vocab_size: Annotated[int, Field(ge=261, le=1 << 20, description="pieces, at most; 260 are control pieces and bytes")] = 512
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    most_sentences: PositiveInt = Field(1_000_000, description="texts to learn from, from the start of the training split")
+
+
+def run(settings: TrainTextTokenizer, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
+    """Everything, in one worker; short enough to begin again if it is stopped."""
+    if worker.rank or (out / "card.json").exists():
+        return
+    from worldloom.stages.dataset import Dataset
+    from worldloom.stages.settings import TextStream
+    from worldloom.stages.text_figures import report_text
+    from worldloom.tokenizers.text import train_text
+
+    dataset = Dataset(inputs["data"])
+    if not isinstance(dataset.streams.get(settings.stream), TextStream):
+        found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
+        raise ValueError(f"stream: {settings.stream!r} is no stream of text of this dataset, which has {found}")
+    texts = dataset.values("train", settings.stream) if dataset.samples("train") else iter(())
+    tokenizer = train_text(texts, settings.vocab_size, settings.model_type, settings.most_sentences)
+    tokenizer.save_pretrained(out / "tokenizer")
+    report_text(settings, tokenizer, dataset, out)
+    worker.report(1, 1, "models", {})
+
+
+def finish(settings: TrainTextTokenizer, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """What there is, read back."""
+    import json
+
+    return {"codebook_size": json.loads((out / "tokenizer" / "config.json").read_bytes())["codebook_size"]}
+
+
+STAGE = StageKind(
+    name="train_text_tokenizer",
+    settings=TrainTextTokenizer,
+    run=run,
+    finish=finish,
+    produces="tokenizer",
+    version=1,
+    placement="shards",
+    parallelism=lambda settings, inputs: 1,
+)
