@@ -60,8 +60,8 @@ def read_yaml(text: str, environment: Mapping[str, str] = os.environ) -> Documen
         for event in yaml.parse(text, Loader=_Loader):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise YamlError(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}") from None
+        mark = error.problem_mark
+        raise YamlError(mark.line + 1 if mark else 1, f"not YAML: {error.problem}") from None
     except yaml.YAMLError as error:  # a character that YAML forbids
         raise YamlError(1, f"not YAML: {' '.join(str(error).split())}") from None
     return Document(reader.value, reader.lines)
@@ -189,4 +189,5 @@ def _resolve(text: str, line: int) -> Any:
 
 
 def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None
     return int(event.start_mark.line) + 1

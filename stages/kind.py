@@ -29,4 +29,5 @@ class StageKind:
     version: int  # raised by hand when the same settings and inputs give another output
     placement: Literal["shards", "gang"]  # independent workers, or one torch.distributed process group
     parallelism: Callable[[Any, Mapping[str, Artifact]], int] | None = None  # how many workers can have something to do
-    outside: Callable[[Any], dict[str, str]] | None = None  # name -> sha256 of data from outside; part of the fingerprint
+    # settings, sha256 of a file (remembered between runs) -> name -> sha256 of data from outside; part of the fingerprint
+    outside: Callable[[Any, Callable[[Path], str]], dict[str, str]] | None = None

@@ -1,0 +1,27 @@
+"""Where and how wide a pipeline runs; nothing here can change what it makes."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from worldloom.stages.settings import Settings
+
+
+class Train(Settings):
+    """The gang of workers that trains one model together."""
+
+    workers: PositiveInt = Field(default=1, description="processes that train one model together")
+    cpus_per_worker: PositiveInt | None = Field(default=None, description="CPUs of each; null: all CPUs shared out evenly")
+    gpus_per_worker: NonNegativeFloat = Field(default=0, description="GPUs of each; 0 trains on the CPU")
+    zero: NonNegativeInt = Field(default=1, le=3, description="ZeRO stage of DeepSpeed")
+
+
+class Profile(Settings):
+    """One way to run: on this machine or on a cluster."""
+
+    executor: Literal["ray", "inline"] = Field(default="ray", description="ray: workers side by side; inline: everything in one process")
+    address: Literal["auto"] | None = Field(
+        default=None, description="auto: the Ray cluster of this machine; null: start Ray on this machine"
+    )
+    workers: PositiveInt | None = Field(default=None, description="workers that make and encode data; null: one for every CPU")
+    train: Train = Train()
