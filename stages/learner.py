@@ -24,17 +24,26 @@ class Player(NamedTuple):
     precision: Precision = "fp32"
 
 
+class Mean(NamedTuple):
+    """A metric that is logged as sum of totals / sum of weights over the ranks and the steps between two lines."""
+
+    total: Tensor | float
+    weight: Tensor | float
+
+
 class Turn(NamedTuple):
     """One backward pass of one player.
 
     `losses` are summed and differentiated; gradients are *averaged* over the ranks, so a loss is this rank's mean over an equal
-    share, or `world_size * sum / global count`. `metrics` and `losses` are logged as means over the ranks. `step` False keeps the gradients
-    for the player's next turn: that is how a learner splits a batch that does not fit.
+    share, or `world_size * sum / global count`. `losses` (as loss/<name>) and `metrics` are logged as means over ranks and steps,
+    `counts` of this rank ("tokens", "pictures") as totals and per second. `step` False keeps the gradients for the player's next
+    turn: that is how a learner splits a batch that does not fit.
     """
 
     player: str
     losses: Mapping[str, Tensor]
-    metrics: Mapping[str, Tensor | float] = {}
+    metrics: Mapping[str, Tensor | float | Mean] = {}
+    counts: Mapping[str, int] = {}
     step: bool = True
 
 

@@ -1,8 +1,8 @@
 """What every stage that trains has in common: length, learning rate, precision, checkpoints."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from worldloom.stages.settings import NOT_IN_OUTPUT, StageSettings
 
@@ -58,9 +58,3 @@ class TrainingSettings(StageSettings):
         if "stage" in value.get("zero_optimization", {}):
             raise ValueError("deepspeed: zero_optimization.stage comes from the profile; set train: {zero: ...} there")
         return value
-
-    @model_validator(mode="after")
-    def _warms_up_before_it_ends(self) -> Self:
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup ({self.warmup}) must be below steps ({self.steps})")
-        return self

@@ -1,0 +1,303 @@
+"""Checkpoints of a training: written aside, hashed, renamed; the newest that is whole is the one to go on from.
+
+A checkpoint is a folder `checkpoints/step-00001200/`: what DeepSpeed saves of each player, one JSON and one safetensors file of
+everything else for each rank, and MANIFEST.json, written last, with the digest of every file and of itself.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldloom.stages import disk
+from worldloom.stages.deepspeed_engine import Engine
+from worldloom.stages.numerics import Numerics
+from worldloom.stages.worker import Worker
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+LOCK_SECONDS = 60.0  # how long the ranks of a killed run may take to die
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """There are checkpoints, and none that this training can go on from."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a rank gets back from a checkpoint, engines and generators being restored already."""
+
+    step: int
+    position: dict[str, Any]
+    learner: dict[str, Any]
+    tallies: dict[str, Any]  # the loop's own counters
+
+
+class Checkpoints:
+    """The checkpoints of one training. Every rank calls every method, at the same step."""
+
+    def __init__(self, out: Path, worker: Worker, fingerprint: str, numerics: Numerics, keep: int) -> None:
+        self.folder = out / "checkpoints"
+        self.worker = worker
+        self.fingerprint = fingerprint
+        self.numerics = numerics
+        self.keep = keep
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Rank 0 holds a lock on the folder, because ranks can outlive the driver that started them."""
+        if self.worker.rank > 0:
+            yield
+            return
+        disk.make_folder(self.folder)
+        with open(self.folder / ".lock", "wb") as file:
+            _lock(file.fileno(), self.folder)
+            for leftover in [*self.folder.glob(".partial-*"), *self.folder.glob(".trash-*")]:
+                shutil.rmtree(leftover)
+            yield
+
+    def save(
+        self, engines: Mapping[str, Engine], step: int, position: dict[str, Any], learner: dict[str, Any], tallies: dict[str, Any]
+    ) -> None:
+        """Writes `step-<step>`, or nothing at all; a value that is not finite cannot be saved."""
+        rank = self.worker.rank
+        broken = sorted(name for name, engine in engines.items() if not engine.finite())
+        if broken:
+            raise FloatingPointError(f"step {step}: parameters of {', '.join(broken)} are not finite; not saved, lower the learning rate")
+        aside = self.folder / _agreed(f".partial-{step:08d}-{uuid.uuid4().hex}")
+        if rank == 0:
+            disk.make_folder(aside)
+        _barrier()
+        for name, engine in engines.items():
+            engine.save(aside / "engines", tag=name)
+        plain, tensors = _split({"generators": _generators(), "learner": learner})
+        digests = {name: engine.digest() for name, engine in engines.items()}
+        state = {"step": step, "position": position, "tallies": tallies, "state": plain, "digests": digests}
+        disk.write_file(aside / f"rank-{rank}.json", disk.canonical_json(state))
+        save_file(tensors, aside / f"rank-{rank}.safetensors")
+        _barrier()
+        files = self._hash(aside)
+        if rank == 0:
+            self._publish(aside, step, files)
+        _barrier()
+
+    def restore(self, engines: Mapping[str, Engine]) -> Saved | None:
+        """Loads the newest whole checkpoint, None if there never was one; sets this process's generators too."""
+        name = _agreed(self._newest() if self.worker.rank == 0 else None)
+        if name is None:
+            return None
+        folder = self.folder / name
+        rank = self.worker.rank
+        saved = json.loads((folder / f"rank-{rank}.json").read_bytes())
+        for player, engine in engines.items():
+            engine.load(folder / "engines", tag=player)
+            if engine.digest() != saved["digests"][player]:
+                raise CheckpointError(f"{folder}: what DeepSpeed restored of {player} is not what it saved; was it upgraded in between?")
+        state = _join(saved["state"], load_file(folder / f"rank-{rank}.safetensors"))
+        _set_generators(state["generators"])
+        return Saved(saved["step"], saved["position"], state["learner"], saved["tallies"])
+
+    def _hash(self, aside: Path) -> dict[str, dict[str, Any]]:
+        """Digests of all files; each rank syncs and reads its share."""
+        names = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+        mine = {}
+        for name in self.worker.share(names):
+            path = aside / name
+            _sync(path)
+            mine[name] = {"bytes": path.stat().st_size, "sha256": disk.digest(path)}
+        shares: list[Any] = [None] * self.worker.world_size
+        dist.all_gather_object(shares, mine)
+        return {name: entry for share in shares for name, entry in share.items()}
+
+    def _publish(self, aside: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
+        body = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": self.worker.world_size,
+            "fingerprint": self.fingerprint,
+            "numerics": self.numerics,
+            "files": files,
+        }
+        manifest = {**body, "sha256": hashlib.sha256(disk.canonical_json(body)).hexdigest()}
+        disk.write_file(aside / MANIFEST, disk.canonical_json(manifest))
+        for folder in [path for path in aside.rglob("*") if path.is_dir()]:
+            disk.fsync_folder(folder)
+        target = self.folder / f"step-{step:08d}"
+        if target.exists():  # saved before, and found damaged or not looked at: the new one has the same content
+            self._remove(target)
+        disk.replace(aside, target)
+        disk.fsync_folder(self.folder)
+        for old in self._candidates()[self.keep :]:
+            self._remove(old)
+
+    def _remove(self, folder: Path) -> None:
+        trash = self.folder / f".trash-{uuid.uuid4().hex}"
+        disk.replace(folder, trash)
+        shutil.rmtree(trash)
+
+    def _candidates(self) -> list[Path]:
+        """Newest first."""
+        return sorted((path for path in self.folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)), key=_step, reverse=True)
+
+    def _newest(self) -> str | None:
+        """The name of the newest checkpoint that is whole; damaged ones are put aside."""
+        for folder in self._candidates():
+            fault = damage(folder)
+            if fault is None:
+                self._fits(folder)
+                return folder.name
+            log.warning("checkpoint %s is damaged (%s); trying the one before", folder, fault)
+            disk.replace(folder, folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.corrupt"))
+            disk.fsync_folder(self.folder)
+        corrupt = sorted(path.name for path in self.folder.glob("*.corrupt"))
+        if corrupt:
+            raise CheckpointError(
+                f"{self.folder}: every checkpoint is damaged ({', '.join(corrupt)}), and training does not begin again by itself; "
+                "put a good copy back, or remove that folder to start at step 0"
+            )
+        return None
+
+    def _fits(self, folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["fingerprint"] != self.fingerprint:
+            raise CheckpointError(f"{folder} belongs to {manifest['fingerprint']}, not to {self.fingerprint}: was it copied here?")
+        if manifest["world_size"] != self.worker.world_size:
+            raise CheckpointError(
+                f"{folder} was saved by {manifest['world_size']} training workers and cannot go on with {self.worker.world_size}; "
+                f"set train.workers to {manifest['world_size']} in the profile, or remove {self.folder} to start at step 0"
+            )
+        for field in sorted(self.numerics.keys() | manifest["numerics"].keys()):
+            before, now = manifest["numerics"].get(field), self.numerics.get(field)
+            if before != now:
+                log.warning("training goes on with %s = %s, it was %s: losses will differ in their last bits", field, now, before)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        body = {name: value for name, value in manifest.items() if name != "sha256"}
+        if hashlib.sha256(disk.canonical_json(body)).hexdigest() != manifest["sha256"]:
+            return f"{MANIFEST} does not match its own digest"
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        for name, entry in manifest["files"].items():
+            if disk.digest(folder / name) != entry["sha256"]:
+                return f"the content of {name} has changed"
+    except FileNotFoundError as missing:
+        return f"{Path(missing.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    return None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _barrier() -> None:
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _agreed(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as held:
+            if time.monotonic() > deadline:
+                raise CheckpointError(f"{folder}: another process trains here; stop it first") from held
+            time.sleep(0.2)
+
+
+def _sync(path: Path) -> None:
+    """Brings to the disk what another library wrote."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every generator that has one hidden in the process."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), [int(rest[0]), int(rest[1]), float(rest[2])]],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _split(state: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
+    """A tree of JSON values and tensors, as JSON that names the tensors, and the tensors by name."""
+    if isinstance(state, Tensor):
+        return {"tensor": path}, {path: state.detach().cpu().contiguous().clone()}
+    tensors: dict[str, Tensor] = {}
+    if isinstance(state, Mapping):
+        assert set(state) != {"tensor"}, "a learner's state may not be a single entry called `tensor`"
+        plain: Any = {}
+        for key, value in state.items():
+            plain[key], below = _split(value, f"{path}/{key}")
+            tensors |= below
+        return plain, tensors
+    if isinstance(state, Sequence) and not isinstance(state, str):
+        plain = []
+        for index, value in enumerate(state):
+            item, below = _split(value, f"{path}/{index}")
+            plain.append(item)
+            tensors |= below
+        return plain, tensors
+    return state, tensors
+
+
+def _join(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(plain, dict):
+        return tensors[plain["tensor"]] if set(plain) == {"tensor"} else {key: _join(value, tensors) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_join(value, tensors) for value in plain]
+    return plain

@@ -1,0 +1,383 @@
+"""The training loop, with a learner that has all there is to lose: two players, buffers, hidden generators and one of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from worldloom.stages import checkpoint, metrics, tallies
+from worldloom.stages.learner import Batches, Mean, Player, Turn
+from worldloom.stages.order import uniform
+from worldloom.stages.training import learning_rate_share, train
+from worldloom.stages.training_settings import TrainingSettings
+from worldloom.stages.worker import Interrupted, Worker
+
+FINGERPRINT = "f" * 12
+GLOBAL_BATCH = 6
+
+
+class Toy:
+    """A small GAN: G makes 3 numbers of 5, D tells them from the truth; dropout draws from torch's hidden generator."""
+
+    def __init__(self, precision: str = "fp32") -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.generator = _mlp(5, 7, 3, generator)
+        self.generator.register_buffer("average", torch.ones(3) / 3)
+        self.critic = _mlp(3, 5, 1, generator)
+        self.players = (
+            Player("generator", self.generator, 1e-2, precision=precision, weight_decay=0.1),  # type: ignore[arg-type]
+            Player("critic", self.critic, 2e-2, betas=(0.5, 0.9), precision=precision),  # type: ignore[arg-type]
+        )
+        self.noise = torch.Generator().manual_seed(11)
+        self.poison: set[int] = set()
+        self.seen: list[list[float]] = []
+
+    def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+        self.seen.append(batch[:, 0].tolist())
+        dtype = next(self.generator.parameters()).dtype
+        truth = batch[:, :3].to(dtype)
+        made = self.generator(nn.functional.dropout(batch.to(dtype), 0.1))
+        made = made + 0.01 * torch.randn(made.shape[0], 1, generator=self.noise).to(dtype)
+        with torch.no_grad():
+            buffer = self.generator.get_buffer("average")
+            buffer.lerp_(made.float().mean(0), 0.1)
+        self.critic.requires_grad_(False)
+        fooled = -self.critic(made).float().mean()
+        self.critic.requires_grad_(True)
+        near = (made - truth).float().square().mean() + (made.float().mean(0) - self.generator.get_buffer("average")).square().mean()
+        if step in self.poison:
+            near = near * float("nan")
+        yield Turn(
+            "generator", {"near": near, "fooled": 0.1 * fooled}, {"size": Mean(made.float().sum(), made.numel())}, {"rows": len(batch)}
+        )
+        wrong = self.critic(made.detach()).float().relu().mean() + (1 - self.critic(truth).float()).relu().mean()
+        yield Turn("critic", {"critic": wrong})
+
+    def state(self) -> dict[str, Any]:
+        return {"noise": self.noise.get_state(), "nested": [1, {"two": torch.arange(2)}]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert state["nested"][1]["two"].tolist() == [0, 1]
+        self.noise.set_state(state["noise"])
+
+
+class Regression:
+    """A learner without randomness, the same for any number of ranks."""
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.module = _mlp(5, 7, 3, torch.Generator().manual_seed(3))
+        self.players = (Player("model", self.module, 1e-2, precision=precision),)  # type: ignore[arg-type]
+
+    def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+        rows = batch.to(next(self.module.parameters()).dtype)
+        for part in (rows[:1], rows[1:]):  # unequal parts of a batch, as accumulation makes them
+            loss = (self.module(part) - part[:, 2:]).float().square().sum() / (3 * len(rows))
+            yield Turn("model", {"squares": loss}, step=part is not rows and len(part) == len(rows) - 1)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
+
+class Rows:
+    """Rank r's rows of global batches of 6 rows of 5 numbers, counter-based."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.mine = slice(rank * GLOBAL_BATCH // world_size, (rank + 1) * GLOBAL_BATCH // world_size)
+
+    def after(self, position: dict[str, Any] | None) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for number in count(0 if position is None else position["consumed"]):
+            numbers = torch.from_numpy(uniform(5, number, torch.arange(5 * GLOBAL_BATCH).numpy())).float().view(GLOBAL_BATCH, 5)
+            yield numbers[self.mine], {"consumed": number + 1}
+
+
+def _mlp(inputs: int, width: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
+    module = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    return module
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    return TrainingSettings(**{"run": "toy", "steps": 20, "warmup": 3, "log_every": 1, "save_seconds": 1e9, **changes})
+
+
+def run(out: Path, learner: Any = None, batches: Batches | None = None, zero: int = 1, stop_at: int | None = None, **changes: Any) -> Any:
+    """One start of a training; returns its learner. `stop_at`: the step after which somebody asks it to stop."""
+    learner = learner or Toy()
+    at = [0]
+    worker = Worker(zero=zero, stopping=lambda: at[0] == stop_at, report=lambda done, total, unit, notes: at.__setitem__(0, done))
+    train(learner, settings(**changes), batches or Rows(), out, worker, FINGERPRINT)
+    return learner
+
+
+def stopped(out: Path, at: int = 7, **changes: Any) -> None:
+    with pytest.raises(Interrupted):
+        run(out, stop_at=at, **changes)
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in line.items() if "time" not in name and "second" not in name}
+        for line in metrics.read(out / "logs" / "metrics.jsonl")
+    ]
+
+
+def parameters(learner: Toy) -> list[Tensor]:
+    return [value for player in learner.players for value in player.module.state_dict().values()]
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_equals_not_stopping_to_the_last_bit(tmp_path: Path, precision: str, zero: int) -> None:
+    whole = run(tmp_path / "whole", Toy(precision), zero=zero)
+    stopped(tmp_path / "two", learner=Toy(precision), zero=zero)
+    resumed = run(tmp_path / "two", Toy(precision), zero=zero)
+    assert losses(tmp_path / "two") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "two")) == 20
+    assert whole.seen[7:] == resumed.seen
+    assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(resumed), strict=True))
+
+
+@pytest.mark.parametrize("left_out", ["position", "learner", "generators", "optimizer", "buffers", "step"])
+def test_whatever_is_left_out_of_a_checkpoint_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str) -> None:
+    run(tmp_path / "whole")
+    stopped(tmp_path / "two")
+    restore = checkpoint.Checkpoints.restore
+
+    def forgetful(self: checkpoint.Checkpoints, engines: Any) -> checkpoint.Saved | None:
+        hidden = torch.get_rng_state()
+        saved = restore(self, engines)
+        assert saved is not None
+        fresh = Toy()
+        if left_out == "generators":
+            torch.set_rng_state(hidden)
+        if left_out == "optimizer":
+            engines["generator"]._torch_optimizer.state.clear()
+        if left_out == "buffers":
+            engines["generator"].module.get_buffer("average").fill_(1 / 3)
+        return checkpoint.Saved(
+            step=saved.step - (left_out == "step"),
+            position={"consumed": 0} if left_out == "position" else saved.position,
+            learner=fresh.state() if left_out == "learner" else saved.learner,
+            tallies=saved.tallies,
+        )
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "restore", forgetful)
+    run(tmp_path / "two")
+    assert losses(tmp_path / "two") != losses(tmp_path / "whole")
+
+
+def test_saving_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "seldom", steps=5)
+    run(tmp_path / "often", steps=5, save_every=1)
+    assert losses(tmp_path / "seldom") == losses(tmp_path / "often")
+
+
+def test_means_over_a_window_go_on_where_they_stopped(tmp_path: Path) -> None:
+    run(tmp_path / "whole", log_every=4)
+    stopped(tmp_path / "two", at=7, log_every=4)
+    run(tmp_path / "two", log_every=4)
+    assert losses(tmp_path / "two") == losses(tmp_path / "whole")
+    assert [line["step"] for line in losses(tmp_path / "two")] == [4, 8, 12, 16, 20]
+    assert losses(tmp_path / "two")[-1]["rows"] == 20 * GLOBAL_BATCH
+
+
+def test_a_finished_training_started_again_does_nothing_and_has_its_weights(tmp_path: Path) -> None:
+    first = run(tmp_path, Toy("bf16"), steps=5)
+    again = run(tmp_path, Toy("bf16"), steps=5)
+    assert again.seen == []
+    assert all(torch.equal(a, b) for a, b in zip(parameters(first), parameters(again), strict=True))
+    assert {p.dtype for p in again.generator.parameters()} == {torch.float32}
+    # Masters, not what bfloat16 makes of them.
+    assert not torch.equal(again.generator[0].weight, again.generator[0].weight.bfloat16().float())
+
+
+def test_buffers_keep_their_format_where_parameters_are_bfloat16(tmp_path: Path) -> None:
+    learner = Toy("bf16")
+    formats: set[torch.dtype] = set()
+    turns = learner.turns
+
+    def watched(batch: Tensor, step: int) -> Iterator[Turn]:
+        formats.update({learner.generator.get_buffer("average").dtype, learner.generator[0].weight.dtype})
+        return turns(batch, step)
+
+    learner.turns = watched  # type: ignore[method-assign]
+    run(tmp_path, learner, steps=4)
+    assert formats == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_step_is_the_step_of_plain_torch(tmp_path: Path, zero: int) -> None:
+    """Clipping, weight decay on matrices only, two learning rates and the schedule, against torch.optim.AdamW."""
+    training = settings(steps=6, clip=0.5)
+    # ZeRO 3 would keep parameters as small as these on every rank.
+    block = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero == 3 else {}
+    ours = run(tmp_path, zero=zero, steps=6, clip=0.5, deepspeed=block)
+    plain = Toy()
+    optimizers = {}
+    for player in plain.players:
+        matrices, vectors = ([p for p in player.module.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
+        groups = [{"params": matrices, "weight_decay": player.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizers[player.name] = torch.optim.AdamW(groups, lr=player.learning_rate, betas=player.betas)
+    torch.manual_seed(0)
+    for step, (batch, _) in zip(range(6), Rows().after(None), strict=False):
+        for turn in plain.turns(batch, step):
+            optimizer = optimizers[turn.player]
+            optimizer.zero_grad()
+            sum(turn.losses.values()).backward()  # type: ignore[union-attr]
+            player = next(player for player in plain.players if player.name == turn.player)
+            nn.utils.clip_grad_norm_(player.module.parameters(), 0.5)
+            for group in optimizer.param_groups:
+                group["lr"] = player.learning_rate * learning_rate_share(training, step)
+            optimizer.step()
+    for a, b in zip(parameters(ours), parameters(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    rows = torch.ones(2, 5)
+    torch.testing.assert_close(ours.generator(rows), plain.generator(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_turn_whose_loss_is_not_finite_is_left_out(tmp_path: Path, precision: str, zero: int) -> None:
+    learner = Toy(precision)
+    learner.poison = {2, 3}
+    run(tmp_path, learner, steps=5, zero=zero)
+    assert all(bool(torch.isfinite(value).all()) for value in parameters(learner))
+    assert [line.get("skipped") for line in losses(tmp_path)] == [None, None, 1, 2, 2]
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tmp_path: Path, precision: str, zero: int) -> None:
+    class Steep(Regression):
+        def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+            # At zero the root is finite and its slope is not.
+            flat = (self.module(batch.to(self.module[0].weight.dtype)).float() * 0).sum()
+            yield Turn("model", {"root": flat.sqrt() if step == 1 else self.module[0].weight.float().square().sum()})
+
+    learner = Steep(precision)
+    run(tmp_path, learner, steps=3, zero=zero)
+    assert losses(tmp_path)[-1]["skipped"] == 1
+    assert all(bool(torch.isfinite(p).all()) for p in learner.module.parameters())
+    assert losses(tmp_path)[2]["loss"] < losses(tmp_path)[0]["loss"]
+
+
+def test_a_training_that_stays_without_numbers_is_given_up(tmp_path: Path) -> None:
+    learner = Toy()
+    learner.poison = set(range(100))
+    learner.turns = lambda batch, step: iter([next(Toy.turns(learner, batch, step))])  # type: ignore[method-assign]
+    with pytest.raises(tallies.Diverged, match="the loss of generator was not finite 20 times in a row, last at step 19"):
+        run(tmp_path, learner, steps=30)
+
+
+def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:
+    """One row and five others, then a step: the same as six at once."""
+    parts = run(tmp_path / "parts", Regression(), steps=5)
+    whole = Regression()
+    optimizer = torch.optim.AdamW(whole.module.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    for step, (batch, _) in zip(range(5), Rows().after(None), strict=False):
+        optimizer.zero_grad()
+        (whole.module(batch) - batch[:, 2:]).square().mean().backward()
+        nn.utils.clip_grad_norm_(whole.module.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-2 * learning_rate_share(settings(steps=5), step)
+        optimizer.step()
+    for a, b in zip(parts.module.parameters(), whole.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    whole = _start(tmp_path / "whole", steps=60)
+    assert whole.wait() == 0
+    killed = 0
+    for _ in range(2):
+        process = _start(tmp_path / "killed", steps=60)
+        seen = len(list((tmp_path / "killed" / "checkpoints").glob("step-*")))
+        deadline = time.monotonic() + 60
+        newest = _newest_step(tmp_path / "killed")
+        while process.poll() is None and _newest_step(tmp_path / "killed") < newest + 12 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        assert seen <= 3
+    assert killed == 2
+    assert _start(tmp_path / "killed", steps=60).wait() == 0
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_ranks_learn_what_one_learns(tmp_path: Path, precision: str) -> None:
+    run(tmp_path / "one", Regression(precision), steps=8)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        _start(
+            tmp_path / "two",
+            "regression",
+            precision,
+            steps=8,
+            RANK=r,
+            LOCAL_RANK=r,
+            WORLD_SIZE=2,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for r in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    tolerance = {"fp32": 1e-5, "bf16": 2e-2}[precision]
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=tolerance)
+    with pytest.raises(checkpoint.CheckpointError, match="saved by 2 training workers and cannot go on with 1"):
+        run(tmp_path / "two", Regression(precision), steps=8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 0.775, 0.4375, 0.1]),
+        ("cosine", [0.5, 1, 1, 0.9554, 0.8305, 0.6501, 0.4499, 0.2695, 0.1446, 0.1]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_falls_as_the_schedule_says(schedule: str, expected: list[float]) -> None:
+    training = settings(steps=10, warmup=2, schedule=schedule, decay_share=0.4, final_share=0.1)
+    shares = [learning_rate_share(training, step) for step in range(10)]
+    if schedule == "wsd":
+        assert shares[:6] == expected[:6] and shares[-1] == pytest.approx(0.1)
+        assert shares[6:] == pytest.approx([1.0, 0.7, 0.4, 0.1])
+    else:
+        assert shares == pytest.approx(expected, abs=1e-4)
+
+
+def _newest_step(out: Path) -> int:
+    return max((int(path.name[5:]) for path in (out / "checkpoints").glob("step-*")), default=0)
+
+
+def _start(out: Path, kind: str = "toy", precision: str = "fp32", steps: int = 20, **environment: Any) -> "subprocess.Popen[bytes]":
+    """A training in a process of its own, saving at every step."""
+    command = [sys.executable, "-W", "error", __file__, str(out), kind, precision, str(steps)]
+    return subprocess.Popen(command, env={**os.environ, **{name: str(value) for name, value in environment.items()}})
+
+
+if __name__ == "__main__":
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = Toy(sys.argv[3]) if sys.argv[2] == "toy" else Regression(sys.argv[3])
+    wanted = settings(steps=int(sys.argv[4]), save_every=1)
+    train(chosen, wanted, Rows(rank, world_size), Path(sys.argv[1]), Worker(rank, world_size), FINGERPRINT)
