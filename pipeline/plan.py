@@ -59,6 +59,9 @@ class Plan:
         """What is to be run."""
         return [planned for planned in self.stages if planned.state in ("will run", "will resume")]
 
+    def all_stages(self) -> list[Stage]:
+        return [planned.stage for planned in self.stages]
+
     def stage(self, name: str) -> Stage:
         return next(planned.stage for planned in self.stages if planned.stage.name == name)
 
@@ -109,7 +112,7 @@ def why(stage: Stage, fingerprints: Mapping[str, str]) -> str:
         return f"{stage.name}.run {earlier['kind']} -> {stage.kind.name}"
     changes = list(_changes(stage, earlier, fingerprints))
     if not changes:
-        changes = ["data from outside changed" if stage.kind.outside else "its fingerprint changed"]
+        changes = ["its fingerprint changed"]
     more = len(changes) - MOST_CHANGES
     return ", ".join(changes[:MOST_CHANGES]) + (f" and {more} more changes" if more > 0 else "")
 
@@ -126,6 +129,9 @@ def _changes(stage: Stage, earlier: dict[str, Any], fingerprints: Mapping[str, s
     for name in dict.fromkeys(stage.inputs.values()):
         if name in inputs and inputs[name] != fingerprints[name]:
             yield f"{name} changed"
+    for name, digest in stage.outside.items():
+        if earlier.get("outside", {}).get(name) != digest:
+            yield f"{name} changed outside"
 
 
 _ABSENT = object()

@@ -1,7 +1,7 @@
 """A stage of a pipeline, as a record: *what* is made, never *how*."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ class Stage:
     inputs: dict[str, str]  # field -> name of the stage it refers to
     fingerprint: str
     folder: Path  # <root>/artifacts/<name>/<fingerprint>
+    outside: dict[str, str] = field(default_factory=dict)  # name -> digest of data from outside
 
 
 def stages_of(pipeline: "Pipeline", kinds: Mapping[str, StageKind] = STAGES) -> tuple[Stage, ...]:
@@ -38,7 +39,7 @@ def stages_of(pipeline: "Pipeline", kinds: Mapping[str, StageKind] = STAGES) -> 
         kind = kinds[settings.run]
         inputs = {link.field: link.stage for link in links(settings)}
         outside = kind.outside(settings, digests) if kind.outside else {}
-        mark = fingerprint(name, kind, settings, {field: stages[given].fingerprint for field, given in inputs.items()}, outside)
-        stages[name] = Stage(name, kind, settings, inputs, mark, root / "artifacts" / name / mark)
+        mark = fingerprint(name, kind, settings, {at: stages[given].fingerprint for at, given in inputs.items()}, outside)
+        stages[name] = Stage(name, kind, settings, inputs, mark, root / "artifacts" / name / mark, outside)
     digests.save()
     return tuple(stages.values())
