@@ -1,6 +1,6 @@
 """Trains an image tokenizer on one stream of a dataset: VQ-GAN (the default), VQ-VAE or dVAE."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +56,8 @@ def finish(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path) 
     return {"codebook_size": config["codebook_size"], "codes_per_sample": config["shape"][0] * config["shape"][1]}
 
 
-def outside(settings: TrainTokenizer) -> dict[str, str]:
+def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str, str]:
     """The digest of perceptual weights from outside."""
-    from worldloom.stages.disk import digest
-
     weights = settings.tokenizer.perceptual_weights if isinstance(settings.tokenizer, VqGan) else None
     if weights is None:
         return {}
