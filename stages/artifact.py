@@ -174,6 +174,17 @@ def clean(out: Path) -> None:
         shutil.rmtree(out / folder, ignore_errors=True)
 
 
+def discard(out: Path) -> None:
+    """Empties an artifact that is to be made again; only under its lock. Killed on the way, it is an unfinished one."""
+    disk.unlink(out / "DONE.json")
+    disk.fsync_folder(out)
+    for path in out.iterdir():
+        if path.is_dir() and path.name != "staging":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+
+
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
     """Holds the artifact for this process; Busy, naming the holder, if another run works on it. The kernel frees it at death."""

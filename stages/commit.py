@@ -297,16 +297,15 @@ class Attempt:
         draft = self.folder / "commit.json"
         disk.write_file(draft, disk.canonical_json(record))
         if disk.publish(draft, target):
-            mine = self.commits._parse(self.shard, disk.canonical_json(record))
-            assert mine is not None
-            return mine
+            return self.commits._must_have(self.shard)
         winner = self.commits.find(self.shard)
         if winner is None:  # what stood there was damaged and is in quarantine now
             disk.publish(draft, target)
             return self.commits._must_have(self.shard)
-        theirs = {name: file._asdict() for name, file in winner.files.items()}
-        for name in sorted(theirs.keys() | record["files"].keys()):
-            if theirs.get(name) != record["files"].get(name):
+        mine = {"the list of keys": record["keys"], **record["files"]}
+        theirs = {"the list of keys": winner.keys._asdict(), **{name: file._asdict() for name, file in winner.files.items()}}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
                 raise NonDeterministicOutput(
                     f"shard {self.shard} was made twice and {name} differs; the first is kept. The stage must give the same bytes "
                     f"for the same settings and inputs, and both results are below {self.commits.objects}"

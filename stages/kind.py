@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[Any, "Mapping[str, Artifact]", Path, "Worker"], None]
 Finish = Callable[[Any, "Mapping[str, Artifact]", Path], dict[str, Any]]
+Outside = Callable[[Any, Callable[[Path], str]], dict[str, str]]  # (settings, sha256 of a file) -> name -> sha256
 
 
 @dataclass(frozen=True)
