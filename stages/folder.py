@@ -203,8 +203,8 @@ def _choose(rule: Rule, has_csv: bool, has_texts: bool) -> Rule:
 
 def _shared_folders(files: list[str]) -> int:
     """How many folders, from the root down, all files lie in."""
-    paths = [file.split("/")[:-1] for file in files]
-    return len(os.path.commonprefix(paths))
+    shared = os.path.commonpath([os.path.dirname(file) for file in files])
+    return len(shared.split("/")) if shared else 0
 
 
 def _caption(file: str, rule: Rule, parent: int | None, shared: int, table: dict[str, str]) -> str | None:
