@@ -1,10 +1,13 @@
 """Where and how wide a pipeline runs; nothing here can change what it makes."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from worldloom.stages.settings import Settings
+
+if TYPE_CHECKING:
+    from worldloom.pipeline.executor import Executor
 
 
 class Train(Settings):
@@ -25,3 +28,22 @@ class Profile(Settings):
     )
     workers: PositiveInt | None = Field(default=None, description="workers that make and encode data; null: one for every CPU")
     train: Train = Train()
+
+
+def executor_of(profile: Profile) -> "Executor":
+    """What runs stages as the profile says; nothing is started yet."""
+    train = profile.train
+    if profile.executor == "inline":
+        from worldloom.pipeline.inline_executor import InlineExecutor
+
+        return InlineExecutor(train_workers=train.workers, zero=train.zero)
+    from worldloom.pipeline.ray_executor import RayExecutor
+
+    return RayExecutor(
+        address=profile.address,
+        workers=profile.workers,
+        train_workers=train.workers,
+        cpus_per_worker=train.cpus_per_worker,
+        gpus_per_worker=train.gpus_per_worker,
+        zero=train.zero,
+    )
