@@ -28,9 +28,9 @@ class PatchDiscriminator(nn.Module):
                     parameter.normal_(1, 0.02, generator=generator)
                 else:
                     parameter.zero_()
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, pictures: Tensor) -> Tensor:
+        # Only the activations are channels_last: training engines exchange weights as flat memory.
         logits: Tensor = self.stages(pictures.contiguous(memory_format=torch.channels_last))
         return logits
 
