@@ -174,7 +174,7 @@ def _fit(shape: str, cover: NDArray[np.float64], strange: NDArray[np.bool_]) -> 
     unit = coverage(shape, np.float64(0.5), np.float64(0.5), np.float64(0.25), 64)
     radius = 0.25 * (mass / side**2 / unit.mean()) ** 0.5
     drop = (unit.sum(axis=1) @ ((np.arange(64) + 0.5) / 64) / unit.sum() - 0.5) / 0.25  # from centre to centre of mass, in radii
-    steps = np.array([-0.03, -0.015, 0.0, 0.015, 0.03])
+    steps = np.array([-0.02, 0.0, 0.02])
     xs, ys, radii = (grid.ravel() for grid in np.meshgrid(x + steps, y - drop * radius + steps, radius * np.linspace(0.85, 1.15, 5)))
     drawn = _firm(coverage(shape, xs, ys, radii, side))
     overlap = np.minimum(drawn, cover).sum(axis=(1, 2)) / (np.maximum(drawn, cover).sum(axis=(1, 2)) + strange.sum())
