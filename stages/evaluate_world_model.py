@@ -23,6 +23,7 @@ class EvaluateWorldModel(StageSettings):
     dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
+    guidance: NonNegativeFloat = Field(1.0, description="how strongly a prompt counts in answers; 1 is the model's own measure")
     batch: PositiveInt = Field(100, description="sequences written side by side")
     shown: NonNegativeInt = Field(24, description="examples of every kind on the card")
     seed: NonNegativeInt = 0
@@ -30,14 +31,16 @@ class EvaluateWorldModel(StageSettings):
 
 def run(settings: EvaluateWorldModel, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
     """Everything, in one worker; short enough to begin again if it is stopped."""
-    if worker.rank:
+    if worker.rank or (out / "card.json").exists():
         return
     from worldloom.stages.card import write_card, write_figures
+    from worldloom.stages.deterministic import deterministic
     from worldloom.stages.evaluation_card import evaluation_card
     from worldloom.stages.evaluation_figures import figures_of, measure
     from worldloom.stages.open_world import open_world
 
-    measured = measure(open_world(inputs["world"]), settings, worker)
+    with deterministic(worker.threads):
+        measured = measure(open_world(inputs["world"]), settings, worker)
     write_figures(out, figures_of(measured))
     write_card(out, evaluation_card(measured, settings.shown, out))
 

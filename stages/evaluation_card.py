@@ -32,12 +32,17 @@ def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
 def _headline(measured: Measured) -> tuple[str, ...]:
     if measured.oracle is None:
         return (*(f"world.bits_per_token.{name}" for bits in measured.bits.values() for name in bits.per_token), LEGAL)
-    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in measured.outcomes), LEGAL)
+    drawn_first = sorted(measured.outcomes, key=lambda outcome: _draws(measured, outcome), reverse=True)
+    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in drawn_first), LEGAL)
 
 
 def _prominence(measured: Measured, outcome: Outcome) -> tuple[bool, bool]:
     """Pictures drawn come first, and those of combinations never seen before all."""
-    return measured.world.streams[outcome.direction.target] != "image", outcome.split != "held_out"
+    return not _draws(measured, outcome), outcome.split != "held_out"
+
+
+def _draws(measured: Measured, outcome: Outcome) -> bool:
+    return measured.world.streams[outcome.direction.target] == "image"
 
 
 def _examples(measured: Measured, outcome: Outcome, shown: int, out: Path) -> Block | None:

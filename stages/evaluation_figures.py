@@ -47,8 +47,8 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
     between = _progress(worker, total)
-    choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
-    dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature})
+    choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
+    dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
     return Measured(
         world=world,
         oracle=oracle,

@@ -18,18 +18,18 @@ from worldloom.tokenizers.load import load_tokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.grammar import Grammar, IllegalToken
 from worldloom.world_model.load import from_pretrained
-from worldloom.world_model.sampling import generate
+from worldloom.world_model.sampling import generate, prompt
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
-from worldloom.world_model.weave import weave_one
 
 
 class Choosing(Settings):
     """How the next token is chosen from the model's probabilities."""
 
     temperature: float = 1.0
-    top_k: int = 0
+    top_k: int = 0  # 0 takes all
     top_p: float = 1.0
+    guidance: float = 1.0  # how strongly a prompt counts; 1 is the model's own measure
 
 
 class Sampled(NamedTuple):
@@ -62,7 +62,7 @@ class OpenWorld:
     def prompts(self, given: Sequence[Mapping[str, Any]]) -> list[NDArray[np.int64]]:
         """The tokens of rows of values, by stream, in the rows' own order and without <eos>; ValueError for what the world cannot read."""
         codes = self._encode(given)
-        return [weave_one(self.grammar, [(name, codes[name, row]) for name in values]).tokens[:-1] for row, values in enumerate(given)]
+        return [prompt(self.grammar, [(name, codes[name, row]) for name in values]) for row, values in enumerate(given)]
 
     def sample(
         self,
@@ -83,9 +83,10 @@ class OpenWorld:
             temperature=choosing.temperature,
             top_k=choosing.top_k,
             top_p=choosing.top_p,
+            guidance=choosing.guidance,
             seeds=list(seeds),
         )
-        return self.read(written)
+        return self.read(written.tokens)
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
         """Parses and decodes whole sequences."""

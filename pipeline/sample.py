@@ -1,0 +1,177 @@
+"""`worldloom sample`: asks a trained world for samples. A caption gives a picture, a picture a caption, nothing gives everything.
+
+What is given and what is wanted are named by stream; `--caption` and `--image` are short for the first text and the first image stream.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from worldloom.pipeline.found import find_artifact
+
+if TYPE_CHECKING:
+    from worldloom.stages.open_world import OpenWorld
+
+PICTURES = (".png",)
+
+
+class Sample(NamedTuple):
+    """One sample as it was written."""
+
+    texts: dict[str, str]  # what the world said, by stream
+    files: dict[str, Path]  # what it wrote to disk, by stream
+    legal: bool
+
+
+def sample_command(
+    run: Path,
+    caption: str | None = None,
+    image: Path | None = None,
+    want: Sequence[str] | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    count: int = 1,
+    temperature: float = 0.7,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
+    scale: int = 1,
+    stage: str | None = None,
+    give: Mapping[str, str] | None = None,
+) -> list[Sample]:
+    """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
+
+    Pictures go to `out`: a name ending in .png (numbered where there are several), or a folder, which then gets the texts, too. `want`
+    names the streams to write, by default those not given; with nothing given, the model itself chooses. `give` holds values by stream
+    name: text, or the path of a file. ValueError, FileNotFoundError or ArtifactError say what is wrong and what to do.
+    """
+    _check(count, temperature, top_k, top_p, guidance, scale)
+    artifact = find_artifact(run, "world_model", stage)
+    from worldloom.stages.open_world import Choosing, open_world
+
+    world = open_world(artifact)
+    given = _given(world, caption, image, give or {})
+    wanted = _wanted(world, given, want)
+    if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
+        raise ValueError("say where the pictures go: --out picture.png, or --out folder/")
+    choosing = Choosing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    made = world.sample([given] * count, wanted, [seed + number for number in range(count)], choosing)
+    return [
+        _write(world, {name: value for name, value in one.values.items() if name not in given}, out, number, count, scale, one.legal)
+        for number, one in enumerate(made)
+    ]
+
+
+def sample_lines(samples: Sequence[Sample]) -> list[str]:
+    """What a terminal shows of them."""
+    lines = []
+    for sample in samples:
+        lines.extend(sample.texts.values() if len(sample.texts) == 1 else (f"{name}: {text}" for name, text in sample.texts.items()))
+        lines.extend(f"{name} in {file}" for name, file in sample.files.items() if name not in sample.texts)
+    return lines
+
+
+def _check(count: int, temperature: float, top_k: int, top_p: float, guidance: float, scale: int) -> None:
+    for name, value, rule, holds in (
+        ("count", count, "at least 1", count >= 1),
+        ("temperature", temperature, "at least 0", temperature >= 0),
+        ("top-k", top_k, "at least 0 (0 takes all)", top_k >= 0),
+        ("top-p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+        ("guidance", guidance, "at least 0", guidance >= 0),
+        ("scale", scale, "from 1 to 64", 1 <= scale <= 64),
+    ):
+        if not holds:
+            raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+def _given(world: "OpenWorld", caption: str | None, image: Path | None, give: Mapping[str, str]) -> dict[str, Any]:
+    """The values given, decoded, by stream."""
+    given: dict[str, Any] = {}
+    if caption is not None:
+        given[_first(world, "text", "--caption")] = caption
+    if image is not None:
+        name = _first(world, "image", "--image")
+        given[name] = _read_file(world, name, image)
+    for name, text in give.items():
+        if name not in world.streams:
+            raise ValueError(f"this world has no stream {name!r}; it has {', '.join(world.streams)}")
+        given[name] = text if world.streams[name] == "text" else _read_file(world, name, Path(text))
+    return given
+
+
+def _first(world: "OpenWorld", kind: str, option: str) -> str:
+    for name, other in world.streams.items():
+        if other == kind:
+            return name
+    raise ValueError(f"{option} needs a stream of kind {kind}, and this world has only {', '.join(world.streams)}")
+
+
+def _wanted(world: "OpenWorld", given: Mapping[str, Any], want: Sequence[str] | None) -> list[str] | None:
+    """The streams to write, in order; None leaves it to the model."""
+    if want is None:
+        return [name for name in world.streams if name not in given] if given else None
+    for name in want:
+        if name not in world.streams:
+            raise ValueError(f"this world has no stream {name!r} to want; it has {', '.join(world.streams)}")
+        if name in given:
+            raise ValueError(f"{name} is both given and wanted; leave it out of one of them")
+    return list(dict.fromkeys(want))
+
+
+def _read_file(world: "OpenWorld", name: str, path: Path) -> Any:
+    from worldloom.stages.rejects import InputRejected
+    from worldloom.stages.streams import kind_of
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, or not a file; it should hold a value of the stream {name}")
+    stream = world.dataset.streams[name]
+    try:
+        return kind_of(stream.kind).decode(path.read_bytes(), stream)
+    except InputRejected as error:
+        raise ValueError(f"{path} cannot be read as {name} ({stream.kind}): {error.code}: {error}") from None
+
+
+def _write(world: "OpenWorld", values: Mapping[str, Any], out: Path | None, number: int, count: int, scale: int, legal: bool) -> Sample:
+    texts = {name: value for name, value in values.items() if world.streams[name] == "text"}
+    written = {name: value for name, value in values.items() if name not in texts}
+    if out is None:
+        return Sample(texts, {}, legal)
+    place, alone = _place(out, number, count), len(written) == 1
+    files = {}
+    for name, value in written.items():
+        files[name] = place(name, "png", alone)
+        _save(files[name], _enlarged(value, scale))
+    if not _is_file(out):
+        for name, text in texts.items():
+            files[name] = place(name, "txt", False)
+            files[name].write_text(text + "\n", encoding="utf-8")
+    return Sample(texts, files, legal)
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() in PICTURES and not out.is_dir()
+
+
+def _place(out: Path, number: int, count: int) -> Callable[[str, str, bool], Path]:
+    """Where a stream's value of sample `number` goes; `alone` where the sample has one file only."""
+    if out.suffix and not out.is_dir() and not _is_file(out):
+        raise ValueError(f"{out} does not end in .png; pictures are written as PNG, or give a folder")
+    (out.parent if _is_file(out) else out).mkdir(parents=True, exist_ok=True)
+    several = f"-{number:03d}" if count > 1 else ""
+
+    def place(name: str, extension: str, alone: bool) -> Path:
+        if _is_file(out):
+            return out.with_name(f"{out.stem}{several}{'' if alone else f'.{name}'}{out.suffix}")
+        return out / f"sample-{number:03d}.{name}.{extension}"
+
+    return place
+
+
+def _save(path: Path, picture: Any) -> None:
+    from worldloom.stages.card import png
+
+    path.write_bytes(png(picture))
+
+
+def _enlarged(picture: Any, scale: int) -> Any:
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from worldloom.pipeline.sample import Sample, sample_command, sample_lines
+from worldloom.stages.artifact import ArtifactError
+
+CAPTION = "a red circle at the top left"
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_caption_gives_a_picture_of_the_streams_own_size(tiny_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.png"
+    (sample,) = sample_command(tiny_root, caption=CAPTION, out=out)
+    assert sample == Sample({}, {"view": out}, True)
+    assert _pixels(out).shape == (16, 16, 3)
+
+
+def test_the_same_seed_gives_the_same_picture_and_scale_only_repeats_its_pixels(tiny_root: Path, tmp_path: Path) -> None:
+    for name, scale, seed in (("a", 1, 7), ("b", 3, 7), ("c", 1, 8)):
+        sample_command(tiny_root, caption=CAPTION, out=tmp_path / f"{name}.png", seed=seed, scale=scale, temperature=1.0)
+    a, b, c = (_pixels(tmp_path / f"{name}.png") for name in "abc")
+    assert b.shape == (48, 48, 3) and (b[::3, ::3] == a).all() and (b[2::3, 2::3] == a).all()
+    assert (a != c).any()
+
+
+def test_sample_number_n_is_the_sample_of_seed_plus_n(tiny_root: Path, tmp_path: Path) -> None:
+    several = sample_command(tiny_root, caption=CAPTION, out=tmp_path / "x.png", count=3, seed=4, temperature=1.0)
+    assert [sample.files["view"].name for sample in several] == ["x-000.png", "x-001.png", "x-002.png"]
+    sample_command(tiny_root, caption=CAPTION, out=tmp_path / "y.png", seed=6, temperature=1.0)
+    assert (_pixels(tmp_path / "x-002.png") == _pixels(tmp_path / "y.png")).all()
+
+
+def test_a_picture_gives_words_and_no_file(tiny_root: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
+    (sample,) = sample_command(tiny_root, image=tmp_path / "photo.jpg")
+    assert list(sample.texts) == ["words"] and sample.files == {}
+    assert sample_lines([sample]) == [sample.texts["words"]]
+
+
+def test_nothing_gives_everything_into_a_folder(tiny_root: Path, tmp_path: Path) -> None:
+    samples = sample_command(tiny_root, out=tmp_path / "many", want=["words", "view"], count=2)
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
+        *("sample-000.view.png", "sample-000.words.txt", "sample-001.view.png", "sample-001.words.txt"),
+    ]
+    written = (tmp_path / "many" / "sample-001.words.txt").read_text(encoding="utf-8")
+    assert written == samples[1].texts["words"] + "\n"
+    assert all(sample.legal for sample in sample_command(tiny_root, out=tmp_path / "free", count=3, temperature=1.0))
+
+
+def test_a_run_is_named_by_its_root_its_folder_or_the_link_to_the_latest(tiny_root: Path, tmp_path: Path) -> None:
+    for number, run in enumerate((tiny_root, tiny_root / "runs" / "first", tiny_root / "runs" / "latest")):
+        sample_command(run, caption=CAPTION, out=tmp_path / f"{number}.png")
+    assert (_pixels(tmp_path / "0.png") == _pixels(tmp_path / "2.png")).all()
+
+
+def test_values_are_given_by_stream_name_too(tiny_root: Path, tmp_path: Path) -> None:
+    sample_command(tiny_root, caption=CAPTION, out=tmp_path / "a.png")
+    sample_command(tiny_root, give={"words": CAPTION}, out=tmp_path / "b.png", want=["view"], stage="world")
+    assert (_pixels(tmp_path / "a.png") == _pixels(tmp_path / "b.png")).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"want": ["sound"]}, "no stream 'sound' to want; it has view, words"),
+        ({"give": {"sound": "x"}}, "no stream 'sound'; it has view, words"),
+        ({"want": ["words"]}, "words is both given and wanted"),
+        ({"out": None}, "say where the pictures go: --out picture.png"),
+        ({"out": Path("picture.gif")}, "picture.gif does not end in .png"),
+        ({"count": 0}, "count must be at least 1, got 0"),
+        ({"scale": 65}, "scale must be from 1 to 64, got 65"),
+        ({"temperature": -0.5}, "temperature must be at least 0, got -0.5"),
+        ({"top_p": 0.0}, "top-p must be above 0 and at most 1, got 0.0"),
+        ({"top_k": -1}, "top-k must be at least 0"),
+        ({"guidance": -1.0}, "guidance must be at least 0"),
+        ({"caption": "long " * 90}, "this words is .* codes long, and the world has seen at most"),
+        ({"stage": "word"}, "the run has no stage 'word'; it has data, words_codes, view_codes, tokens, world"),
+        ({"stage": "tokens"}, "the stage tokens leaves a tokens, not a world model"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(tiny_root: Path, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_command(**{"run": tiny_root, "caption": CAPTION, "out": tmp_path / "x.png", **options})
+
+
+def test_a_file_that_is_no_picture_is_named(tiny_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone.png is not there"):
+        sample_command(tiny_root, image=tmp_path / "gone.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.png cannot be read as view .image.: type_mismatch"):
+        sample_command(tiny_root, image=tmp_path / "text.png")
+
+
+def test_a_missing_and_an_unfinished_run_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+        sample_command(tmp_path / "nowhere", caption=CAPTION)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        sample_command(tmp_path, caption=CAPTION)
+    run = tmp_path / "runs" / "latest"
+    run.mkdir(parents=True)
+    (run / "artifacts.json").write_text('{"data": "artifacts/data/00", "world": "artifacts/world/00"}')
+    with pytest.raises(ArtifactError, match=r"no world model in .* yet: finished are no stages"):
+        sample_command(tmp_path, caption=CAPTION)
+    world = tmp_path / "artifacts" / "world" / "00"
+    world.mkdir(parents=True)
+    (world / "stage.json").write_text('{"format": 1, "produces": "world_model"}')
+    with pytest.raises(ArtifactError, match=r"has no DONE.json: the stage has not finished"):
+        sample_command(tmp_path, caption=CAPTION)

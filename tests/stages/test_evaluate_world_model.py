@@ -1,0 +1,203 @@
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worldloom.stages import shapes
+from worldloom.stages.artifact import Artifact, execute
+from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
+from worldloom.stages.evaluation import bits, choose, directions, row_seed
+from worldloom.stages.evaluation_card import evaluation_card
+from worldloom.stages.evaluation_figures import figures_of, measure
+from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
+from worldloom.stages.oracles import ORACLES, oracle_of
+from worldloom.stages.worker import Interrupted, Worker
+from worldloom.world_model.grammar import IllegalToken
+from worldloom.world_model.vocabulary import BOS
+
+SETTINGS = EvaluateWorldModel(run="evaluate_world_model", world="world", prompts=5, unconditional=3, batch=2, shown=4)
+CHOOSING = Choosing()
+
+
+class Artist(OpenWorld):
+    """Stands in for a trained world: does what it is told, in colours of its own if `colour` is given."""
+
+    colour: str | None = None
+
+    def sample(
+        self, given: Sequence[Mapping[str, Any]], want: Sequence[str] | None, seeds: Sequence[int], choosing: Choosing
+    ) -> list[Sampled]:
+        return [Sampled(np.array([seed]), True, self._answer(dict(values))) for values, seed in zip(given, seeds, strict=True)]
+
+    def _answer(self, values: dict[str, Any]) -> dict[str, Any]:
+        told = shapes.read_caption(values["words"]) if "words" in values else None
+        seen = shapes.read_picture(values["view"]) if "view" in values else None
+        reading = told or seen or shapes.COMBINATIONS[11]
+        reading = reading._replace(colour=self.colour or reading.colour)
+        thing = shapes.imagine(reading, np.random.default_rng(3))
+        return {"words": shapes.describe(thing, shapes.WORDINGS[5]), "view": shapes.draw(thing, 16), **values}
+
+
+class Blue(Artist):
+    colour = "blue"
+
+
+@pytest.fixture(scope="module")
+def world(tiny_world: Artifact) -> OpenWorld:
+    return open_world(tiny_world)
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_world: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return execute(STAGE, "scores", SETTINGS, {"world": tiny_world}, tmp_path_factory.mktemp("a") / "scores" / "f", Worker())
+
+
+def _stand_in(world: OpenWorld, kind: type[OpenWorld]) -> OpenWorld:
+    return kind(**{field.name: getattr(world, field.name) for field in dataclasses.fields(world)})
+
+
+def test_a_world_that_never_learnt_writes_legal_sequences_that_say_nothing(scores: Artifact) -> None:
+    figures = json.loads(scores.content("figures.json"))
+    assert figures["legal_share"] == 1.0
+    for name in ("words_to_view", "view_to_words"):
+        assert figures[f"{name}.accuracy"] == figures[f"{name}.held_out_accuracy"] == 0.0
+    assert 0 < figures["world.legal_mass"] < 0.6
+    # 17 codes of the picture, nearly alike to it.
+    assert figures["world.bits_per_token.view"] == pytest.approx(np.log2(17), abs=0.2)
+    assert figures["world.held_out_bits_per_token.view"] == pytest.approx(np.log2(17), abs=0.2)
+
+
+def test_the_same_evaluation_gives_the_same_bytes(scores: Artifact, tiny_world: Artifact, tmp_path: Path) -> None:
+    again = execute(STAGE, "scores", SETTINGS, {"world": tiny_world}, tmp_path / "scores" / "f", Worker())
+    assert again.manifest == scores.manifest
+    assert "card.json" in again.files() and any(name.startswith("pictures/") for name in again.files())
+
+
+def test_a_world_that_does_what_it_is_told_is_right_every_time(world: OpenWorld, tmp_path: Path) -> None:
+    measured = measure(_stand_in(world, Artist), SETTINGS, Worker())
+    figures = figures_of(measured)
+    for name in ("words_to_view", "view_to_words"):
+        assert figures[f"{name}.accuracy"] == figures[f"{name}.held_out_accuracy"] == 1.0
+    assert figures["unconditional.agreement"] == 1.0
+    card = evaluation_card(measured, 4, tmp_path)
+    assert card.headline[0] == "words_to_view.accuracy"
+    first = card.model_dump()["blocks"][0]
+    assert first["title"] == "words → view: combinations that training never saw"
+    assert [item["verdict"] for item in first["items"]] == ["right"] * 4
+    drawn = next(outcome for outcome in measured.outcomes if (outcome.direction.name, outcome.split) == ("words_to_view", "held_out"))
+    assert [item["caption"] for item in first["items"]] == [trial.given for trial in drawn.trials[:4]]
+
+
+def test_the_oracle_finds_the_one_property_that_is_wrong(world: OpenWorld, tmp_path: Path) -> None:
+    measured = measure(_stand_in(world, Blue), SETTINGS, Worker())
+    figures = figures_of(measured)
+    asked = [trial.asked for outcome in measured.outcomes for trial in outcome.trials if outcome.split == "validation"]
+    assert figures["words_to_view.shape_accuracy"] == figures["words_to_view.place_accuracy"] == 1.0
+    assert figures["words_to_view.accuracy"] == figures["words_to_view.colour_accuracy"]
+    assert figures["words_to_view.accuracy"] == sum(reading is not None and reading[1] == "blue" for reading in asked) / len(asked)
+    wrong = [item for block in evaluation_card(measured, 9, tmp_path).model_dump()["blocks"] for item in block.get("items", ())]
+    assert any(item["verdict"] == "wrong" and "blue" in item["detail"] and "asked for" in item["detail"] for item in wrong)
+
+
+def test_a_dataset_without_an_oracle_is_measured_without_verdicts(
+    world: OpenWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.dataset, "oracle", None)
+    measured = measure(world, SETTINGS, Worker())
+    figures = figures_of(measured)
+    assert not any("accuracy" in name for name in figures)
+    assert {"legal_share", "distinct_share", "world.bits_per_token.words"} <= set(figures)
+    gallery = evaluation_card(measured, 2, tmp_path).model_dump()["blocks"][0]
+    assert {item["verdict"] for item in gallery["items"]} == {None}
+    assert all(item["before"] for item in gallery["items"])  # the dataset's own picture for comparison
+
+
+def test_a_row_gives_the_same_whatever_else_is_in_the_batch(world: OpenWorld) -> None:
+    caption = world.dataset.value("train", "words", 0)
+    alone = world.sample([{"words": caption}], ["view"], [5], CHOOSING)[0]
+    among = world.sample([{}, {"words": caption}, {}], ["view"], [4, 5, 6], CHOOSING)[1]
+    assert alone.tokens.tolist() == among.tokens.tolist()
+    assert alone.values["words"] == caption and alone.values["view"].shape == (16, 16, 3)
+
+
+def test_what_is_given_in_another_order_is_woven_in_that_order(world: OpenWorld) -> None:
+    caption, picture = world.dataset.value("train", "words", 0), world.dataset.value("train", "view", 0)
+    first, second = world.prompts([{"words": caption, "view": picture}, {"view": picture, "words": caption}])
+    assert first[1] == world.vocabulary.indicator(world.vocabulary.index("words"))
+    assert second[1] == world.vocabulary.indicator(world.vocabulary.index("view"))
+    assert sorted(first) == sorted(second) and first[0] == world.vocabulary.bos
+
+
+def test_a_sequence_that_breaks_the_grammar_is_counted_as_illegal(world: OpenWorld) -> None:
+    bos, eos = world.vocabulary.bos, world.vocabulary.eos
+    whole, broken = world.read([np.array([bos, eos]), np.array([bos, bos, eos])])
+    assert whole.legal and not broken.legal and broken.values == {}
+    with pytest.raises(IllegalToken, match=BOS):
+        world.grammar.parse([bos, bos, eos])
+
+
+def test_an_unknown_stream_and_a_value_that_is_too_long_are_refused(world: OpenWorld) -> None:
+    with pytest.raises(ValueError, match="no stream 'sound'; it has view, words"):
+        world.prompts([{"sound": "boo"}])
+    with pytest.raises(ValueError, match=r"this words is .* codes long, and the world has seen at most"):
+        world.prompts([{"words": "zebra " * 50}])
+
+
+def test_only_a_world_model_is_opened(tiny_world: Artifact) -> None:
+    with pytest.raises(ValueError, match=r"tokens .encode_dataset. leaves a tokens, not a world model"):
+        open_world(tiny_world.input("tokens"))
+
+
+def test_an_unknown_oracle_is_refused_with_the_known_ones() -> None:
+    assert oracle_of(None) is None
+    with pytest.raises(ValueError, match="no oracle called 'delphi'; there are shapes"):
+        oracle_of("delphi")
+
+
+def test_directions_are_all_pairs_that_can_be_judged() -> None:
+    streams = {"words": "text", "view": "image", "noise": "audio"}
+    judged = {direction.name for direction in directions(streams, ORACLES["shapes"])}
+    assert judged == {"words_to_view", "view_to_words"}
+    assert len(directions(streams, None)) == 6
+
+
+def test_samples_are_chosen_by_the_seed_each_once(world: OpenWorld) -> None:
+    chosen = choose(world.dataset, "train", ("words", "view"), 5, 0)
+    assert len(set(chosen)) == 5 and chosen == sorted(chosen) and max(chosen) < 12
+    assert chosen == choose(world.dataset, "train", ("words", "view"), 5, 0)
+    assert chosen != choose(world.dataset, "train", ("words", "view"), 5, 1)
+    assert choose(world.dataset, "train", ("view",), 50, 0) == list(range(12))
+
+
+def test_row_seeds_differ_by_seed_purpose_and_row() -> None:
+    seeds = [row_seed(seed, purpose, row) for seed in (0, 1) for purpose in ("a", "ab") for row in (0, 1, 2)]
+    assert len(set(seeds)) == 12 and all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+def test_a_code_among_equally_likely_ones_costs_the_logarithm_of_their_number(world: OpenWorld) -> None:
+    before = bits(world, "validation", 0, lambda: None)
+    state = {name: value.clone() for name, value in world.model.state_dict().items()}
+    try:
+        world.model.output.data[world.vocabulary.span(world.vocabulary.index("view")).start :].zero_()
+        after = bits(world, "validation", 0, lambda: None)
+    finally:
+        world.model.load_state_dict(state)
+    assert after.per_token["view"] == pytest.approx(np.log2(17), abs=1e-5)
+    assert after.per_token["view"] != before.per_token["view"]
+
+
+def test_a_stop_is_heard_between_batches_and_the_evaluation_can_begin_again(world: OpenWorld, tiny_world: Artifact, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    worker = Worker(stopping=lambda: len(seen) == 3, report=lambda done, total, unit, notes: seen.append((done, total)))
+    with pytest.raises(Interrupted):
+        execute(STAGE, "scores", SETTINGS, {"world": tiny_world}, tmp_path / "scores" / "f", worker)
+    assert len(seen) == 3
+    seen.clear()
+    done = execute(
+        STAGE, "scores", SETTINGS, {"world": tiny_world}, tmp_path / "scores" / "f", dataclasses.replace(worker, stopping=lambda: False)
+    )
+    assert seen[-1][0] == seen[-1][1] and done.counts["figures"] == len(json.loads(done.content("figures.json")))
