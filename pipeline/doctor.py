@@ -54,8 +54,6 @@ def examine(folder: Path) -> list[Finding]:
 def _python() -> Finding:
     release = platform.python_version()
     floor = PYTHON.get(sys.version_info[:2])
-    if sys.version_info < (3, 11):
-        return Finding("Python", "problem", f"{release}, needs 3.11 or later")
     if floor is not None and sys.version_info.micro < floor:
         wanted = f"{sys.version_info.major}.{sys.version_info.minor}.{floor}"
         return Finding("Python", "warning", f"{release}, below {wanted}: its tarfile can be made to hang (CVE-2025-8194); upgrade")

@@ -13,7 +13,8 @@ streams:
 stages:
   data: {{run: make_shapes, samples: 8000, seed: 0}}
   caption_codes: {{run: train_text_tokenizer, data: data, stream: caption, vocab_size: 512}}
-  frame_codes: {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 600}}
+  frame_codes:
+    {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 600}}
   tokens: {{run: encode_dataset, data: data, tokenizers: {{caption: caption_codes, frame: frame_codes}}}}
   world: {{run: train_world_model, tokens: tokens, model: {{width: 256, depth: 6, heads: 8}}, steps: 1500}}
   scores: {{run: evaluate_world_model, world: world}}
@@ -34,7 +35,8 @@ streams:
 stages:
   data: {{run: import_folder, path: pictures}}
   caption_codes: {{run: train_text_tokenizer, data: data, stream: caption, vocab_size: 512}}
-  frame_codes: {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 2000}}
+  frame_codes:
+    {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 2000}}
   tokens: {{run: encode_dataset, data: data, tokenizers: {{caption: caption_codes, frame: frame_codes}}}}
   world: {{run: train_world_model, tokens: tokens, model: {{width: 256, depth: 6, heads: 8}}, steps: 3000}}
   scores: {{run: evaluate_world_model, world: world}}

@@ -1,0 +1,337 @@
+"""The command line. Heavy packages are imported by what a command calls, never here."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from worldloom.pipeline.config import Pipeline
+    from worldloom.pipeline.plan import Plan
+    from worldloom.pipeline.reporter import Reporter
+
+COMPLETE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3  # exit codes
+
+# typer brings its own copy of click in some releases and depends on click in others; this is ClickException in both.
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="worldloom",
+    help="Weaves pictures and text into one stream of tokens and trains one transformer on it.",
+    epilog="Exit codes: 0 complete, 1 a stage failed, 2 bad config or usage, 3 interrupted; the same command goes on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="pipeline file", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder or the folder of one run")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[STAGE.SETTING=VALUE]...", help="as in world.steps=3000 root=DIR")]
+Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="for people or for programs")]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="this stage alone; may be repeated")]
+From = Annotated[list[str] | None, typer.Option("--from", metavar="STAGE", help="this stage and all that depend on it")]
+Until = Annotated[list[str] | None, typer.Option("--until", metavar="STAGE", help="this stage and all that it needs")]
+Force = Annotated[
+    list[str] | None, typer.Option("--force", metavar="STAGE", help="make it again although it is done, and all that depend on it")
+]
+ProfileName = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="of the file's profiles; the first by default")]
+ExecutorName = Annotated[Literal["ray", "inline"] | None, typer.Option("--executor", help="instead of the profile's")]
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="to write")] = Path("pipeline.yaml"),
+    template: Annotated[
+        Literal["shapes", "folder"], typer.Option("--template", "-t", help="a world it draws itself, or your pictures")
+    ] = "shapes",
+) -> None:
+    """Write a pipeline file to start from."""
+    from worldloom.pipeline.templates import template as text_of
+
+    if file.exists():
+        raise ValueError(f"{file} is there already; give another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "x", encoding="utf-8") as written:
+        written.write(text_of(template, template, str(file)))
+    _say(f"wrote {file}; next: worldloom plan {file}")
+
+
+@app.command()
+def validate(file: FileArgument, overrides: Overrides = None, output: Output = "text") -> None:
+    """Check a pipeline file; list everything that is wrong with it."""
+    from worldloom.pipeline.problems import ConfigError
+
+    try:
+        pipeline = _read(file, overrides)
+    except ConfigError as error:
+        if output == "json":
+            _say_json({"valid": False, "problems": list(error.problems)})
+        else:
+            for problem in error.problems:
+                typer.echo(problem, err=True)
+        raise typer.Exit(USAGE) from None
+    if output == "json":
+        _say_json({"valid": True, "problems": []})
+    else:
+        _say(f"{file} is valid: {len(pipeline.stages)} stages")
+
+
+@app.command()
+def plan(
+    file: FileArgument,
+    overrides: Overrides = None,
+    only: Only = None,
+    start: From = None,
+    until: Until = None,
+    force: Force = None,
+    output: Output = "text",
+) -> None:
+    """Show what a run would do, and why."""
+    planned = _plan(_read(file, overrides), only, start, until, force)
+    if output == "json":
+        _say_json(_plan_json(planned, overrides or ()))
+    else:
+        from worldloom.pipeline.tables import plan_lines
+
+        _say_lines(plan_lines(planned, overrides or ()))
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    overrides: Overrides = None,
+    only: Only = None,
+    start: From = None,
+    until: Until = None,
+    force: Force = None,
+    executor: ExecutorName = None,
+    profile: ProfileName = None,
+    output: Output = "text",
+) -> None:
+    """Run what is not done; the same command goes on after any stop."""
+    from worldloom.pipeline.engine import run_pipeline
+    from worldloom.pipeline.profiles import executor_of
+
+    pipeline = _read(file, overrides)
+    chosen = pipeline.profile(profile)
+    if executor is not None:
+        chosen = chosen.model_copy(update={"executor": executor})
+    planned = _plan(pipeline, only, start, until, force)
+    raise typer.Exit(run_pipeline(planned, executor_of(chosen), _reporter(output)))
+
+
+@app.command()
+def status(run: RunArgument, overrides: Overrides = None, output: Output = "text") -> None:
+    """Show how far every stage is, also while it runs."""
+    from worldloom.pipeline.locate import locate
+    from worldloom.pipeline.overview import as_json, overview
+    from worldloom.pipeline.tables import status_lines
+
+    located = locate(run, overrides or ())
+    views = overview(located)
+    if output == "json":
+        _say_json(as_json(located, views))
+    else:
+        _say_lines(status_lines(located, views))
+
+
+@app.command()
+def show(run: RunArgument, overrides: Overrides = None, output: Output = "text") -> None:
+    """Show the figures that the stages measured, and where everything lies."""
+    from worldloom.pipeline.locate import locate
+    from worldloom.pipeline.overview import as_json, overview
+    from worldloom.pipeline.tables import show_lines
+
+    located = locate(run, overrides or ())
+    views = overview(located)
+    if output == "json":
+        _say_json(as_json(located, views))
+    else:
+        _say_lines(show_lines(located, views))
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    caption: Annotated[str | None, typer.Option("--caption", help="text to draw")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
+    give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,
+    want: Annotated[list[str] | None, typer.Option("--want", metavar="STREAM", help="streams to make; those not given by default")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="file.png or folder")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.7,
+    top_k: Annotated[int, typer.Option("--top-k", help="0 takes all tokens")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
+    guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts")] = 1.0,
+    scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
+    stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
+) -> None:
+    """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
+    from worldloom.pipeline.sample import sample_command, sample_lines
+
+    samples = sample_command(
+        run, caption, image, want, out, seed, count, temperature, top_k, top_p, guidance, scale, stage, _pairs(give or (), "--give")
+    )
+    _say_lines(sample_lines(samples))
+
+
+@app.command()
+def verify(run: RunArgument, overrides: Overrides = None, output: Output = "text") -> None:
+    """Read every file of every finished artifact and compare it with what was committed."""
+    from worldloom.pipeline.locate import locate
+    from worldloom.pipeline.verify import verify_run
+
+    root = locate(run, overrides or ()).root
+    problems = verify_run(root)
+    if output == "json":
+        _say_json({"whole": not problems, "problems": problems})
+    else:
+        _say_lines(problems or [f"{root}: everything is as it was committed"])
+    raise typer.Exit(FAILED if problems else COMPLETE)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="where runs will be written")] = Path(),
+    output: Output = "text",
+) -> None:
+    """Check this machine: versions, processor, memory, disk, compilers."""
+    from worldloom.pipeline.doctor import examine
+    from worldloom.pipeline.tables import doctor_lines
+
+    findings = examine(folder)
+    if output == "json":
+        _say_json([finding._asdict() for finding in findings])
+    else:
+        _say_lines(doctor_lines(findings))
+    raise typer.Exit(FAILED if any(finding.verdict == "problem" for finding in findings) else COMPLETE)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of pipeline files, for editors."""
+    from worldloom.pipeline.schema import schema_text
+
+    sys.stdout.write(schema_text())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: whatever the user got wrong is one line on stderr and exit code 2."""
+    sys.exit(exit_code(lambda: app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)))
+
+
+def exit_code(command: Callable[[], Any]) -> int:
+    """Runs a command; errors that people can mend become one line."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else COMPLETE
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            return USAGE
+        return _complain(f"{error.format_message()} (worldloom --help says more)")
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone, as `head` does; Python would complain about it at exit
+        return COMPLETE
+    except OSError as error:
+        return _complain(_os_error(error), FAILED if error.errno in _FULL else USAGE)
+    except ValueError as error:
+        return _complain(str(error))
+
+
+_FULL = (28, 122)  # ENOSPC, EDQUOT: a disk without room is not the config's fault, and a later run goes on
+
+
+def _os_error(error: OSError) -> str:
+    if error.errno in _FULL:
+        return f"the disk is full: {error.filename or 'a file'} could not be written; free some room and run again, it goes on from here"
+    if error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _complain(text: str, code: int = USAGE) -> int:
+    typer.echo("error: " + " ".join(text.split()), err=True)
+    return code
+
+
+def _read(file: Path, overrides: Sequence[str] | None) -> "Pipeline":
+    from worldloom.pipeline.config import read_pipeline
+
+    return read_pipeline(file, overrides or ())
+
+
+def _plan(
+    pipeline: "Pipeline", only: Sequence[str] | None, start: Sequence[str] | None, until: Sequence[str] | None, force: Sequence[str] | None
+) -> "Plan":
+    from worldloom.pipeline.plan import make_plan
+
+    return make_plan(pipeline, only or (), start or (), until or (), force or ())
+
+
+def _plan_json(planned: "Plan", overrides: Sequence[str]) -> dict[str, Any]:
+    stages = [
+        {
+            "name": one.stage.name,
+            "kind": one.stage.kind.name,
+            "state": one.state,
+            "reason": one.reason,
+            "fingerprint": one.stage.fingerprint,
+            "artifact": str(one.stage.folder),
+        }
+        for one in planned.stages
+    ]
+    return {"name": planned.name, "root": str(planned.root), "overrides": list(overrides), "stages": stages}
+
+
+def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    pairs = [one.partition("=") for one in given]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise ValueError(f"{option} {name}: write STREAM=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _reporter(output: str) -> "Reporter":
+    from worldloom.pipeline.reporter import JsonReporter, LineReporter
+
+    if output == "json":
+        return JsonReporter(sys.stdout)
+    console = _console()
+    if not console.is_terminal or console.is_dumb_terminal:
+        return LineReporter(sys.stdout)
+    from worldloom.pipeline.terminal import TerminalReporter
+
+    return TerminalReporter(console)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _say_lines(lines: Iterable[str]) -> None:
+    """Lines with rich's markup; colours only on a terminal, and never with NO_COLOR."""
+    console = _console()
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _say_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
