@@ -170,7 +170,7 @@ class _Run:
                 artifact.discard(stage.folder)
             elif (stage.folder / "DONE.json").exists():  # another run was faster
                 return
-            artifact.begin(stage.folder, stage.kind, stage.name, stage.settings, inputs, stage.fingerprint)
+            artifact.begin(stage.folder, stage.kind, stage.name, stage.settings, inputs, stage.fingerprint, stage.outside)
             _forget_dead_workers(stage.folder)
             self.executor.run(Job(stage, inputs, self.stop.path))
             artifact.complete(stage.folder, stage.kind.finish(stage.settings, inputs, stage.folder))
