@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     folder: Path | None = None  # its artifact, finished or not
     started: float | None = None  # seconds since 1970
     seconds: float | None = None
-    note: str = ""  # one line: why it failed, or where it comes from
+    note: str = ""  # one line: why it failed, or, of a stage that is done, where it comes from
 
 
 class _Stage(NamedTuple):
@@ -184,8 +184,12 @@ def _section(stage: _Stage) -> Markup:
     if isinstance(files, Mapping):
         size = sum(entry.get("bytes", 0) for entry in files.values() if isinstance(entry, Mapping))
         facts.append(f"{len(files)} {'file' if len(files) == 1 else 'files'}, {as_size(size)}")
+    if shown.state == "done":
+        facts.append(shown.note)
     blocks = [report_blocks.render(block, shown.folder) for block in _blocks(stage) if shown.folder]
-    if not blocks:
+    if not blocks and stage.figures:
+        blocks = [report_blocks.table(("figure", "value"), sorted(stage.figures.items()))]
+    elif not blocks:
         blocks = [report_blocks.note("Nothing to show yet." if shown.state != "done" else "This stage left no card.")]
     return element(
         "section",
@@ -198,7 +202,7 @@ def _section(stage: _Stage) -> Markup:
             _state(shown.state, shown.state),
         ),
         element("p", {"class": "facts"}, " · ".join(filter(None, facts))),
-        element("p", {}, shown.note) if shown.note else None,
+        element("p", {"class": "trouble"}, shown.note) if shown.note and shown.state != "done" else None,
         blocks,
         _details(stage),
     )

@@ -50,7 +50,9 @@ def note(text: str) -> Markup:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
     """A table that scrolls by itself where the page is narrow; columns of numbers stand at the right."""
-    right = [bool(rows) and all(_is_number(row[at]) or row[at] is None for row in rows if at < len(row)) for at in range(len(columns))]
+    right = [
+        bool(rows) and all(row[at] is None or _number(row[at]) is not None for row in rows if at < len(row)) for at in range(len(columns))
+    ]
 
     def cell(name: str, at: int, value: Cell, **attributes: str) -> Markup:
         return element(name, {"class": "number" if at < len(right) and right[at] else None, **attributes}, _text(value))
@@ -178,11 +180,13 @@ def _metrics(path: Path, x: str, names: Sequence[str]) -> dict[str, list[tuple[f
             record = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(record, dict) or not _is_number(at := record.get(x)):
+        if not isinstance(record, dict):
             continue
+        at = _number(record.get(x))
         for name in names:
-            if _is_number(value := record.get(name)):
-                found[name][float(at)] = float(value)
+            value = _number(record.get(name))
+            if at is not None and value is not None:
+                found[name][at] = value
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
@@ -196,8 +200,9 @@ def _lines(path: Path) -> tuple[str, ...]:
     return _read_lines(path, path.stat().st_mtime_ns)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def _text(value: Cell) -> str:

@@ -43,7 +43,7 @@ def sample_command(
 
     Pictures go to `out`: a name ending in .png (numbered where there are several), or a folder, which then gets the texts, too. `want`
     names the streams to write, by default those not given; with nothing given, the model itself chooses. `give` holds values by stream
-    name: text, or the path of a file. ValueError, FileNotFoundError or ArtifactError say what is wrong and what to do.
+    name: text, or the path of a file. ValueError or FileNotFoundError say what is wrong and what to do.
     """
     _check(count, temperature, top_k, top_p, guidance, scale)
     artifact = find_artifact(run, "world_model", stage)
@@ -64,7 +64,7 @@ def sample_command(
 
 def sample_lines(samples: Sequence[Sample]) -> list[str]:
     """What a terminal shows of them."""
-    lines = []
+    lines: list[str] = []
     for sample in samples:
         lines.extend(sample.texts.values() if len(sample.texts) == 1 else (f"{name}: {text}" for name, text in sample.texts.items()))
         lines.extend(f"{name} in {file}" for name, file in sample.files.items() if name not in sample.texts)

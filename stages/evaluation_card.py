@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.stages.card import Block, Card, Gallery, Item, Table, Text, Verdict, write_picture
+from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
 from worldloom.stages.evaluation_figures import LEGAL, Measured, accuracy_name
 from worldloom.stages.open_world import Sampled
@@ -125,12 +125,11 @@ def _bits(measured: Measured) -> Block | None:
     if not measured.bits:
         return Text(text="The dataset has no samples to evaluate on but those of training.")
     names = list(dict.fromkeys(name for bits in measured.bits.values() for name in bits.per_token))
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in measured.bits.items()
     )
-    return Table(
-        title="Bits per token, and how much the model by itself gives to legal tokens", columns=("split", *names, "legal"), rows=rows
-    )
+    note = "Bits per token by stream; legal: what the model gives to legal tokens without the grammar's help"
+    return Table(title=note, columns=("split", *names, "legal"), rows=rows)
 
 
 def _rounded(value: float | None) -> float | None:

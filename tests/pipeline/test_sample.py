@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from worldloom.pipeline.problems import ConfigError
 from worldloom.pipeline.sample import Sample, sample_command, sample_lines
 from worldloom.stages.artifact import ArtifactError
 
@@ -98,9 +99,9 @@ def test_a_file_that_is_no_picture_is_named(tiny_root: Path, tmp_path: Path) -> 
 
 
 def test_a_missing_and_an_unfinished_run_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+    with pytest.raises(ConfigError, match="nowhere is not there"):
         sample_command(tmp_path / "nowhere", caption=CAPTION)
-    with pytest.raises(FileNotFoundError, match="holds no run"):
+    with pytest.raises(ConfigError, match="holds no run"):
         sample_command(tmp_path, caption=CAPTION)
     run = tmp_path / "runs" / "latest"
     run.mkdir(parents=True)
