@@ -123,11 +123,11 @@ def read_captions(path: Path) -> dict[str, str]:
 def share_out(pictures: tuple[Picture, ...], validation_share: float, shard_size: int) -> list[Shard]:
     """Splits by a hash of the key, so that a picture stays where it is when others come, then shards in order of the keys.
 
-    With a share above 0 and at least two pictures, neither split is empty.
+    Training gets at least one picture, and validation too where its share is above 0 and there are two.
     """
     by_hash = sorted(pictures, key=lambda picture: (_fraction(picture.key), picture.file))
     held = sum(_fraction(picture.key) < validation_share for picture in by_hash)
-    if validation_share > 0 and len(by_hash) > 1:
+    if validation_share > 0:
         held = min(max(held, 1), len(by_hash) - 1)
     splits = {"train": by_hash[held:], "validation": by_hash[:held]}
     return [
