@@ -69,7 +69,7 @@ def run(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path, worker:
                     for key, values in _samples(settings, shard):
                         raw.add(key, values)
                 attempt.commit(raw.keys, (), raw.counts)
-        worker.report(number + 1, -(-len(shards) // worker.world_size), "shards", {})
+        worker.report(number + 1, len(shards), "shards", {})
 
 
 def finish(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
