@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
+from worldloom.stages.contact_sheet import Pinned, contact_sheet
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
 from worldloom.stages.evaluation_figures import LEGAL, Measured, accuracy_name
 from worldloom.stages.open_world import Sampled
 
 LETTERS = 120  # of a text on the card
+OVERVIEW = 12  # pictures on the sheet
 SPLITS = {
     "validation": "combinations seen in training, drawn anew",
     "held_out": "combinations that training never saw",
@@ -20,13 +22,28 @@ SPLITS = {
 
 
 def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
-    """Writes the card's pictures below `out` and returns the card; galleries hold `shown` examples at most."""
+    """Writes the card's pictures below `out` and returns the card; galleries hold `shown` examples at most.
+
+    pictures/overview.png is not on it: one sheet of what was drawn, for places that show a single picture.
+    """
     ordered = sorted(measured.outcomes, key=lambda outcome: _prominence(measured, outcome))
     examples = [block for outcome in ordered if (block := _examples(measured, outcome, shown, out)) is not None]
+    if ordered and _draws(measured, ordered[0]):
+        _overview(measured, ordered[0], out)
     blocks = [*examples, _dreams(measured, shown, out), _properties(measured), _bits(measured)]
     return Card(
         title="What the world model can do", blocks=tuple(block for block in blocks if block is not None), headline=_headline(measured)
     )
+
+
+def _overview(measured: Measured, outcome: Outcome, out: Path) -> None:
+    pinned = [
+        Pinned(trial.made, _words(trial.given), None if measured.oracle is None else trial.right)
+        for trial in outcome.trials
+        if trial.made is not None and measured.world.streams[outcome.direction.source] == "text"
+    ]
+    if pinned:
+        write_picture(out, "overview", contact_sheet(pinned[:OVERVIEW]))
 
 
 def _headline(measured: Measured) -> tuple[str, ...]:
@@ -108,7 +125,7 @@ def _properties(measured: Measured) -> Block | None:
     """One row for every direction and split, one column for every property."""
     if measured.oracle is None or not measured.outcomes:
         return None
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             f"{outcome.direction.source} → {outcome.direction.target}",
             outcome.split,

@@ -74,7 +74,7 @@ def test_a_world_that_never_learnt_writes_legal_sequences_that_say_nothing(score
 def test_the_same_evaluation_gives_the_same_bytes(scores: Artifact, tiny_world: Artifact, tmp_path: Path) -> None:
     again = execute(STAGE, "scores", SETTINGS, {"world": tiny_world}, tmp_path / "scores" / "f", Worker())
     assert again.manifest == scores.manifest
-    assert "card.json" in again.files() and any(name.startswith("pictures/") for name in again.files())
+    assert {"card.json", "pictures/overview.png"} <= set(again.files()) and any(name.startswith("pictures/") for name in again.files())
 
 
 def test_a_world_that_does_what_it_is_told_is_right_every_time(world: OpenWorld, tmp_path: Path) -> None:
