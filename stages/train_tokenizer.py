@@ -21,7 +21,7 @@ class TrainTokenizer(TrainingSettings):
     data: DatasetRef
     stream: str = Field(description="the stream of pictures to learn")
     tokenizer: ImageTokenizerSettings = VqGan()
-    batch_size: PositiveInt = Field(64, description="pictures a step, all workers together")
+    batch_size: PositiveInt = Field(32, description="pictures a step, all workers together")
     learning_rate: float = Field(2e-3, gt=0, description="at its highest, after the warm-up")
     measured: PositiveInt = Field(2_000, description="pictures of each split that the final figures are taken from, at most")
 

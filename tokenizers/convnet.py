@@ -16,11 +16,11 @@ WIDEST = 4  # the deepest stages are this many times as wide as the first
 class ConvEncoder(nn.Module):
     """Pictures [B, C, H, W] -> [B, D, H/downsample, W/downsample]."""
 
-    def __init__(self, channels: int, width: int, blocks: int, downsample: int, code_width: int) -> None:
+    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int) -> None:
         super().__init__()
-        widths = _widths(width, downsample)
-        self.downsample = downsample
-        self.stem = Conv3(4 * channels, widths[0])
+        widths = _widths(width, patch, downsample)
+        self.patch, self.downsample = patch, downsample
+        self.stem = Conv3(patch * patch * channels, widths[0])
         stages: list[nn.Module] = []
         for this, deeper in zip(widths, [*widths[1:], None], strict=True):
             stages += [Residual(this) for _ in range(blocks)]
@@ -34,7 +34,7 @@ class ConvEncoder(nn.Module):
         B, C, H, W = pictures.shape
         if H % self.downsample or W % self.downsample:
             raise ValueError(f"pictures of {H} x {W} pixels cannot be divided into cells of {self.downsample} x {self.downsample}")
-        x = self.stages(self.stem(space_to_depth(pictures.permute(0, 2, 3, 1))))
+        x = self.stages(self.stem(space_to_depth(pictures.permute(0, 2, 3, 1), self.patch)))
         x = self.norm(x)
         if torch.is_autocast_enabled(x.device.type):
             # Codes are chosen by small differences: the last product is float32.
@@ -48,9 +48,10 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """[B, D, h, w] -> [B, C, h * downsample, w * downsample], unbounded."""
 
-    def __init__(self, channels: int, width: int, blocks: int, downsample: int, code_width: int) -> None:
+    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int) -> None:
         super().__init__()
-        widths = _widths(width, downsample)[::-1]
+        widths = _widths(width, patch, downsample)[::-1]
+        self.patch = patch
         self.stem = Conv3(code_width, widths[0])
         stages: list[nn.Module] = []
         for this, shallower in zip(widths, [*widths[1:], None], strict=True):
@@ -59,11 +60,11 @@ class ConvDecoder(nn.Module):
                 stages.append(Double(this, shallower))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(widths[-1])
-        self.head = Conv3(widths[-1], 4 * channels)
+        self.head = Conv3(widths[-1], patch * patch * channels)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.stages(self.stem(z.permute(0, 2, 3, 1)))
-        x = depth_to_space(self.head(self.norm(x)))
+        x = depth_to_space(self.head(self.norm(x)), self.patch)
         return x.permute(0, 3, 1, 2)
 
     @property
@@ -108,7 +109,7 @@ class Halve(nn.Module):
         self.merge = nn.Linear(4 * in_width, out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.merge(space_to_depth(x))
+        return self.merge(space_to_depth(x, 2))
 
 
 class Double(nn.Module):
@@ -119,24 +120,25 @@ class Double(nn.Module):
         self.split = nn.Linear(in_width, 4 * out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depth_to_space(self.split(x))
+        return depth_to_space(self.split(x), 2)
 
 
-def space_to_depth(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, H/2, W/2, 4 C]."""
+def space_to_depth(x: Tensor, side: int) -> Tensor:
+    """[B, H, W, C] -> [B, H/side, W/side, side * side * C]: each cell's pixels side by side."""
     B, H, W, C = x.shape
-    return x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(2, 3).reshape(B, H // 2, W // 2, 4 * C)
+    cells = x.reshape(B, H // side, side, W // side, side, C).transpose(2, 3)
+    return cells.reshape(B, H // side, W // side, side * side * C)
 
 
-def depth_to_space(x: Tensor) -> Tensor:
-    """[B, H, W, 4 C] -> [B, 2 H, 2 W, C]; undoes space_to_depth."""
+def depth_to_space(x: Tensor, side: int) -> Tensor:
+    """[B, H, W, side * side * C] -> [B, side * H, side * W, C]; undoes space_to_depth."""
     B, H, W, C = x.shape
-    return x.reshape(B, H, W, 2, 2, C // 4).transpose(2, 3).reshape(B, 2 * H, 2 * W, C // 4)
+    cells = x.reshape(B, H, W, side, side, C // (side * side)).transpose(2, 3)
+    return cells.reshape(B, side * H, side * W, C // (side * side))
 
 
-def _widths(width: int, downsample: int) -> list[int]:
-    """Widths of the stages at 1/2, 1/4 ... 1/downsample of the resolution."""
-    halvings = downsample.bit_length() - 1
-    if downsample < 2 or downsample != 1 << halvings:
-        raise ValueError(f"downsample must be a power of two, at least 2, got {downsample}")
-    return [width * min(WIDEST, 1 << stage) for stage in range(halvings)]
+def _widths(width: int, patch: int, downsample: int) -> list[int]:
+    """Widths of the stages at 1/patch ... 1/downsample of the resolution, halved from one to the next."""
+    if patch < 2 or patch & (patch - 1) or downsample & (downsample - 1) or patch > downsample:
+        raise ValueError(f"patch and downsample must be powers of two with 2 <= patch <= downsample, got {patch} and {downsample}")
+    return [width * min(WIDEST, 1 << stage) for stage in range((downsample // patch).bit_length())]

@@ -52,5 +52,3 @@ def smallest_side(layers: int) -> int:
 def _group_norm(channels: int) -> nn.GroupNorm:
     groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0 and channels // groups >= 4 or groups == 1)
     return nn.GroupNorm(groups, channels)
-
-

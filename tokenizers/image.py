@@ -107,10 +107,14 @@ class ImageTokenizer:
         weights = load_file(folder / "model.safetensors")
         expected = tokenizer.autoencoder.state_dict()
         wrong = sorted(set(weights) ^ set(expected)) + sorted(
-            key for key in set(weights) & set(expected) if weights[key].shape != expected[key].shape or weights[key].dtype != expected[key].dtype
+            key
+            for key in set(weights) & set(expected)
+            if weights[key].shape != expected[key].shape or weights[key].dtype != expected[key].dtype
         )
         if wrong:
-            raise ValueError(f"{folder}: model.safetensors does not fit config.json at {', '.join(wrong[:5])}; the files are of different runs")
+            raise ValueError(
+                f"{folder}: model.safetensors does not fit config.json at {', '.join(wrong[:5])}; the files are of different runs"
+            )
         tokenizer.autoencoder.load_state_dict(weights)
         tokenizer.autoencoder.eval().requires_grad_(False)
         return tokenizer
@@ -174,11 +178,13 @@ def to_pictures(settings: VqGan | VqVae | Dvae, output: Tensor) -> Tensor:
 def _parts_of(
     settings: VqGan | VqVae | Dvae, seed: int, generator: torch.Generator
 ) -> tuple[ConvEncoder, VectorQuantizer | GumbelQuantizer, ConvDecoder]:
-    network = {"width": settings.width, "blocks": settings.blocks, "downsample": settings.downsample}
+    network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
     size, width = settings.codebook_size, settings.code_width
     quantizer: VectorQuantizer | GumbelQuantizer
     if isinstance(settings, Dvae):
-        quantizer = GumbelQuantizer(size, width, Upkeep(place_after=-1, restart_every=0, least_use=settings.least_use, seed=seed), generator)
+        quantizer = GumbelQuantizer(
+            size, width, Upkeep(place_after=-1, restart_every=0, least_use=settings.least_use, seed=seed), generator
+        )
     else:
         upkeep = Upkeep(
             place_after=settings.place_after,

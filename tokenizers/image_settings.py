@@ -13,15 +13,23 @@ class _Settings(BaseModel):
 
 class _Autoencoder(_Settings):
     codebook_size: Annotated[int, Field(ge=2, le=1 << 20, description="how many codes there are")] = 512
-    downsample: Annotated[int, Field(ge=2, le=64, description="pixels along a side of the cell that one code stands for; a power of two")] = 8
-    width: Annotated[int, Field(ge=4, le=1024, description="channels at half resolution; doubles with each halving, up to four times")] = 32
-    blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 2
+    downsample: Annotated[
+        int, Field(ge=2, le=64, description="pixels along a side of the cell that one code stands for; a power of two")
+    ] = 8
+    patch: Annotated[
+        int, Field(ge=2, le=64, description="side of the cells of pixels that the first convolution reads; a power of two")
+    ] = 2
+    width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
+    blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
     code_width: Annotated[int, Field(ge=2, le=4096, description="numbers in one code's vector")] = 32
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:
-        if self.downsample & (self.downsample - 1):
-            raise ValueError(f"downsample must be a power of two (2, 4, 8, 16 ...), got {self.downsample}")
+        for name, value in (("patch", self.patch), ("downsample", self.downsample)):
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two (2, 4, 8, 16 ...), got {value}")
+        if self.patch > self.downsample:
+            raise ValueError(f"patch ({self.patch}) must not be above downsample ({self.downsample}): a code stands for whole patches")
         return self
 
 

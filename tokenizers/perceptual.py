@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # Convolutions of VGG16 by stage, with their places in torchvision's `features`; features are taken at the end of each stage.
-VGG16 = (((0, 64), (2, 64)), ((5, 128), (7, 128)), ((10, 256), (12, 256), (14, 256)), ((17, 512), (19, 512), (21, 512)), ((24, 512), (26, 512), (28, 512)))
+VGG16 = (
+    ((0, 64), (2, 64)),
+    ((5, 128), (7, 128)),
+    ((10, 256), (12, 256), (14, 256)),
+    ((17, 512), (19, 512), (21, 512)),
+    ((24, 512), (26, 512), (28, 512)),
+)
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and spread for pictures in [-1, 1], as in LPIPS
 SCALE = (0.458, 0.448, 0.450)
 SEED = 20_180_111

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from worldloom.tokenizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
+from worldloom.tokenizers.vector_quantizer import VectorQuantizer
+
+QUIET = Upkeep(place_after=-1, restart_every=0, least_use=0)
+B, K, D, H, W = 2, 7, 3, 5, 4
+
+
+def quantizer(kind: type[EmaCodebook] | type[GradientCodebook] = GradientCodebook, upkeep: Upkeep = QUIET) -> VectorQuantizer:
+    generator = torch.Generator().manual_seed(0)
+    codebook = kind(K, D, upkeep, generator)
+    with torch.no_grad():
+        (codebook.weight_KD if isinstance(codebook, GradientCodebook) else codebook.embedding_KD).normal_(generator=generator)
+    return VectorQuantizer(codebook)
+
+
+def features() -> torch.Tensor:
+    return torch.randn((B, D, H, W), generator=torch.Generator().manual_seed(9)).requires_grad_()
+
+
+def test_the_encoder_gets_the_decoders_gradient_and_the_commitment() -> None:
+    vq, z = quantizer(), features()
+    upstream = torch.randn((B, D, H, W), generator=torch.Generator().manual_seed(3))
+    out = vq(z)
+    ((out.z * upstream).sum() + out.loss).backward()
+    assert z.grad is not None
+    e = vq.decode(out.codes).detach()
+    assert torch.allclose(z.grad, upstream + 2 * 0.25 * (z.detach() - e) / z.numel(), atol=1e-6)
+
+
+def test_beta_stands_on_the_commitment_and_not_on_the_codebook() -> None:
+    vq, z = quantizer(), features()
+    out = vq(z)
+    out.loss.backward()
+    e = vq.decode(out.codes).detach()
+    weight = vq.codebook.weight_KD
+    assert isinstance(weight, torch.nn.Parameter) and weight.grad is not None and z.grad is not None
+    chosen = torch.nn.functional.one_hot(out.codes, K).double()
+    pull = torch.einsum("bhwk,bdhw->kd", chosen, (e - z.detach()).double()) * 2 / z.numel()
+    assert torch.allclose(weight.grad.double(), pull, atol=1e-6)
+    assert torch.allclose(z.grad, 2 * 0.25 * (z.detach() - e) / z.numel(), atol=1e-7)
+
+
+def test_codes_become_their_vectors() -> None:
+    vq, z = quantizer(EmaCodebook).eval(), features()
+    out = vq(z)
+    assert torch.allclose(out.z, vq.decode(out.codes), atol=1e-6)
+    assert torch.equal(out.codes, vq.encode(z))
+    assert out.codes.shape == (B, H, W)
+
+
+@pytest.mark.parametrize("kind", [EmaCodebook, GradientCodebook])
+def test_eval_mode_changes_no_buffer(kind: type[EmaCodebook] | type[GradientCodebook]) -> None:
+    vq = quantizer(kind, Upkeep(place_after=0)).eval()
+    before = {name: value.clone() for name, value in vq.state_dict().items()}
+    for _ in range(3):
+        vq(features())
+    assert all(torch.equal(value, before[name]) for name, value in vq.state_dict().items())
+
+
+def test_vectors_pass_unquantized_until_codes_are_placed() -> None:
+    vq = quantizer(EmaCodebook, Upkeep(place_after=1, least_use=0)).train()
+    z = features()
+    first, second, third = vq(z), vq(z), vq(z)
+    assert torch.equal(first.z, z) and torch.equal(second.z, z) and first.loss.item() == 0
+    assert not torch.equal(third.z, z) and third.loss.item() > 0
+
+
+def test_averages_leave_the_codebook_without_a_loss() -> None:
+    vq, z = quantizer(EmaCodebook), features()
+    out = vq(z)
+    e = vq.eval()(z).z  # after the update
+    assert out.loss.item() == pytest.approx(0.25 * (z - out.z).square().mean().item(), rel=1e-4)
+    assert not torch.equal(e, out.z)
+
+
+def test_it_stays_float32_under_autocast_and_for_bfloat16_features() -> None:
+    vq = quantizer(EmaCodebook).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = vq(features().bfloat16())
+    assert out.z.dtype == out.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "codes, message", [(torch.tensor([[[7]]]), r"0 \.\. 6, got 7 \.\. 7"), (torch.tensor([[[0.5]]]), "codes are integers")]
+)
+def test_codes_out_of_range_are_refused(codes: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantizer().decode(codes)
