@@ -45,7 +45,7 @@ def contact_sheet(pinned: Sequence[Pinned], columns: int = 6) -> NDArray[np.uint
 def _wrapped(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """The text in lines no wider than a picture, broken between words; very long words are cut."""
     lines = [""]
-    for word in (word[at : at + LONGEST] for word in text.split() for at in range(0, len(word), LONGEST)):
+    for word in (long[at : at + LONGEST] for long in text.split() for at in range(0, len(long), LONGEST)):
         longer = f"{lines[-1]} {word}".strip()
         if not lines[-1] or pen.textlength(longer, font=font) <= CELL:
             lines[-1] = longer
