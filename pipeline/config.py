@@ -4,6 +4,7 @@ The same models make a pipeline in Python: `Pipeline(name="shapes", root="runs/s
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -12,7 +13,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from worldloom.pipeline.catalogue import STAGES
 from worldloom.pipeline.graph import graph_problems
-from worldloom.pipeline.problems import ConfigError, Problem, dotted, nearest, problems_of
+from worldloom.pipeline.problems import NAME_RULE, ConfigError, Problem, dotted, nearest, problems_of
 from worldloom.pipeline.profiles import Profile
 from worldloom.pipeline.strict_yaml import MAX_BYTES, YamlError, read_yaml
 from worldloom.stages.kind import StageKind
@@ -83,6 +84,8 @@ def parse_pipeline(text: str, source: str = "pipeline", overrides: Sequence[str]
     changed = [_apply(tree, override) for override in overrides]
     problems, pipeline = _build(tree, kinds)
     if pipeline is None:
+        # A misspelt setting is often missing under its right name, too: what can be mended with one letter is said first.
+        problems.sort(key=lambda problem: "did you mean" not in problem.rule)
         raise ConfigError([_located(problem, source, lines, changed) for problem in problems])
     return pipeline
 
@@ -120,6 +123,8 @@ def _stage(name: str, raw: Any, streams: Any, kinds: Mapping[str, StageKind]) ->
     path = ("stages", name)
     if name in RESERVED:
         return None, [Problem(path, f"no stage can be called {name}: overrides could not tell it from the pipeline's own {name}")]
+    if not re.fullmatch(NAME, name):
+        return None, [Problem(path, NAME_RULE)]
     if not isinstance(raw, dict):
         return None, [Problem(path, "should be a mapping (name: value) with run: and the settings of that kind of stage")]
     if "run" not in raw:

@@ -10,6 +10,8 @@ from pydantic_core import ErrorDetails
 
 Path = tuple[str | int, ...]
 
+NAME_RULE = "a name starts with a small letter or a digit and goes on with small letters, digits, _ and -, at most 63 characters"
+
 
 class Problem(NamedTuple):
     """`path` leads to the value in the file, `rule` says what is wrong with it."""
@@ -76,7 +78,7 @@ def _rule(detail: ErrorDetails, model: type[BaseModel]) -> str:
         name, known = str(context["discriminator"]).strip("'"), str(context["expected_tags"]).replace("'", "").split(", ")
         return f"{context['tag']!r} is not a known {name}; {nearest(context['tag'], known)}"
     if last == "[key]":
-        return "a name starts with a small letter or a digit and goes on with small letters, digits, _ and -, at most 63 characters"
+        return NAME_RULE
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     rule = detail["msg"].removeprefix("Input ")
