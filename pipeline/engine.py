@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from worldloom.pipeline.events import Events
+from worldloom.pipeline.events import Events, EventType
 from worldloom.pipeline.executor import Executor, Job, Resources
 from worldloom.pipeline.interrupts import INTERRUPTED, interruptible
 from worldloom.pipeline.plan import Plan, Planned
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 COMPLETE, FAILED = 0, 1  # exit codes; INTERRUPTED is the third
 LOOK_EVERY = 0.5  # seconds between looks at the workers' progress
+EVENT_OF_CODE: dict[int, EventType] = {COMPLETE: "COMPLETE", FAILED: "FAIL", INTERRUPTED: "ABORT"}
+EVENT_OF: dict[Ending, EventType] = {"done": "COMPLETE", "interrupted": "ABORT", "failed": "FAIL"}
 
 
 def run_pipeline(plan: Plan, executor: Executor, reporter: Reporter) -> int:
@@ -44,12 +46,14 @@ def run_pipeline(plan: Plan, executor: Executor, reporter: Reporter) -> int:
             reporter.skipped(planned.stage.name)
         reporter.ended(COMPLETE, before.report)
         return COMPLETE
-    folder = RunFolder.create(plan)
-    run = _Run(plan, executor, _Serial(reporter), folder)
-    with interruptible(run.stop, run.reporter.message):
-        code = run.everything()
-    report = folder.write_report(run.ended, run.reporter.message)
-    run.reporter.ended(code, report)
+    with closing(executor):
+        free = executor.start([planned.stage for planned in work]) if work else Resources(0)
+        folder = RunFolder.create(plan)
+        run = _Run(plan, executor, _Serial(reporter), folder)
+        with interruptible(run.stop, run.reporter.message):
+            code = run.everything(free)
+            report = folder.write_report(run.ended, run.reporter.message)
+    reporter.ended(code, report)
     return code
 
 
@@ -84,33 +88,31 @@ class _Run:
         self._working: dict[str, tuple[Planned, Resources]] = {}
         self._arrivals: queue.SimpleQueue[Ended] = queue.SimpleQueue()
 
-    def everything(self) -> int:
-        """Runs all that is to be done; the exit code."""
+    def everything(self, free: Resources) -> int:
+        """Runs all that is to be done in what is free; the exit code."""
         work = self.plan.work()
-        self.events.write("START", self.plan.name)
+        self._event("START", self.plan.name)
         for planned in self.plan.stages:
-            if planned not in work and planned.done:
+            if planned.done:
                 self.reporter.skipped(planned.stage.name)
-                self.events.write("OTHER", planned.stage.name, outputs=_output(planned.stage), reason=planned.reason)
-        code = self._start_and_work(work) if work else COMPLETE
-        self.folder.write_artifacts()
-        self.events.write({COMPLETE: "COMPLETE", FAILED: "FAIL"}.get(code, "ABORT"), self.plan.name)
+                self._event("OTHER", planned.stage.name, outputs=_output(planned.stage), reason="done before")
+        over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(over,), name="progress", daemon=True)
+        watcher.start()
+        try:
+            self._work(work, free)
+        finally:
+            over.set()
+            watcher.join()
+        code = self._code(work)
+        self._event(EVENT_OF_CODE[code], self.plan.name)
         return code
 
-    def _start_and_work(self, work: list[Planned]) -> int:
-        with closing(self.executor):
-            free = self.executor.start([planned.stage for planned in work])
-            over = threading.Event()
-            watcher = threading.Thread(target=self._watch, args=(over,), name="progress", daemon=True)
-            watcher.start()
-            try:
-                self._work(work, free)
-            finally:
-                over.set()
-                watcher.join()
-        if any(ended.ending == "failed" for ended in self.ended.values()):
+    def _code(self, work: list[Planned]) -> int:
+        endings = [ended.ending for ended in self.ended.values()]
+        if "failed" in endings:
             return FAILED
-        return COMPLETE if all(ended.ending == "done" for ended in self.ended.values()) and len(self.ended) == len(work) else INTERRUPTED
+        return COMPLETE if endings.count("done") == len(work) else INTERRUPTED
 
     def _work(self, work: list[Planned], free: Resources) -> None:
         """Starts what is ready and fits, waits for an end, and so on. After a failure or a stop nothing new is started."""
@@ -136,7 +138,7 @@ class _Run:
         self._working[stage.name] = (planned, needs)
         self.reporter.started(stage.name, planned.reason)
         inputs = {name: self.plan.stage(name).fingerprint for name in stage.inputs.values()}
-        self.events.write("START", stage.name, inputs=inputs, outputs=_output(stage), reason=planned.reason)
+        self._event("START", stage.name, inputs=inputs, outputs=_output(stage), reason=planned.reason)
         if self.executor.side_by_side:
             threading.Thread(target=self._do, args=(planned,), name=stage.name, daemon=True).start()
         else:
@@ -152,7 +154,7 @@ class _Run:
             ending = "done"
         except Interrupted:
             ending = "interrupted"
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: a thread that ended without a word would be waited for without end
             if self.stop.is_set() and isinstance(error, StageFailed):
                 ending = "interrupted"  # a signal to the whole process group ends workers, too, and not at a safe point
                 log.warning("%s ended while stopping: %s", stage.name, error)
@@ -179,15 +181,24 @@ class _Run:
     def _account(self, ended: Ended) -> None:
         self.ended[ended.name] = ended
         stage = self.plan.stage(ended.name)
-        note_times(stage.folder, ended)
-        event: Literal["COMPLETE", "ABORT", "FAIL"] = {"done": "COMPLETE", "interrupted": "ABORT", "failed": "FAIL"}[ended.ending]
-        self.events.write(event, ended.name, outputs=_output(stage), seconds=round(ended.seconds, 3), message=ended.message)
+        self._keep(note_times, stage.folder, ended)
+        self._event(EVENT_OF[ended.ending], ended.name, outputs=_output(stage), seconds=round(ended.seconds, 3), message=ended.message)
         if ended.ending == "done":
             self.reporter.finished(ended.name, ended.seconds)
         elif ended.ending == "failed":
             self.reporter.failed(ended.name, ended.message)
         else:
             self.reporter.message(f"{ended.name} stopped; run the same command again and it goes on from there")
+
+    def _event(self, event: EventType, job: str, **facts: Any) -> None:
+        self._keep(self.events.write, event, job, **facts)
+
+    def _keep(self, record: Callable[..., None], *arguments: Any, **facts: Any) -> None:
+        """Writes down something about the run. That a full disk forbids it is said; it does not fail what was done."""
+        try:
+            record(*arguments, **facts)
+        except OSError as error:
+            self.reporter.message(f"the run's records are incomplete: {error}")
 
     def _inputs(self, stage: Stage) -> dict[str, Artifact]:
         return {field: Artifact.open(self.plan.stage(name).folder) for field, name in stage.inputs.items()}

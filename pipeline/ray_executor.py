@@ -4,11 +4,13 @@ Ray places and retries; that every shard is made exactly once is the commit's bu
 checkpoint's. Stages of independent shards are actors that claim one item at a time; training is a gang under Ray Train.
 """
 
+import importlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -88,6 +90,7 @@ class RayExecutor:
         self.gpus_per_worker = gpus_per_worker
         self.zero = zero
         self._nodes: list[Resources] = []
+        self._joined = False
         self._session: str | None = None
 
     def check(self, stages: Sequence[Stage]) -> None:
@@ -102,11 +105,14 @@ class RayExecutor:
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if self.address is None:
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less; nobody takes a laptop's node away
         if self.address is None and not self.gpus_per_worker:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import ray
 
         if not ray.is_initialized():
+            self._joined = True
             if self.address is None:
                 self._session = _short_folder()
                 ray.init(
@@ -124,6 +130,8 @@ class RayExecutor:
         living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._nodes = [Resources(node.get("CPU", 0), node.get("GPU", 0)) for node in living]
         self._check(self._nodes, stages)
+        if any(stage.kind.placement == "gang" for stage in stages):  # seconds of imports, while the first stages work
+            threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
         return Resources(sum(node.cpus for node in self._nodes), sum(node.gpus for node in self._nodes))
 
     def needs(self, stage: Stage, inputs: Mapping[str, Artifact]) -> Resources:
@@ -142,7 +150,9 @@ class RayExecutor:
             self._run_shards(job)
 
     def close(self) -> None:
-        """Ends a Ray of its own; a cluster is only left."""
+        """Ends a Ray of its own; a cluster, or a Ray that was here before, is only left."""
+        if not self._joined:
+            return
         import ray
 
         ray.shutdown()

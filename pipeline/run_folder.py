@@ -118,6 +118,6 @@ def seconds_spent(out: Path) -> float | None:
     """How long all runs together have worked on the artifact; None if nothing is known."""
     try:
         lines = (out / "logs" / "times.jsonl").read_text(encoding="utf-8").splitlines()
-        return sum(json.loads(line)["seconds"] for line in lines)
+        return float(sum(json.loads(line)["seconds"] for line in lines))
     except (FileNotFoundError, ValueError, KeyError):
         return None

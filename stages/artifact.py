@@ -152,7 +152,7 @@ def complete(out: Path, counts: dict[str, Any]) -> None:
     known = _committed_digests(out)
     manifest: dict[str, dict[str, Any]] = {}
     folders = {out}
-    for path in _content(out):
+    for path in content_files(out):
         name = path.relative_to(out).as_posix()
         folders.add(path.parent)
         if (sha256 := known.get(name)) is None or not path.samefile(out / "objects" / sha256):
@@ -165,6 +165,14 @@ def complete(out: Path, counts: dict[str, Any]) -> None:
     done = _readable({"format": FORMAT, "fingerprint": stage["fingerprint"], "counts": counts, "files": manifest})
     if not disk.write_new_file(out / "DONE.json", done) and (out / "DONE.json").read_bytes() != done:
         raise ArtifactError(f"{out}: the stage finished before with another result; remove the folder and run again")
+
+
+def content_files(out: Path) -> Iterator[Path]:
+    """Every file that belongs to the artifact's content."""
+    for path in sorted(out.rglob("*")):
+        top = path.relative_to(out).parts[0]
+        if top not in WORKING and top not in RECORDS and not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def clean(out: Path) -> None:
@@ -229,14 +237,6 @@ def _same(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _content(out: Path) -> Iterator[Path]:
-    """Every file that belongs to the artifact's content."""
-    for path in sorted(out.rglob("*")):
-        top = path.relative_to(out).parts[0]
-        if top not in WORKING and top not in RECORDS and not path.name.startswith(".") and path.is_file():
-            yield path
 
 
 def _committed_digests(out: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import logging
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -54,8 +54,8 @@ class Commit(NamedTuple):
     n_in: int
     n_out: int
     n_rejected: int
-    first_key: str | None
-    last_key: str | None
+    first_key: str  # "" where there are none
+    last_key: str
     counts: dict[str, int]
 
 
@@ -88,11 +88,9 @@ class Commits:
     def find(self, shard: str) -> Commit | None:
         """The shard's commit, or None; one that is damaged goes to quarantine, and the shard counts as missing."""
         path = self._record(shard)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        commit = self._parse(shard, content)
+        commit = self.read(shard)
         if commit is None:
             self._set_aside(path, "its record is damaged", shard)
             return None
@@ -102,6 +100,13 @@ class Commits:
                 self._set_aside(path, f"{name} is not whole", shard)
                 return None
         return commit
+
+    def read(self, shard: str) -> Commit | None:
+        """What the shard's record says, or None where there is none that is whole; its files are not looked at."""
+        try:
+            return self._parse(shard, self._record(shard).read_bytes())
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def attempt(self, shard: str) -> Iterator["Attempt"]:
@@ -150,7 +155,7 @@ class Commits:
             raise CommitError(f"{self.out}: shard {shard} was never committed; run again, it goes on where it stopped")
         return commit
 
-    def _name_files(self, commits: "Any") -> None:
+    def _name_files(self, commits: Iterable[Commit]) -> None:
         folders: set[Path] = set()
         for commit in commits:
             for name, stored in commit.files.items():
@@ -167,11 +172,11 @@ class Commits:
         for folder in sorted(folders):
             disk.fsync_folder(folder)
 
-    def _no_key_twice(self, commits: "Any") -> None:
+    def _no_key_twice(self, commits: Iterable[Commit]) -> None:
         """Within a split. Shards whose key ranges are apart cannot share one, so keys are read only where ranges overlap."""
         splits: dict[str, list[Commit]] = {}
         for commit in commits:
-            if commit.first_key is not None:
+            if commit.n_out:
                 splits.setdefault(commit.shard.rpartition("/")[0], []).append(commit)
         for members in splits.values():
             members.sort(key=lambda commit: commit.first_key)
@@ -270,8 +275,8 @@ class Attempt:
             "n_in": len(keys) + len(rejects),
             "n_out": len(keys),
             "n_rejected": len(rejects),
-            "first_key": ordered[0] if ordered else None,
-            "last_key": ordered[-1] if ordered else None,
+            "first_key": ordered[0] if ordered else "",
+            "last_key": ordered[-1] if ordered else "",
             "counts": dict(counts or {}),
         }
         return self._record(record)
