@@ -1,6 +1,8 @@
 """Batches of pictures for training a tokenizer: an order that is a pure function of the seed, the same whatever the number of ranks."""
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -37,20 +39,16 @@ class PictureBatches:
         """Goes on for ever, epoch after epoch; the next batch is read while this one is trained on."""
         seen = position["pictures"] if position else 0
 
-        def starts() -> Iterator[int]:
-            start = seen
-            while True:
-                yield start
-                start += self.batch_size
-
-        batches = ahead((lambda start=start: (self._at(start), {"pictures": start + self.batch_size}) for start in starts()), depth=1)
-        yield from batches
+        yield from ahead((partial(self._and_position, start) for start in count(seen, self.batch_size)), depth=1)
 
     def variance(self) -> float:
         """Of the values of the first pictures of the first epoch, in [-1, 1]: what a VQ-VAE divides its error by."""
-        count = min(len(self.pictures), VARIANCE_OF)
-        pictures = self.pictures[order(self.seed, 0, np.arange(count), len(self.pictures))]
+        some = min(len(self.pictures), VARIANCE_OF)
+        pictures = self.pictures[order(self.seed, 0, np.arange(some), len(self.pictures))]
         return max(float((pictures / 127.5).var()), 1e-6)
+
+    def _and_position(self, start: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        return self._at(start), {"pictures": start + self.batch_size}
 
     def _at(self, start: int) -> NDArray[np.uint8]:
         """This rank's pictures of the global batch that begins at picture `start`, counted over all epochs."""

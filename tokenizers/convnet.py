@@ -31,7 +31,7 @@ class ConvEncoder(nn.Module):
         self.head = nn.Linear(widths[-1], code_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        B, C, H, W = pictures.shape
+        H, W = pictures.shape[-2:]
         if H % self.downsample or W % self.downsample:
             raise ValueError(f"pictures of {H} x {W} pixels cannot be divided into cells of {self.downsample} x {self.downsample}")
         x = self.stages(self.stem(space_to_depth(pictures.permute(0, 2, 3, 1), self.patch)))
@@ -42,7 +42,8 @@ class ConvEncoder(nn.Module):
                 x = self.head(x.float())
         else:
             x = self.head(x)
-        return x.permute(0, 3, 1, 2)
+        features: Tensor = x.permute(0, 3, 1, 2)
+        return features
 
 
 class ConvDecoder(nn.Module):
@@ -87,7 +88,8 @@ class Residual(nn.Module):
             self.mix.weight.mul_(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.mix(F.silu(self.conv(self.norm(x))))
+        out: Tensor = x + self.mix(F.silu(self.conv(self.norm(x))))
+        return out
 
 
 class Conv3(nn.Module):
@@ -98,7 +100,8 @@ class Conv3(nn.Module):
         self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out: Tensor = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out
 
 
 class Halve(nn.Module):
@@ -109,7 +112,8 @@ class Halve(nn.Module):
         self.merge = nn.Linear(4 * in_width, out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.merge(space_to_depth(x, 2))
+        out: Tensor = self.merge(space_to_depth(x, 2))
+        return out
 
 
 class Double(nn.Module):

@@ -50,5 +50,5 @@ def smallest_side(layers: int) -> int:
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0 and channels // groups >= 4 or groups == 1)
+    groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if groups == 1 or (channels % groups == 0 and channels // groups >= 4))
     return nn.GroupNorm(groups, channels)

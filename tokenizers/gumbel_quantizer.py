@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from worldloom.tokenizers.codebooks import CodeStatistics, Upkeep, Float32State
+from worldloom.tokenizers.codebooks import CodeStatistics, Float32State, Upkeep
 from worldloom.tokenizers.quantized import Quantized, check_codes
 from worldloom.tokenizers.ranks import sum_over_ranks
 

@@ -23,7 +23,7 @@ from worldloom.tokenizers.vector_quantizer import VectorQuantizer
 FORMAT = 1
 BATCH = 16  # pictures at a time: beyond that activations leave a CPU's cache. Always this many, so that codes do not depend on the batch
 
-CODEBOOKS = {"ema": EmaCodebook, "gradient": GradientCodebook}
+CODEBOOKS: dict[str, type[EmaCodebook] | type[GradientCodebook]] = {"ema": EmaCodebook, "gradient": GradientCodebook}
 
 
 class ImageTokenizer:
@@ -123,7 +123,7 @@ class ImageTokenizer:
         """Batches of exactly BATCH, the last one padded with zeros, on the weights' device."""
         missing = -len(values) % BATCH
         padded = torch.cat([values, values.new_zeros((missing, *values.shape[1:]))]) if missing else values
-        return [part.to(self.device) for part in padded.split(BATCH)] if len(values) else []
+        return [part.to(self.device) for part in torch.split(padded, BATCH)] if len(values) else []
 
     def _config(self) -> bytes:
         config = {
@@ -138,7 +138,8 @@ class ImageTokenizer:
         return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
     def _weights(self) -> bytes:
-        return save({name: value.cpu().contiguous() for name, value in sorted(self.autoencoder.state_dict().items())})
+        weights: bytes = save({name: value.cpu().contiguous() for name, value in sorted(self.autoencoder.state_dict().items())})
+        return weights
 
     def _readme(self) -> str:
         height, width = self.shape

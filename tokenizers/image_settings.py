@@ -34,27 +34,32 @@ class _Autoencoder(_Settings):
 
 
 class _VectorQuantized(_Autoencoder):
-    codebook: Literal["ema", "gradient"] = Field("ema", description="how codes learn: moving averages of their vectors, or by gradient")
-    commitment: NonNegativeFloat = Field(0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
+    codebook: Literal["ema", "gradient"] = Field(
+        default="ema", description="how codes learn: moving averages of their vectors, or by gradient"
+    )
+    commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
     decay: Annotated[float, Field(ge=0, lt=1, description="of the codebook's moving averages")] = 0.99
     place_after: Annotated[int, Field(ge=-1, description="steps before k-means places the codes in the data; -1: random start")] = 50
     restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
-    dead_below: NonNegativeFloat = Field(0.03, description="a code used less than this share of even use is dead")
-    least_use: Share = Field(0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+    dead_below: NonNegativeFloat = Field(default=0.03, description="a code used less than this share of even use is dead")
+    least_use: Share = Field(default=0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
 
 
 class VqGan(_VectorQuantized):
     """VQ-GAN (arXiv:2012.09841)."""
 
     type: Literal["vqgan"] = "vqgan"
-    perceptual_weight: NonNegativeFloat = Field(1.0, description="of the perceptual loss beside L1")
+    perceptual_weight: NonNegativeFloat = Field(default=1.0, description="of the perceptual loss beside L1")
     perceptual_weights: str | None = Field(
-        None, description="safetensors file with VGG16 and LPIPS weights; without it the perceptual network is random with a fixed seed"
+        default=None,
+        description="safetensors file with VGG16 and LPIPS weights; without it the perceptual network is random with a fixed seed",
     )
-    adversarial_weight: NonNegativeFloat = Field(0.8, description="of the adversarial loss, times the adaptive weight; 0 leaves it out")
-    adversarial_from: Share = Field(0.6, description="share of the steps before the discriminator joins")
-    adversarial_ramp: Share = Field(0.2, description="share of the steps over which its weight grows to full")
-    discriminator_width: PositiveInt = Field(32, description="channels of the discriminator's first layer (64 in the paper)")
+    adversarial_weight: NonNegativeFloat = Field(
+        default=0.8, description="of the adversarial loss, times the adaptive weight; 0 leaves it out"
+    )
+    adversarial_from: Share = Field(default=0.6, description="share of the steps before the discriminator joins")
+    adversarial_ramp: Share = Field(default=0.2, description="share of the steps over which its weight grows to full")
+    discriminator_width: PositiveInt = Field(default=32, description="channels of the discriminator's first layer (64 in the paper)")
     discriminator_layers: Annotated[int, Field(ge=1, le=6, description="strided layers of the patch discriminator (3 in the paper)")] = 2
 
 
@@ -69,11 +74,17 @@ class Dvae(_Autoencoder):
 
     type: Literal["dvae"] = "dvae"
     code_width: Annotated[int, Field(ge=2, le=4096)] = 128
-    kl_weight: NonNegativeFloat = Field(6.6, description="of KL(q || uniform); summed over codes, divided by the number of pixel values")
-    kl_rise: Share = Field(0.04, description="share of the steps over which the KL weight rises from 0 (5,000 updates in the paper)")
-    temperature: PositiveFloat = Field(1 / 16, description="of the Gumbel-softmax at the end; starts at 1")
-    temperature_fall: Share = Field(0.6, description="share of the steps over which the temperature falls (150,000 updates in the paper)")
-    least_use: Share = Field(0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+    kl_weight: NonNegativeFloat = Field(
+        default=6.6, description="of KL(q || uniform); summed over codes, divided by the number of pixel values"
+    )
+    kl_rise: Share = Field(
+        default=0.04, description="share of the steps over which the KL weight rises from 0 (5,000 updates in the paper)"
+    )
+    temperature: PositiveFloat = Field(default=1 / 16, description="of the Gumbel-softmax at the end; starts at 1")
+    temperature_fall: Share = Field(
+        default=0.6, description="share of the steps over which the temperature falls (150,000 updates in the paper)"
+    )
+    least_use: Share = Field(default=0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
 
 
 ImageTokenizerSettings = Annotated[VqGan | VqVae | Dvae, Field(discriminator="type")]

@@ -19,7 +19,7 @@ def ssim(left: Tensor, right: Tensor) -> Tensor:
     Pictures smaller than 11 pixels get the largest odd window that fits.
     """
     a, b = (x.permute(0, 3, 1, 2).double() for x in (left, right))
-    B, C, H, W = a.shape
+    C, H, W = a.shape[1:]
     side = min(11, H - (H + 1) % 2, W - (W + 1) % 2)
     window = _gaussian(side, 1.5).to(a.device).expand(C, 1, side, side)
 

@@ -21,7 +21,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         centre = e_KD.mean(0)  # distances do not change, but scores cancel less
         z_ND, e_KD = z_ND - centre, e_KD - centre
         half_K = e_KD.square().sum(-1) / 2
-        tiles = zip(z_ND.split(TILE), vectors.float().split(TILE), strict=True)
+        tiles = zip(torch.split(z_ND, TILE), torch.split(vectors.float(), TILE), strict=True)
         found = [_tile(z_TD, original_TD, e_KD, half_K, codebook.float()) for z_TD, original_TD in tiles]
     return torch.cat(found) if found else vectors.new_zeros(0, dtype=torch.int64)
 
@@ -45,7 +45,7 @@ def _exact(z_MD: Tensor, e_KD: Tensor, close_MK: Tensor) -> Tensor:
     distance_P = torch.cat(
         [
             (z_MD[row].double() - e_KD[code].double()).square().sum(-1)
-            for row, code in zip(row_P.split(PAIRS), code_P.split(PAIRS), strict=True)
+            for row, code in zip(torch.split(row_P, PAIRS), torch.split(code_P, PAIRS), strict=True)
         ]
     )
     best_M = distance_P.new_full((len(z_MD),), torch.inf).scatter_reduce(0, row_P, distance_P, "amin")

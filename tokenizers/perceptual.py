@@ -34,6 +34,9 @@ class Features(NamedTuple):
 class PerceptualLoss(nn.Module):
     """Distance between batches of pictures [B, 3, H, W] in [-1, 1]; frozen. Zero for equal pictures, symmetric."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, stages: list[nn.Sequential], heads: list[Tensor], name: str) -> None:
         """`heads` are the weights [C] of each stage's channels; `name` says in the metrics what the distance is."""
         super().__init__()
@@ -44,13 +47,13 @@ class PerceptualLoss(nn.Module):
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, pictures: Tensor) -> Features:
         """What `distance` compares: compute it once for the real pictures."""
         x = ((pictures - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         found = []
-        for index, stage in enumerate(self.stages):
+        for stage in self.stages:
             x = stage(x)
             found.append(x.float() * (x.float().square().sum(1, keepdim=True) + 1e-10).rsqrt())
         return Features(tuple(found))

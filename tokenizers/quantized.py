@@ -42,7 +42,7 @@ def check_codes(codes: Tensor, codebook_size: int) -> None:
     """ValueError unless all codes are integers in 0 .. codebook_size - 1."""
     if codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(f"codes are integers, got {codes.dtype}")
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < codebook_size):
+    if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < codebook_size):
         raise ValueError(
             f"codes must lie in 0 .. {codebook_size - 1}, got {int(codes.min())} .. {int(codes.max())}; "
             f"world-model tokens must be shifted back into their stream's span first"

@@ -16,7 +16,8 @@ def adaptive_weight(nll: Tensor, adversarial: Tensor, last_weight: Tensor) -> Te
     nll_grad = torch.autograd.grad(nll, last_weight, retain_graph=True)[0]
     adversarial_grad = torch.autograd.grad(adversarial, last_weight, retain_graph=True)[0]
     weight = nll_grad.float().norm() / (adversarial_grad.float().norm() + DELTA)
-    return weight.clamp(0, HIGHEST).detach()
+    clamped: Tensor = weight.clamp(0, HIGHEST).detach()
+    return clamped
 
 
 def gate(step: int, start: int, ramp: int) -> float:

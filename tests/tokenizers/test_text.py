@@ -110,7 +110,7 @@ def test_a_model_with_another_digest_never_reaches_sentencepiece(tmp_path: Path)
     flipped = bytearray((tmp_path / "tokenizer.model").read_bytes())
     flipped[100] ^= 1
     (tmp_path / "tokenizer.model").write_bytes(flipped)
-    with pytest.raises(ValueError, match="is not the file that config.json names"):
+    with pytest.raises(ValueError, match=r"is not the file that config\.json names"):
         TextTokenizer.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"type": "sentencepiece", "format": 7}))
     with pytest.raises(ValueError, match="of format 1"):
