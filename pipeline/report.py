@@ -217,7 +217,9 @@ def _details(stage: _Stage) -> Markup | None:
         rows.append(("artifact", "/".join(stage.shown.folder.parts[-3:])))
     if not rows:
         return None
-    lines = [element("tr", {}, element("td", {"class": "key"}, name), element("td", {}, element("code", {}, value))) for name, value in rows]
+    lines = [
+        element("tr", {}, element("td", {"class": "key"}, name), element("td", {}, element("code", {}, value))) for name, value in rows
+    ]
     body = element(
         "div",
         {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "settings"},

@@ -12,7 +12,9 @@ import torch
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle
-from worldloom.world_model.next_token import FULL, ORDER, next_token
+from worldloom.world_model.attention import PackedAttention
+from worldloom.world_model.loss import cross_entropy
+from worldloom.world_model.next_token import next_token
 from worldloom.world_model.weave import Codes, weave
 
 DOCUMENTS = 64  # of a batch when bits are counted
@@ -142,24 +144,23 @@ def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]
 @torch.inference_mode()
 def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -> Bits:
     """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training."""
-    nats: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    streams = world.vocabulary.streams
+    # One choice for every stream, then the order of streams, then the full softmax (see next_token).
+    nats, counts = np.zeros(len(streams) + 2), np.zeros(len(streams) + 2)
     unmasked, positions = 0.0, 0
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
         woven = weave(world.grammar, *_documents(world, split, part, seed))
-        for full_share in (0.0, 1.0):
-            example = next_token(woven, world.grammar, np.asarray(part), seed, full_share)
-            losses = world.model.losses(example)
-            for choice, total, count in zip(example.choices, losses.sums.tolist(), losses.counts.tolist(), strict=True):
-                if full_share:
-                    unmasked += total
-                    positions += count
-                else:
-                    nats[choice.name] = nats.get(choice.name, 0.0) + total
-                    counts[choice.name] = counts.get(choice.name, 0) + count
+        masked, free = (next_token(woven, world.grammar, np.asarray(part), seed, full_share) for full_share in (0.0, 1.0))
+        hidden = world.model(masked.inputs, masked.positions, PackedAttention(masked.runs))
+        losses = cross_entropy(hidden, world.model.output, masked.choices, masked.weights)
+        nats += losses.sums.numpy()
+        counts += losses.counts.numpy()
+        losses = cross_entropy(hidden, world.model.output, free.choices, free.weights)
+        unmasked += float(losses.sums.sum())
+        positions += int(losses.counts.sum())
         between()
-    per_token = {name: nats[name] / counts[name] / np.log(2) for name in nats if counts[name] and name not in (ORDER, FULL)}
-    return Bits(per_token, float(np.exp((sum(nats.values()) - unmasked) / positions)))
+    per_token = {stream.name: float(nats[s] / counts[s] / np.log(2)) for s, stream in enumerate(streams) if counts[s]}
+    return Bits(per_token, float(np.exp((nats.sum() - unmasked) / positions)))
 
 
 def row_seed(seed: int, purpose: str, row: int) -> int:

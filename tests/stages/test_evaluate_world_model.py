@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
-from worldloom.stages.evaluation import bits, choose, directions, row_seed
+from worldloom.stages.evaluation import _documents, bits, choose, directions, row_seed
 from worldloom.stages.evaluation_card import evaluation_card
 from worldloom.stages.evaluation_figures import figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
 from worldloom.stages.oracles import ORACLES, oracle_of
 from worldloom.stages.worker import Interrupted, Worker
+from worldloom.world_model.attention import PackedAttention
+from worldloom.world_model.example import Run
 from worldloom.world_model.grammar import IllegalToken
 from worldloom.world_model.vocabulary import BOS
+from worldloom.world_model.weave import weave
 
 SETTINGS = EvaluateWorldModel(run="evaluate_world_model", world="world", prompts=5, unconditional=3, batch=2, shown=4)
 CHOOSING = Choosing()
@@ -201,3 +205,28 @@ def test_a_stop_is_heard_between_batches_and_the_evaluation_can_begin_again(worl
         STAGE, "scores", SETTINGS, {"world": tiny_world}, tmp_path / "scores" / "f", dataclasses.replace(worker, stopping=lambda: False)
     )
     assert seen[-1][0] == seen[-1][1] and done.counts["figures"] == len(json.loads(done.content("figures.json")))
+
+
+def test_bits_and_legal_mass_are_those_of_every_token_taken_alone(world: OpenWorld) -> None:
+    rows = range(world.tokens.samples("validation"))
+    order, codes = _documents(world, "validation", list(rows), 3)
+    woven = weave(world.grammar, order, codes)
+    nats, counts, legal = dict.fromkeys(world.streams, 0.0), dict.fromkeys(world.streams, 0), list[float]()
+    for document in np.split(woven.tokens, np.cumsum(woven.lengths)[:-1]):
+        tokens = torch.from_numpy(document)
+        hidden = world.model(tokens, torch.arange(len(tokens)), PackedAttention((Run(1, len(tokens)),)))
+        probabilities = torch.softmax(world.model.logits(hidden), dim=-1).double()
+        state = world.grammar.step(world.grammar.start(), int(tokens[0]))
+        for at, token in enumerate(document[1:].tolist()):
+            may = [i for ids in world.grammar.legal(state) for i in ids]
+            mass = probabilities[at, may].sum().item()
+            legal.append(np.log(mass))
+            if state.stream >= 0 and len(may) > 1:
+                name = world.vocabulary.streams[state.stream].name
+                nats[name] -= np.log(probabilities[at, token].item() / mass)
+                counts[name] += 1
+            state = world.grammar.step(state, token)
+    found = bits(world, "validation", 3, lambda: None)
+    for name in world.streams:
+        assert found.per_token[name] == pytest.approx(nats[name] / counts[name] / np.log(2), rel=1e-4)
+    assert found.legal_mass == pytest.approx(np.exp(np.mean(legal)), rel=1e-4)
