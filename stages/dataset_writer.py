@@ -57,6 +57,8 @@ class RawShard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
+        else:
+            self._writer.abandon()
 
 
 class TokenShard:
@@ -92,6 +94,15 @@ class TokenShard:
         """Ends the tar and writes the index; the attempt is still to be committed."""
         self._writer.close()
         write_index(self._attempt.create(f"{self._name}.idx.npy"), self._keys, self._rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._writer.abandon()
 
 
 def code_type(codebook_size: int) -> str:

@@ -5,8 +5,8 @@ sample's codes depend neither on the number of workers nor on where a run was st
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -63,10 +63,11 @@ def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, wo
     reading = ahead(job for shard in todo for job in _reading(data, shard, settings))
     with deterministic(threads=1), closing(reading) as batches:
         for shard in todo:
-            for encoded in encode_shard(shard, batches, tokenizers, settings.batch_size, commits):
-                done += encoded
-                worker.report(done, total, "samples", {})
-                worker.check()
+            with closing(encode_shard(shard, batches, tokenizers, settings.batch_size, commits)) as steps:
+                for encoded in steps:
+                    done += encoded
+                    worker.report(done, total, "samples", {})
+                    worker.check()
 
 
 def finish(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def finish(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path)
 
 def encode_shard(
     shard: str, batches: Iterator[Batch], tokenizers: Mapping[str, "Tokenizer"], batch_size: int, commits: "Commits"
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Encodes the batches of one shard and commits them; yields the number of samples after each batch."""
     from worldloom.stages.dataset_writer import TokenShard
 
@@ -108,20 +109,22 @@ def encode_shard(
     keys: list[str] = []
     rejects: list[Rejected] = []
     with commits.attempt(shard) as attempt:
-        writers = {stream: TokenShard(attempt, split, stream, name, known.codebook_size) for stream, known in tokenizers.items()}
-        for batch in batches:
-            for stream, tokenizer in tokenizers.items():
-                for key, codes in zip(batch.keys, encode_batch(tokenizer, batch.values[stream], batch_size), strict=True):
-                    writers[stream].add(key, codes)
-            keys += batch.keys
-            rejects += batch.rejects
-            yield len(batch.keys) + len(batch.rejects)
-            if batch.last:
-                break
-        counts: dict[str, int] = {}
-        for stream, writer in writers.items():
-            writer.close()
-            counts |= {f"{stream}.samples": writer.samples, f"{stream}.codes": writer.codes}
+        with ExitStack() as opened:
+            writers = {
+                stream: opened.enter_context(TokenShard(attempt, split, stream, name, tokenizer.codebook_size))
+                for stream, tokenizer in tokenizers.items()
+            }
+            for batch in batches:
+                for stream, tokenizer in tokenizers.items():
+                    for key, codes in zip(batch.keys, encode_batch(tokenizer, batch.values[stream], batch_size), strict=True):
+                        writers[stream].add(key, codes)
+                keys += batch.keys
+                rejects += batch.rejects
+                yield len(batch.keys) + len(batch.rejects)
+                if batch.last:
+                    break
+        counts = {f"{stream}.samples": writer.samples for stream, writer in writers.items()}
+        counts |= {f"{stream}.codes": writer.codes for stream, writer in writers.items()}
         attempt.commit(keys, rejects, counts)
 
 

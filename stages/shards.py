@@ -44,7 +44,8 @@ class ShardWriter:
     def __init__(self, stream: BinaryIO) -> None:
         from webdataset.writer import TarWriter
 
-        self._tar: Any = TarWriter(stream, user="worldloom", group="worldloom", mode=0o444, mtime=0, encoder=False, compress=False)
+        self._sink = _Sink(stream)
+        self._tar: Any = TarWriter(self._sink, user="worldloom", group="worldloom", mode=0o444, mtime=0, encoder=False, compress=False)
         self._last = ""
         self._end = 0
 
@@ -72,6 +73,20 @@ class ShardWriter:
     def close(self) -> None:
         """Writes the tar's end; the stream stays open."""
         self._tar.close()
+
+    def abandon(self) -> None:
+        """Writes nothing more, not even when tarfile ends the tar on its own as it is collected."""
+        self._sink.stream = None
+
+
+class _Sink:
+    """Where a tar is written to, until the tar is given up."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream: BinaryIO | None = stream
+
+    def write(self, data: bytes) -> int:
+        return self.stream.write(data) if self.stream is not None else len(data)
 
 
 def write_index(stream: BinaryIO, keys: Sequence[str], rows: Sequence[Row]) -> None:

@@ -76,10 +76,9 @@ def tokens(tmp_path_factory):
         for split, name, count in plan():
             with Commits.of(out).attempt(f"{split}/{name}") as attempt:
                 for stream, size in (("frame", 1 << 16), ("caption", 1 << 18)):
-                    shard = TokenShard(attempt, split, stream, name, size)
-                    for i in range(first[split], first[split] + count):
-                        shard.add(f"{split}-{i:03d}", codes_of(stream, i))
-                    shard.close()
+                    with TokenShard(attempt, split, stream, name, size) as shard:
+                        for i in range(first[split], first[split] + count):
+                            shard.add(f"{split}-{i:03d}", codes_of(stream, i))
                 attempt.commit([f"{split}-{i:03d}" for i in range(first[split], first[split] + count)], (), {})
             first[split] += count
 
@@ -199,10 +198,12 @@ def test_webdataset_decodes_the_same_codes_in_their_shape(tokens):
 def test_a_code_beyond_the_codebook_is_refused(tmp_path, size):
     def run(settings, inputs, out, worker):
         with Commits.of(out).attempt("train/shard-000000") as attempt:
-            shard = TokenShard(attempt, "train", "frame", "shard-000000", size)
-            shard.add("a", np.array([0, size - 1]))
             for wrong in (size, -1):
-                with pytest.raises(ValueError, match=rf"sample 'b' has codes .* the codebook holds 0 \.\. {size - 1}"):
+                with (
+                    pytest.raises(ValueError, match=rf"sample 'b' has codes .* the codebook holds 0 \.\. {size - 1}"),
+                    TokenShard(attempt, "train", "frame", f"shard-{wrong}", size) as shard,
+                ):
+                    shard.add("a", np.array([0, size - 1]))
                     shard.add("b", np.array([0, wrong]))
 
     make(tmp_path, run, lambda settings, inputs, out: {}, "tokens")

@@ -1,5 +1,6 @@
 """One shard: same bytes, same values through webdataset and through the index, and damage is found."""
 
+import gc
 import io
 import zlib
 from pathlib import Path
@@ -79,6 +80,16 @@ def test_a_sample_that_lacks_a_stream_is_a_row_of_zeros(tmp_path):
     assert len(shard) == 2
     assert shard.present.tolist() == [True, False]
     assert shard.content(1) is None
+
+
+def test_an_abandoned_shard_writes_nothing_more(tmp_path):
+    stream = io.BytesIO()
+    writer = ShardWriter(stream)
+    writer.add("a", {"x": b"1"})
+    writer.abandon()
+    stream.close()
+    del writer  # tarfile would end the tar here
+    gc.collect()
 
 
 def test_an_empty_shard_can_be_written_and_read(tmp_path):

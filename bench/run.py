@@ -1,0 +1,23 @@
+"""`make bench`, or `make bench ONLY=NAME`: measures areas side by side with their peers, one JSON object a line."""
+
+import importlib
+import sys
+
+AREAS = ("loader", "encode")
+
+
+def main(names: list[str]) -> int:
+    """Prints the figures of the areas named, of all if none is; 2 for an unknown name, else 0 whether goals hold or not."""
+    unknown = [name for name in names if name not in AREAS]
+    if unknown:
+        sys.stderr.write(f"there is no area called {unknown[0]!r}; there are {', '.join(AREAS)}\n")
+        return 2
+    for name in names or AREAS:
+        for figure in importlib.import_module(f"bench.{name}").figures():
+            sys.stdout.write(figure.line() + "\n")
+            sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
