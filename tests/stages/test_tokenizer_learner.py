@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+
+from worldloom.stages.tokenizer_learner import DvaeLearner, VqGanLearner, VqVaeLearner
+from worldloom.tokenizers.image import build_autoencoder
+from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
+
+SMALL = {"codebook_size": 13, "downsample": 4, "width": 4, "blocks": 1, "code_width": 3}
+
+
+def pictures(count: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def vqgan(**changes: object) -> VqGanLearner:
+    settings = VqGan(**{**SMALL, "place_after": -1, "discriminator_width": 4, "adversarial_from": 0.5, "adversarial_ramp": 0.2, **changes})
+    return VqGanLearner(build_autoencoder(settings, 0), settings, 16, 10, 1e-3, (0.9, 0.95), 0, "fp32")
+
+
+def gradients(module: torch.nn.Module) -> list[bool]:
+    return [parameter.grad is not None and bool(parameter.grad.abs().sum() > 0) for parameter in module.parameters()]
+
+
+def test_the_discriminator_joins_at_its_step_and_not_before() -> None:
+    learner = vqgan()
+    names = [[turn.player for turn in learner.turns(pictures(), step)] for step in range(7)]
+    assert names == [["generator"]] * 5 + [["generator", "discriminator"]] * 2
+    gates = [
+        turn.metrics.get("adversarial_gate") for step in (4, 5, 6) for turn in learner.turns(pictures(), step) if turn.player == "generator"
+    ]
+    assert gates == [None, 0.5, 1.0]
+
+
+def test_each_turn_moves_its_own_player() -> None:
+    learner = vqgan()
+    assert learner.discriminator is not None
+    turns = learner.turns(pictures(), 9)
+    sum(next(turns).losses.values(), torch.zeros(())).backward()
+    assert any(gradients(learner.autoencoder)) and not any(gradients(learner.discriminator))
+    learner.autoencoder.zero_grad(set_to_none=True)
+    sum(next(turns).losses.values(), torch.zeros(())).backward()
+    assert all(gradients(learner.discriminator)) and not any(gradients(learner.autoencoder))
+    assert next(turns, None) is None
+
+
+def test_the_generators_loss_is_what_the_paper_adds_up() -> None:
+    learner = vqgan(adversarial_ramp=0.0)
+    turn = next(learner.turns(pictures(), 8))
+    weight = turn.metrics["adversarial_weight"]
+    assert set(turn.losses) == {"l1", "random_vgg", "codebook", "adversarial"}
+    assert isinstance(weight, torch.Tensor) and not weight.requires_grad and weight > 0
+    last = learner.autoencoder.decoder.last_weight
+    nll = torch.autograd.grad(turn.losses["l1"] + turn.losses["random_vgg"], last, retain_graph=True)[0].norm()
+    adversarial = torch.autograd.grad(turn.losses["adversarial"], last, retain_graph=True)[0].norm()
+    assert (adversarial / nll).item() == pytest.approx(0.8, rel=1e-2)  # equal gradients, times the weight of 0.8
+
+
+def test_without_adversarial_weight_there_is_one_player() -> None:
+    assert [player.name for player in vqgan(adversarial_weight=0.0).players] == ["generator"]
+    assert [player.name for player in vqgan(adversarial_from=1.0).players] == ["generator"]
+
+
+def test_pictures_too_small_for_the_discriminator_are_refused() -> None:
+    with pytest.raises(ValueError, match="layers needs pictures of at least 48 pixels, these have 16"):
+        vqgan(discriminator_layers=4)
+
+
+def test_every_type_learns_a_picture_by_heart() -> None:
+    vae, gumbel = VqVae(**SMALL, place_after=5), Dvae(**SMALL, kl_weight=0.0)
+    learners = (
+        vqgan(adversarial_weight=0.0),
+        VqVaeLearner(build_autoencoder(vae, 0), vae, 0.3, 1e-3, (0.9, 0.95), "fp32"),
+        DvaeLearner(build_autoencoder(gumbel, 0), gumbel, 40, 1e-3, (0.9, 0.95), 0.0, "fp32"),
+    )
+    batch = np.repeat(pictures(1) // 2 * 0 + np.array([200, 40, 90], np.uint8), 4, axis=0)
+    for learner in learners:
+        optimizer = torch.optim.AdamW(learner.autoencoder.parameters(), lr=1e-2)
+        losses = []
+        for step in range(40):
+            (turn,) = learner.turns(batch, step)
+            loss = sum(turn.losses.values(), torch.zeros(()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] - 0.3 * abs(losses[0]), type(learner).__name__
+
+
+def test_bfloat16_is_for_the_networks_and_not_for_codes_and_losses() -> None:
+    settings = VqGan(**SMALL, place_after=-1, adversarial_from=0.0, discriminator_width=4)
+    learner = VqGanLearner(build_autoencoder(settings, 0), settings, 16, 10, 1e-3, (0.9, 0.95), 0, "bf16")
+    for turn in learner.turns(pictures(), 5):
+        assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in turn.losses.values())
+    assert all(value.dtype in (torch.float32, torch.int64) for value in learner.autoencoder.state_dict().values())

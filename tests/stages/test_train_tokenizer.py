@@ -1,0 +1,79 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldloom.stages import train_tokenizer
+from worldloom.stages.artifact import Artifact, execute
+from worldloom.stages.disk import digest
+from worldloom.stages.train_tokenizer import TrainTokenizer, outside
+from worldloom.stages.worker import Interrupted, Worker
+from worldloom.tokenizers.image import ImageTokenizer
+
+SMALL = {"codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "code_width": 3}
+TYPES: dict[str, dict[str, Any]] = {
+    "vqgan": {"type": "vqgan", **SMALL, "place_after": 2, "discriminator_width": 4, "adversarial_from": 0.5},
+    "vqvae": {"type": "vqvae", **SMALL, "place_after": 2, "codebook": "gradient"},
+    "dvae": {"type": "dvae", **SMALL},
+}
+
+
+@pytest.fixture
+def data(tiny_root: Path) -> Artifact:
+    return Artifact.open(tiny_root / "artifacts" / "data" / "0123456789abcdef")
+
+
+def settings_of(tokenizer: Mapping[str, Any], **changes: Any) -> TrainTokenizer:
+    base = {"run": "train_tokenizer", "data": "data", "stream": "view", "steps": 6, "warmup": 2, "batch_size": 4, "log_every": 2}
+    return TrainTokenizer.model_validate({**base, "tokenizer": dict(tokenizer), **changes})
+
+
+def make(folder: Path, data: Artifact, settings: TrainTokenizer, worker: Worker | None = None) -> Artifact:
+    out = folder / "artifacts" / "codes" / "0123456789abcdef"
+    return execute(train_tokenizer.STAGE, "codes", settings, {"data": data}, out, worker or Worker())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, data: Artifact, kind: str) -> None:
+    made = make(tmp_path, data, settings_of(TYPES[kind]))
+    tokenizer = ImageTokenizer.from_pretrained(made.folder / "tokenizer")
+    assert (tokenizer.settings.type, tokenizer.shape) == (kind, (4, 4))
+    figures = json.loads(made.content("figures.json"))
+    expected = {"psnr", "psnr_pooled", "psnr_validation", "ssim", "codebook_use", "perplexity"}
+    assert set(figures) == {f"view.{name}" for name in expected}
+    assert 0 < figures["view.codebook_use"] <= 1 <= figures["view.perplexity"] <= 9
+    card = json.loads(made.content("card.json"))
+    assert [block["type"] for block in card["blocks"]] == ["picture", "table", "bars", "curves", "curves", "curves"]
+    assert "pictures/reconstructions.png" in made.files()
+    assert made.counts == {"codebook_size": 9, "codes_per_sample": 16}
+    lines = [json.loads(line) for line in (made.folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+
+
+def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact) -> None:
+    settings = settings_of(TYPES["vqgan"])
+    whole = make(tmp_path / "whole", data, settings)
+    steps: list[int] = []
+    stopping = replace(Worker(), report=lambda done, *rest: steps.append(done), stopping=lambda: steps[-1:] == [4])
+    with pytest.raises(Interrupted):
+        make(tmp_path / "twice", data, settings, stopping)
+    twice = make(tmp_path / "twice", data, settings)
+    assert twice.manifest == whole.manifest
+
+
+def test_a_stream_that_is_no_picture_is_refused(tmp_path: Path, data: Artifact) -> None:
+    with pytest.raises(ValueError, match=r"'words' is no stream of pictures of this dataset, which has view \(image\), words \(text\)"):
+        make(tmp_path, data, settings_of(TYPES["vqgan"], stream="words"))
+
+
+def test_perceptual_weights_from_outside_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    weights = tmp_path / "lpips.safetensors"
+    named = settings_of({**TYPES["vqgan"], "perceptual_weights": str(weights)})
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        outside(named, digest)
+    weights.write_bytes(b"x")
+    assert list(outside(named, digest)) == ["tokenizer.perceptual_weights"]
+    assert outside(settings_of(TYPES["vqgan"]), digest) == outside(settings_of(TYPES["dvae"]), digest) == {}
