@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
 from worldloom.stages.contact_sheet import Pinned, contact_sheet
@@ -14,6 +16,7 @@ from worldloom.stages.open_world import Sampled
 
 LETTERS = 120  # of a text on the card
 OVERVIEW = 12  # pictures on the sheet
+SIDE = 192  # pixels of a picture on the card, at most: a card of photographs must stay a page that one can mail
 SPLITS = {
     "validation": "combinations seen in training, drawn anew",
     "held_out": "combinations that training never saw",
@@ -87,15 +90,15 @@ def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out
     if trial.made is None:
         return None
     if kinds[direction.target] != "image":
-        return Item(file=write_picture(out, name, trial.given), caption=_words(trial.made), verdict=verdict, detail=detail)
+        return Item(file=_picture(out, name, trial.given), caption=_words(trial.made), verdict=verdict, detail=detail)
     if kinds[direction.source] == "image":
-        before = write_picture(out, f"{name}-before", trial.given)
+        before = _picture(out, f"{name}-before", trial.given)
     elif measured.oracle is None and trial.true is not None:
-        before = write_picture(out, f"{name}-before", trial.true)  # nobody judges: show what the dataset has for this
+        before = _picture(out, f"{name}-before", trial.true)  # nobody judges: show what the dataset has for this
     else:
         before = None
     caption = f"from {direction.source}" if kinds[direction.source] == "image" else _words(trial.given)
-    return Item(file=write_picture(out, name, trial.made), caption=caption, verdict=verdict, detail=detail, before=before)
+    return Item(file=_picture(out, name, trial.made), caption=caption, verdict=verdict, detail=detail, before=before)
 
 
 def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
@@ -106,7 +109,7 @@ def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
         pictures = [value for name, value in one.values.items() if kinds[name] == "image"]
         if pictures:
             words = "; ".join(_words(value) for name, value in one.values.items() if kinds[name] != "image")
-            file = write_picture(out, f"nothing-{number:03d}", pictures[0])
+            file = _picture(out, f"nothing-{number:03d}", pictures[0])
             items.append(Item(file=file, caption=words or "without words", verdict=_agrees(measured, one)))
     if items:
         return Gallery(title="Nothing → everything", items=tuple(items))
@@ -147,6 +150,15 @@ def _bits(measured: Measured) -> Block | None:
     )
     note = "Bits per token by stream; legal: what the model gives to legal tokens without the grammar's help"
     return Table(title=note, columns=("split", *names, "legal"), rows=rows)
+
+
+def _picture(out: Path, name: str, picture: NDArray[np.uint8]) -> str:
+    """Writes a picture, brought to SIDE where it is larger."""
+    height, width = picture.shape[:2]
+    if max(height, width) > SIDE:
+        size = (max(1, width * SIDE // max(height, width)), max(1, height * SIDE // max(height, width)))
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return write_picture(out, name, picture)
 
 
 def _rounded(value: float | None) -> float | None:
