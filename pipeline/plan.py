@@ -114,7 +114,7 @@ def why(stage: Stage, fingerprints: Mapping[str, str]) -> str:
     if not changes:
         changes = ["its fingerprint changed"]
     more = len(changes) - MOST_CHANGES
-    return ", ".join(changes[:MOST_CHANGES]) + (f" and {more} more changes" if more > 0 else "")
+    return ", ".join(changes[:MOST_CHANGES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _changes(stage: Stage, earlier: dict[str, Any], fingerprints: Mapping[str, str]) -> Iterator[str]:
@@ -168,12 +168,12 @@ def _how_far(stage: Stage) -> str:
 
 
 def _check_files(stage: Stage) -> None:
-    artifact = Artifact.open(stage.folder)
     try:
+        artifact = Artifact.open(stage.folder)
         for name in artifact.files():
             artifact.path(name)
     except ArtifactError as error:
-        raise ArtifactError(f"{stage.name} is damaged: {error}; worldloom run --force {stage.name} makes it again") from None
+        raise ArtifactError(f"{stage.name} is damaged: {error}; worldloom run FILE --force {stage.name} makes it again") from None
 
 
 def _known(names: set[str], asked: Mapping[str, Sequence[str]]) -> None:

@@ -108,7 +108,12 @@ class JsonReporter:
 
 def said(notes: Mapping[str, float]) -> list[str]:
     """Notes as people read them: `loss 1.234`."""
-    return [f"{name} {value:.4g}" for name, value in notes.items()]
+    return [f"{name} {number(value)}" for name, value in notes.items()]
+
+
+def number(value: float) -> str:
+    """A number as people read it: four digits, or whole thousands."""
+    return f"{value:,.0f}" if isinstance(value, int) or 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from worldloom.pipeline.reporter import said
+from worldloom.pipeline.reporter import number, said
 
 if TYPE_CHECKING:
     from worldloom.pipeline.doctor import Finding
@@ -62,11 +62,6 @@ def columns(rows: Sequence[Sequence[str]], state: int | None = None) -> Iterator
         if state is not None:
             cells[state] = f"[{COLOURS.get(row[state], 'dim')}]{cells[state]}[/]"
         yield "  ".join(cells).rstrip()
-
-
-def number(value: float) -> str:
-    """A figure as people read it."""
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _progress(view: "StageView") -> str:
