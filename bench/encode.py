@@ -19,7 +19,7 @@ from worldloom.tokenizers.image_settings import VqGan
 
 ROUNDS = 3
 SIZE = 64  # pixels
-SHARDS, SAMPLES = 4, 128
+SHARDS, SAMPLES = 2, 512
 
 
 def figures() -> Iterator[Figure]:
