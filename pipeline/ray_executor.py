@@ -60,6 +60,11 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
+# The same, for a Ray of our own.
+OWN_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: the node is 127.0.0.1, and everything listens there only
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; nobody takes a laptop's node away
+}
 
 
 class Outcome(NamedTuple):
@@ -103,10 +108,8 @@ class RayExecutor:
 
         Call it from a thread that lives as long as the run: Linux ends Ray's processes with the thread that started them.
         """
-        for name, value in ENVIRONMENT.items():
+        for name, value in (ENVIRONMENT | (OWN_ENVIRONMENT if self.address is None else {})).items():
             os.environ.setdefault(name, value)
-        if self.address is None:
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less; nobody takes a laptop's node away
         if self.address is None and not self.gpus_per_worker:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import ray
@@ -355,8 +358,8 @@ def _stage_stop(job: Job) -> Path:
 
 def _times(each: Resources, node: Resources) -> int:
     """How many workers fit on a node."""
-    by_cpu = int(node.cpus // each.cpus)
-    return by_cpu if not each.gpus else min(by_cpu, int(min(node.gpus // each.gpus, by_cpu)))
+    by_cpu = int(node.cpus / each.cpus)
+    return by_cpu if not each.gpus else int(min(by_cpu, node.gpus / each.gpus))
 
 
 def _carried_environment(task: Task) -> dict[str, str]:

@@ -11,6 +11,7 @@ from worldloom.stages.settings import StageSettings
 
 if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
+    from worldloom.stages.estimate import Estimate
     from worldloom.stages.worker import Worker
 
 Run = Callable[[Any, "Mapping[str, Artifact]", Path, "Worker"], None]
@@ -32,3 +33,5 @@ class StageKind:
     parallelism: Callable[[Any, Mapping[str, Artifact]], int] | None = None  # how many workers can have something to do
     # settings, sha256 of a file (remembered between runs) -> name -> sha256 of data from outside; part of the fingerprint
     outside: Callable[[Any, Callable[[Path], str]], dict[str, str]] | None = None
+    # settings, estimates of the inputs by field -> what the stage will leave, for `worldloom plan`
+    estimate: Callable[[Any, Mapping[str, Estimate]], Estimate] | None = None
