@@ -1,23 +1,21 @@
 """The kinds of stages there are. A new kind is a file in stages/ and two lines here."""
 
-from worldloom.stages import (
-    encode_dataset,
-    evaluate_world_model,
-    import_folder,
-    make_shapes,
-    train_text_tokenizer,
-    train_tokenizer,
-)
+from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
+from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
+from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.kind import StageKind
+from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
+from worldloom.stages.train_text_tokenizer import STAGE as TRAIN_TEXT_TOKENIZER
+from worldloom.stages.train_tokenizer import STAGE as TRAIN_TOKENIZER
 
 STAGES: dict[str, StageKind] = {
     kind.name: kind
     for kind in (
-        make_shapes.STAGE,
-        import_folder.STAGE,
-        train_text_tokenizer.STAGE,
-        train_tokenizer.STAGE,
-        encode_dataset.STAGE,
-        evaluate_world_model.STAGE,
+        MAKE_SHAPES,
+        IMPORT_FOLDER,
+        TRAIN_TEXT_TOKENIZER,
+        TRAIN_TOKENIZER,
+        ENCODE_DATASET,
+        EVALUATE_WORLD_MODEL,
     )
 }

@@ -289,6 +289,7 @@ def _plan_json(planned: "Plan", overrides: Sequence[str]) -> dict[str, Any]:
             "reason": one.reason,
             "fingerprint": one.stage.fingerprint,
             "artifact": str(one.stage.folder),
+            "estimate": {"samples": one.estimate.samples, "codes": one.estimate.codes, "bytes": one.estimate.bytes, "seconds": one.seconds},
         }
         for one in planned.stages
     ]

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 
-from worldloom.pipeline.marks import Link, links
+from worldloom.pipeline.marks import Link, links, stream_links
 from worldloom.pipeline.problems import Problem, nearest
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import StageSettings
 
 
 def graph_problems(stages: Mapping[str, StageSettings], kinds: Mapping[str, StageKind]) -> list[Problem]:
-    """Names that lead nowhere or to the wrong kind of stage; where there are none, a cycle."""
+    """Names that lead nowhere or to the wrong kind of stage; where there are none, a cycle; where there is none, wrong streams."""
     problems = [problem for name, settings in stages.items() for link in links(settings) for problem in _wrong(name, link, stages, kinds)]
-    return problems or list(_cycle(stages))
+    return problems or list(_cycle(stages)) or [problem for name in stages for problem in _wrong_streams(name, stages)]
 
 
 def in_order(stages: Mapping[str, StageSettings]) -> list[str]:
@@ -37,6 +37,19 @@ def _wrong(name: str, link: Link, stages: Mapping[str, StageSettings], kinds: Ma
         yield Problem(
             path, f"a {_words(link.produces)} is needed, and {link.stage} ({kind.name}) makes a {_words(kind.produces)}; {way_out}"
         )
+
+
+def _wrong_streams(name: str, stages: Mapping[str, StageSettings]) -> Iterator[Problem]:
+    dataset = next((stages[link.stage] for link in links(stages[name]) if link.produces == "dataset"), None)
+    streams = getattr(dataset, "streams", None)
+    if not isinstance(streams, dict):
+        return
+    for link in stream_links(stages[name]):
+        path = ("stages", name, *link.path)
+        if link.stream not in streams:
+            yield Problem(path, f"the dataset has no stream called {link.stream!r}; {nearest(link.stream, streams)}")
+        elif link.kind not in (None, streams[link.stream].kind):
+            yield Problem(path, f"a stream of kind {link.kind} is needed, and {link.stream} is of kind {streams[link.stream].kind}")
 
 
 def _cycle(stages: Mapping[str, StageSettings]) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from worldloom.stages.settings import NotInOutput, Reference, StageSettings, dump
+from worldloom.stages.settings import NotInOutput, Reference, StageSettings, StreamName, dump
 
 Path = tuple[str | int, ...]
 
@@ -34,6 +34,24 @@ def links(settings: StageSettings) -> tuple[Link, ...]:
     )
 
 
+class StreamLink(NamedTuple):
+    """A setting that names a stream."""
+
+    path: Path
+    stream: str
+    kind: str | None
+
+
+def stream_links(settings: StageSettings) -> tuple[StreamLink, ...]:
+    """Every setting that names a stream of the dataset, in the order of the fields."""
+    return tuple(
+        StreamLink(path, value, mark.kind)
+        for path, value, marks in _walk_model(settings, ())
+        for mark in marks
+        if isinstance(mark, StreamName) and isinstance(value, str)
+    )
+
+
 def output_settings(settings: BaseModel) -> dict[str, Any]:
     """The settings that can change the output, as plain JSON values."""
     tree = dump(settings)
@@ -44,7 +62,7 @@ def output_settings(settings: BaseModel) -> dict[str, Any]:
 
 
 def _walk_model(model: BaseModel, above: Path) -> Iterator[tuple[Path, Any, tuple[Any, ...]]]:
-    """Every value below `model` with its marks, each after those above it."""
+    """Every value below `model`, and every key of a mapping, with its marks, each after those above it."""
     for name, field in type(model).model_fields.items():
         yield from _walk(getattr(model, name), field.annotation, tuple(field.metadata), (*above, name))
 
@@ -64,6 +82,7 @@ def _walk(value: Any, annotation: Any, marks: tuple[Any, ...], path: Path) -> It
     for inner in _alternatives(annotation):
         if isinstance(value, dict) and get_origin(inner) is dict:
             for key, item in value.items():
+                yield from _walk(key, get_args(inner)[0], (), (*path, key))
                 yield from _walk(item, get_args(inner)[1], (), (*path, key))
         elif isinstance(value, tuple | list) and get_origin(inner) in (tuple, list):
             for number, item in enumerate(value):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,12 @@ from worldloom.pipeline.problems import ConfigError, nearest
 from worldloom.pipeline.progress import read_progress
 from worldloom.pipeline.stage import Stage, stages_of
 from worldloom.stages.artifact import Artifact, ArtifactError
+from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import dump
 
 State = Literal["done", "will run", "will resume", "unselected"]
+UNKNOWN = Estimate()
 MOST_CHANGES = 3  # named in a reason
 LONGEST_VALUE = 40  # characters of a value in a reason
 
@@ -29,6 +31,8 @@ class Planned:
     state: State
     reason: str
     forced: bool = False  # finished, and to be made again: what stands in its folder goes first
+    estimate: Estimate = UNKNOWN  # of what it will leave; of what is done, what it left
+    seconds: float | None = None  # that the newest earlier artifact of this stage took
 
     @property
     def done(self) -> bool:
@@ -83,7 +87,9 @@ def make_plan(
     selected = _selected(stages, only, start, until)
     planned: dict[str, Planned] = {}
     for stage in stages:
-        planned[stage.name] = _plan_one(stage, stage.name in selected, stage.name in force, planned)
+        one = _plan_one(stage, stage.name in selected, stage.name in force, planned)
+        given = {field: planned[name].estimate for field, name in stage.inputs.items()}
+        planned[stage.name] = replace(one, estimate=_estimate(one, given), seconds=None if one.done else _seconds(stage))
     _refuse_missing_inputs(planned)
     return Plan(pipeline, tuple(planned.values()))
 
@@ -160,6 +166,22 @@ def _newest_record(stage: Stage) -> dict[str, Any] | None:
         if isinstance(record, dict) and {"kind", "version", "settings", "inputs"} <= record.keys():
             return record
     return None
+
+
+def _estimate(planned: Planned, inputs: Mapping[str, Estimate]) -> Estimate:
+    stage = planned.stage
+    estimate = stage.kind.estimate(stage.settings, inputs) if stage.kind.estimate else Estimate()
+    return estimate._replace(bytes=Artifact.open(stage.folder).bytes) if planned.done else estimate
+
+
+def _seconds(stage: Stage) -> float | None:
+    """What the artifact of this stage that was finished last took, in all its runs together."""
+    finished = sorted(stage.folder.parent.glob("*/DONE.json"), key=lambda path: path.stat().st_mtime_ns)
+    try:
+        lines = (finished[-1].parent / "logs" / "times.jsonl").read_text(encoding="utf-8").splitlines() if finished else []
+        return sum(float(json.loads(line)["seconds"]) for line in lines) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # logs are for people; nothing hangs on them
 
 
 def _how_far(stage: Stage) -> str:

@@ -1,17 +1,19 @@
 """What commands print for people: lines in columns, with rich's markup."""
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from worldloom.pipeline.reporter import number, said
+from worldloom.pipeline.reporter import duration, number, said
 
 if TYPE_CHECKING:
     from worldloom.pipeline.doctor import Finding
     from worldloom.pipeline.locate import Located
     from worldloom.pipeline.overview import StageView
-    from worldloom.pipeline.plan import Plan
+    from worldloom.pipeline.plan import Plan, Planned
 
 COLOURS = {
     "done": "green",
@@ -28,9 +30,12 @@ COLOURS = {
 def plan_lines(plan: "Plan", overrides: Sequence[str]) -> Iterator[str]:
     """Every stage with its state and the reason."""
     yield f"[bold]{escape(plan.name)}[/] in {escape(str(plan.root))}" + (f", with {escape(' '.join(overrides))}" if overrides else "")
-    yield from columns([(one.stage.name, one.stage.kind.name, one.state, one.reason) for one in plan.stages], state=2)
-    work = len(plan.work())
-    yield f"{work} of {len(plan.stages)} stages to run" if work else "nothing to run"
+    yield from columns([(one.stage.name, one.stage.kind.name, one.state, one.reason, _estimate(one)) for one in plan.stages], state=2)
+    work = plan.work()
+    yield f"{len(work)} of {len(plan.stages)} stages to run" if work else "nothing to run"
+    needed, free = sum(one.estimate.bytes or 0 for one in work), free_bytes(plan.root)
+    if needed > free:
+        yield f"[yellow]about {amount(needed)} will be written, {amount(free)} are free[/]"
 
 
 def status_lines(located: "Located", views: Sequence["StageView"]) -> Iterator[str]:
@@ -62,6 +67,30 @@ def columns(rows: Sequence[Sequence[str]], state: int | None = None) -> Iterator
         if state is not None:
             cells[state] = f"[{COLOURS.get(row[state], 'dim')}]{cells[state]}[/]"
         yield "  ".join(cells).rstrip()
+
+
+def amount(size: int) -> str:
+    """Bytes as people read them: `1.5 MB`."""
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk that holds `folder`, or would hold it."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def _estimate(planned: "Planned") -> str:
+    estimate, about = planned.estimate, "" if planned.done else "about "
+    parts = [f"{estimate.samples:,} samples"] if estimate.samples is not None else []
+    parts += [f"{estimate.codes:,} codes" + (" a sample" if estimate.samples is None else "")] if estimate.codes else []
+    parts += [about + amount(estimate.bytes)] if estimate.bytes else []
+    parts += [f"{duration(planned.seconds)} last time"] if planned.seconds else []
+    return ", ".join(parts)
 
 
 def _progress(view: "StageView") -> str:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
+from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef, StageSettings, TokenizerRef
+from worldloom.stages.settings import DatasetRef, StageSettings, StreamName, TokenizerRef
 
 if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
@@ -30,7 +31,9 @@ class EncodeDataset(StageSettings):
 
     run: Literal["encode_dataset"]
     data: DatasetRef
-    tokenizers: Annotated[dict[str, TokenizerRef], Field(min_length=1, description="stream -> the stage that trains its tokenizer")]
+    tokenizers: Annotated[
+        dict[Annotated[str, StreamName()], TokenizerRef], Field(min_length=1, description="stream -> the stage that trains its tokenizer")
+    ]
     batch_size: PositiveInt = Field(16, description="samples per call of a tokenizer; beyond 16 pictures a CPU's cache overflows")
     max_reject_share: Annotated[float, Field(ge=0, le=1, description="share of samples that may be refused before the stage fails")] = 0.01
 
@@ -246,6 +249,16 @@ def parallelism(settings: EncodeDataset, inputs: Mapping[str, "Artifact"]) -> in
     return len(_shards(Dataset(inputs["data"])))
 
 
+def estimate(settings: EncodeDataset, inputs: Mapping[str, Estimate]) -> Estimate:
+    """The codes of streams whose tokenizer has a fixed number of them; texts come on top."""
+    samples = inputs["data"].samples
+    each = [inputs[f"tokenizers.{stream}"].codes for stream in settings.tokenizers]
+    if samples is None:
+        return Estimate()
+    sizes = [member_bytes(128 + 2 * (codes or 30)) + 64 for codes in each]  # .npy header and codes, and a row of the index
+    return Estimate(samples, codes=samples * sum(codes or 0 for codes in each) or None, bytes=samples * sum(sizes))
+
+
 STAGE = StageKind(
     name="encode_dataset",
     settings=EncodeDataset,
@@ -255,4 +268,5 @@ STAGE = StageKind(
     version=1,
     placement="shards",
     parallelism=parallelism,
+    estimate=estimate,
 )

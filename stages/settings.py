@@ -35,6 +35,13 @@ class Reference:
     produces: Literal["dataset", "tokenizer", "tokens", "world_model", "scores"]
 
 
+@dataclass(frozen=True)
+class StreamName:
+    """Marks a string that names a stream of the dataset that the same settings refer to; `kind` is what it must be, None any."""
+
+    kind: Literal["text", "image"] | None = None
+
+
 DatasetRef = Annotated[str, Reference("dataset"), Field(description="name of a stage that makes or imports a dataset")]
 TokenizerRef = Annotated[str, Reference("tokenizer"), Field(description="name of a stage that trains a tokenizer")]
 TokensRef = Annotated[str, Reference("tokens"), Field(description="name of a stage that encodes a dataset")]

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
 from worldloom.stages.artifact import Artifact
+from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef
+from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
 from worldloom.tokenizers.image_settings import ImageTokenizerSettings, VqGan
@@ -19,10 +20,10 @@ class TrainTokenizer(TrainingSettings):
 
     run: Literal["train_tokenizer"]
     data: DatasetRef
-    stream: str = Field(description="the stream of pictures to learn")
+    stream: Annotated[str, StreamName("image")] = Field(description="the stream of pictures to learn")
     tokenizer: ImageTokenizerSettings = VqGan()
     batch_size: PositiveInt = Field(32, description="pictures a step, all workers together")
-    learning_rate: float = Field(2e-3, gt=0, description="at its highest, after the warm-up")
+    learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
     measured: PositiveInt = Field(2_000, description="pictures of each split that the final figures are taken from, at most")
 
 
@@ -66,6 +67,12 @@ def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str
     return {"tokenizer.perceptual_weights": digest(Path(weights))}
 
 
+def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Codes of one picture."""
+    stream = (inputs["data"].streams or {}).get(settings.stream)
+    return Estimate(codes=(stream.size // settings.tokenizer.downsample) ** 2) if isinstance(stream, ImageStream) else Estimate()
+
+
 STAGE = StageKind(
     name="train_tokenizer",
     settings=TrainTokenizer,
@@ -75,4 +82,5 @@ STAGE = StageKind(
     version=1,
     placement="gang",
     outside=outside,
+    estimate=estimate,
 )

@@ -227,7 +227,7 @@ def test_running_a_finished_pipeline_again_imports_nothing_heavy(file):
 
 
 def test_a_signal_leaves_a_run_that_goes_on(file, tmp_path):
-    many = "data.samples=600"
+    many = "data.samples=200"
     command = [sys.executable, "-m", "worldloom.pipeline", "run", str(file), many, "--only", "data"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("artifacts/data/*/staging/commits/train/*.json")):

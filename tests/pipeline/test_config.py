@@ -1,4 +1,3 @@
-import json
 import re
 
 import pytest
@@ -139,6 +138,18 @@ CASES = {
         r"p.yaml:7: tokens.tokenizers.frame: a tokenizer is needed, and data \(make_shapes\) makes a dataset; these do: words, codes",
     ),
     "itself": (("data: data, tokenizers", "data: tokens, tokenizers"), "p.yaml:7: tokens.data: a dataset is needed, and tokens"),
+    "unknown stream": (
+        ("stream: caption", "stream: captain"),
+        "p.yaml:9: words.stream: the dataset has no stream called 'captain'; did you mean caption?",
+    ),
+    "unknown stream as a key": (
+        ("frame: codes}", "frmae: codes}"),
+        "p.yaml:7: tokens.tokenizers.frmae: the dataset has no stream called 'frmae'; did you",
+    ),
+    "stream of another kind": (
+        ("stream: caption", "stream: frame"),
+        "p.yaml:9: words.stream: a stream of kind text is needed, and frame is of kind image",
+    ),
     "doubled key": (("samples: 8", "samples: 8, samples: 9"), "p.yaml:8: the key 'samples' stands here a second time"),
     "not YAML": (("samples: 8}", "samples: 8"), "p.yaml:[89]: not YAML"),
     "no stages": ((GOOD[GOOD.index("stages:") : GOOD.index("profiles:")], ""), "p.yaml: stages are missing"),
@@ -248,5 +259,5 @@ def test_the_example_files_are_valid(request):
 
 
 def test_a_stage_that_brings_its_own_streams_keeps_them():
-    own = json.dumps({"caption": {"kind": "text"}})
-    assert list(parse_pipeline(GOOD, overrides=[f"data.streams={own}"]).stages["data"].streams) == ["caption"]
+    own = "{caption: {kind: text}, frame: {kind: image, size: 24}}"
+    assert parse_pipeline(GOOD, overrides=[f"data.streams={own}"]).stages["data"].streams["frame"].size == 24

@@ -2,8 +2,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from worldloom.pipeline.marks import links, output_settings
-from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, Settings, StageSettings, TokenizerRef, TokensRef
+from worldloom.pipeline.marks import links, output_settings, stream_links
+from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, Settings, StageSettings, StreamName, TokenizerRef, TokensRef
 
 
 class Inner(Settings):
@@ -64,6 +64,17 @@ def test_settings_that_cannot_change_the_output_are_left_out_at_every_depth():
     assert kept["inner"] == {"judge": None, "seed": 3}
     assert kept["parts"] == [{"judge": None, "seed": 3}]
     assert kept["plain"] == "d"
+
+
+class Streams(StageSettings):
+    run: Literal["streams"] = "streams"
+    stream: Annotated[str, StreamName("text")] = "caption"
+    weights: dict[Annotated[str, StreamName()], float] = Field(default={})
+
+
+def test_names_of_streams_are_found_in_values_and_in_keys():
+    found = [(link.path, link.stream, link.kind) for link in stream_links(Streams(weights={"frame": 0.5}))]
+    assert found == [(("stream",), "caption", "text"), (("weights", "frame"), "frame", None)]
 
 
 def test_other_settings_stay_in():

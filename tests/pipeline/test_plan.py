@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import pytest
@@ -8,6 +9,7 @@ from worldloom.pipeline.plan import make_plan
 from worldloom.pipeline.problems import ConfigError
 from worldloom.pipeline.progress import ProgressFile
 from worldloom.stages.artifact import Artifact, ArtifactError, begin, execute
+from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, Settings, StageSettings
 from worldloom.stages.worker import Worker
@@ -220,6 +222,35 @@ def test_a_damaged_artifact_is_named_with_the_way_out(pipeline, damage):
     with pytest.raises(ArtifactError, match=r"left is damaged: .*; worldloom run FILE --force left makes it again"):
         make_plan(pipeline(), kinds=KINDS)
     assert states(make_plan(pipeline(), force=["left"], kinds=KINDS))["left"] == "will run"
+
+
+def test_what_will_be_written_is_estimated_from_what_comes_before(pipeline):
+    def make(settings, inputs):
+        return Estimate(samples=settings.samples, bytes=1000 * settings.samples)
+
+    def change(settings, inputs):
+        return inputs["data"]._replace(bytes=10)
+
+    kinds = {**KINDS, "make": replace(KINDS["make"], estimate=make), "change": replace(KINDS["change"], estimate=change)}
+    plan = make_plan(pipeline(data={"samples": 17}), kinds=kinds)
+    assert {planned.stage.name: planned.estimate[:3:2] for planned in plan.stages} == {
+        "data": (17, 17_000),
+        "left": (17, 10),
+        "right": (17, 10),
+        "scores": (17, 10),
+    }
+    run(plan, "data")
+    assert make_plan(pipeline(data={"samples": 17}), kinds=kinds).stages[0].estimate.bytes == len("made")  # as it is, once it is done
+    assert make_plan(pipeline(), kinds=KINDS).stages[0].estimate == Estimate()
+
+
+def test_a_stage_that_will_run_again_says_what_it_took_last_time(pipeline):
+    plan = make_plan(pipeline(), kinds=KINDS)
+    run(plan, "data")
+    assert make_plan(pipeline(data={"samples": 4}), kinds=KINDS).stages[0].seconds is None
+    (plan.stage("data").folder / "logs" / "times.jsonl").write_text('{"seconds": 1.5}\n{"seconds": 2}\n')
+    assert make_plan(pipeline(data={"samples": 4}), kinds=KINDS).stages[0].seconds == 3.5
+    assert make_plan(pipeline(), kinds=KINDS).stages[0].seconds is None
 
 
 def test_the_plan_keeps_the_pipeline_as_it_is_run(pipeline):
