@@ -28,12 +28,14 @@ class Tallies:
         self._totals: dict[str, float] = state.get("totals", {})  # since step 0, all ranks
         self._failures: int = state.get("failures", 0)  # in a row
         self._pending: list[tuple[str, Tensor | float, Tensor | float]] = []
+        self._noted = False  # whether a turn of this step was taken
 
     def note(self, turn: Turn, loss: Tensor) -> None:
         """A turn that was taken. Nothing is read from the device yet."""
-        self._add("loss", loss, 1.0)
+        self._noted = True
+        self._add("loss", loss, 0.0)
         for name, value in turn.losses.items():
-            self._add(f"loss/{name}", value, 1.0)
+            self._add(f"loss/{name}", value, float(turn.step))  # the turns of one step add up
         for name, metric in turn.metrics.items():
             total, weight = metric if isinstance(metric, Mean) else (metric, 1.0)
             self._add(name, total, weight)
@@ -55,7 +57,11 @@ class Tallies:
                 "or set precision: fp32; the last checkpoint is from before"
             )
 
-    def spend(self, seconds: float) -> None:
+    def end_step(self, seconds: float) -> None:
+        """A step is over, after `seconds`."""
+        if self._noted:
+            self._add("loss", 0.0, 1.0)  # a step's loss is the sum over its turns
+        self._noted = False
         self.seconds += seconds
         self._window_seconds += seconds
 

@@ -93,7 +93,7 @@ def _steps(
             _take(turn, engines[turn.player], share, step, tallies)
         step += 1
         done = step == training.steps
-        tallies.spend(time.monotonic() - began)
+        tallies.end_step(time.monotonic() - began)
         if step % training.log_every == 0 or done:
             values = {**tallies.close_window(), "learning_rate": peak * share}
             notes = {name: value for name, value in values.items() if name == "loss" or name.endswith("_per_second")}

@@ -1,0 +1,139 @@
+"""What a world model is trained on: the codes of all streams, in a keyed order, woven into documents and packed into rows.
+
+A place is the number of a sample in the order of training, over all epochs. Everything about a place follows from (seed, place): which
+sample it is, which of its streams come and in which order. Packing is first fit in the order of places, so that the only state between
+two batches is how many places were taken.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldloom.stages.dataset import Tokens
+from worldloom.stages.order import order, uniform
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.packing import pack
+from worldloom.world_model.weave import Codes, Woven, document_lengths, spread, weave
+
+# What a draw is for; the last counter of each.
+_STREAM_ORDER, _DROP = 1, 2
+
+
+class TokenBatch(NamedTuple):
+    """One rank's documents of a global batch."""
+
+    woven: Woven
+    places: NDArray[np.int64]  # [B]
+
+    def take(self, documents: NDArray[np.int64]) -> "TokenBatch":
+        """Some of the documents, in the order asked for."""
+        lengths = self.woven.lengths[documents]
+        at = spread((self.woven.lengths.cumsum() - self.woven.lengths)[documents], lengths)
+        return TokenBatch(Woven(self.woven.tokens[at], self.woven.legal[at], lengths), self.places[documents])
+
+
+class TokenBatches:
+    """Global batches of `rows` rows of `row_length` tokens each; rank r of w takes the r-th of w equal parts of the rows."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        grammar: Grammar,
+        split: str,
+        rows: int,
+        row_length: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop: Mapping[str, float] | None = None,
+    ) -> None:
+        """`drop`: the share of samples in which a stream is left out; a sample keeps at least one stream."""
+        if rows % world_size:
+            raise ValueError(f"rows ({rows}) cannot be shared by {world_size} training workers; make it a multiple of {world_size}")
+        if unknown := sorted(set(drop or {}) - set(grammar.streams)):
+            raise ValueError(f"drop names {', '.join(unknown)}, but the streams are {', '.join(grammar.streams)}")
+        self.tokens = tokens
+        self.grammar = grammar
+        self.split = split
+        self.samples = tokens.samples(split)
+        if not self.samples:
+            raise ValueError(f"the tokens have no samples in the split {split!r}; they have {', '.join(tokens.splits)}")
+        self.rows = rows
+        self.row_length = row_length
+        self.seed = seed
+        self.mine = range(rank * rows // world_size, (rank + 1) * rows // world_size)
+        self.names = [stream.name for stream in grammar.vocabulary.streams]
+        self._drop = np.array([(drop or {}).get(name, 0.0) for name in self.names])
+        # [samples, streams]; what the grammar leaves out is as good as missing.
+        self._lengths = np.stack([tokens.lengths(split, name) * (name in grammar.streams) for name in self.names], axis=1).astype(np.int32)
+        longest = int(np.where(self._lengths > 0, self._lengths + 2, 0).sum(axis=1).max()) + 2
+        if longest > row_length:
+            raise ValueError(
+                f"the longest sample of {split!r} makes {longest} tokens, a row has {row_length}; set row_length to at least {longest}"
+            )
+
+    def after(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
+        """Batches for ever; a position is {"places": places taken by all ranks so far}."""
+        taken = 0 if position is None else position["places"]
+        expected = max(1, self.rows * self.row_length // max(1, round(self._mean_length())))
+        for _ in count():
+            places, streams, rows = self._plan(taken, expected)
+            mine = (rows >= self.mine.start) & (rows < self.mine.stop)
+            yield TokenBatch(self._weave(places[mine], streams[mine]), places[mine]), {"places": taken + len(places)}
+            taken, expected = taken + len(places), len(places)
+
+    def at(self, places: NDArray[np.int64]) -> TokenBatch:
+        """The documents of any places."""
+        return TokenBatch(self._weave(places, self._streams(places)), places)
+
+    def sample(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which sample stands at each place."""
+        out = np.empty(len(places), np.int64)
+        epochs = places // self.samples
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            out[here] = order(self.seed, epoch, places[here] % self.samples, self.samples)
+        return out
+
+    def _plan(self, first: int, expected: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The places of the next global batch, the streams of each, and the row that it goes to."""
+        many = expected + expected // 8 + 8
+        while True:
+            places = np.arange(first, first + many)
+            streams = self._streams(places)
+            lengths = document_lengths(streams, self._lengths[self.sample(places)])
+            rows = pack(lengths, self.rows, self.row_length)
+            if len(rows) < many:
+                return places[: len(rows)], streams[: len(rows)], rows
+            many *= 2
+
+    def _streams(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[B, S] numbers of the streams of each document in turn, -1 behind the last: those that are there and not dropped, shuffled."""
+        numbers = np.arange(len(self.names))
+        lengths = self._lengths[self.sample(places)]
+        keys = uniform(self.seed, places[:, None], numbers, _STREAM_ORDER)
+        there = lengths > 0
+        if self._drop.any():
+            luck = np.where(there, uniform(self.seed, places[:, None], numbers, _DROP) - self._drop, -np.inf)
+            there &= (luck >= 0) | (luck == luck.max(axis=1, keepdims=True))
+        shuffled = np.argsort(np.where(there, keys, np.inf), axis=1, kind="stable")
+        return np.where(np.take_along_axis(there, shuffled, axis=1), shuffled, -1)
+
+    def _weave(self, places: NDArray[np.int64], streams: NDArray[np.int64]) -> Woven:
+        samples = self.sample(places)
+        codes = {}
+        for number, name in enumerate(self.names):
+            if name in self.grammar.streams:
+                rows = np.where((streams == number).any(axis=1), samples, -1)
+                values, offsets = self.tokens.gather(self.split, name, rows[rows >= 0])
+                lengths = np.zeros(len(samples), np.int64)
+                lengths[rows >= 0] = np.diff(offsets)
+                codes[name] = Codes(values, lengths)
+        return weave(self.grammar, streams, codes)
+
+    def _mean_length(self) -> float:
+        some = self._lengths[: 1 << 16]
+        return float(np.where(some > 0, some + 2, 0).sum(axis=1).mean()) + 2

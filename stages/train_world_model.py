@@ -1,0 +1,155 @@
+"""Trains a world model on the tokens of a dataset: one transformer for all streams, in every order."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from worldloom.stages.kind import StageKind
+from worldloom.stages.settings import NOT_IN_OUTPUT, Settings, TokensRef
+from worldloom.stages.training_settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from worldloom.stages.artifact import Artifact
+    from worldloom.stages.worker import Worker
+    from worldloom.world_model.transformer import Shape
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Model(Settings):
+    """The transformer's shape."""
+
+    width: PositiveInt = Field(256, description="features of a token")
+    depth: PositiveInt = Field(6, description="blocks")
+    heads: PositiveInt = Field(4, description="of queries; they share the width")
+    kv_heads: PositiveInt | None = Field(None, description="of keys and values; null: as many as heads")
+    ff: PositiveInt | None = Field(None, description="width of the feed-forward layers; null: 8/3 of the width, in steps of 32")
+    rope_theta: PositiveFloat = Field(10_000.0, description="slowest rotary wavelength / 2 pi, in tokens")
+    tied: bool = Field(False, description="one matrix for the token embedding and the output layer")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width ({self.width}) must be a multiple of twice the heads ({self.heads}), so that each is of even width")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+
+class TrainWorldModel(TrainingSettings):
+    """One training; a step learns from `rows` x `row_length` tokens, all workers together."""
+
+    run: Literal["train_world_model"]
+    tokens: TokensRef
+    model: Model = Model()
+    objectives: dict[Literal["next_token"], PositiveFloat] = Field(
+        {"next_token": 1.0}, min_length=1, description="the share of documents that each serves, in proportion"
+    )
+    rows: PositiveInt = Field(16, description="rows of a step; a multiple of the training workers")
+    row_length: PositiveInt = Field(256, description="tokens of a row; documents are packed into it and never cut")
+    weights: dict[str, NonNegativeFloat] = Field(
+        {}, description="stream, or order -> what a label of it counts in the loss; 1 where not said"
+    )
+    drop: dict[str, Share] = Field({}, description="stream -> the share of samples in which it is left out")
+    full_share: Annotated[float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary")] = 1 / 16
+    parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
+        1, description="backward passes that a worker's rows are split into, to save memory"
+    )
+    learning_rate: PositiveFloat = Field(2e-3, description="at its highest, after the warm-up")
+    weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
+
+
+def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, worker: "Worker") -> None:
+    """Trains; rank 0 then writes the model, its figures and its card."""
+    import torch
+
+    from worldloom.stages.dataset import Tokens
+    from worldloom.stages.learner import Player, resolve_precision
+    from worldloom.stages.token_batches import TokenBatches
+    from worldloom.stages.training import train
+    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+    from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.load import save_pretrained
+    from worldloom.world_model.transformer import WorldModel
+    from worldloom.world_model.vocabulary import Vocabulary
+
+    if (out / "card.json").exists():
+        return
+    tokens = Tokens(inputs["tokens"])
+    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in tokens.streams.items()}))
+    batches = TokenBatches(
+        tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
+    )
+    model = WorldModel(shape_of(settings.model, grammar.vocabulary.size), torch.Generator().manual_seed(settings.seed))
+    precision = resolve_precision(settings.precision)
+    player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision)
+    shares = objectives(settings.objectives, settings.full_share, settings.weights)
+    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts)
+    train(learner, settings, batches, out, worker, out.name)
+    if worker.rank == 0:
+        save_pretrained(out / "world", model, grammar)
+        _report(settings, tokens, model, out)
+
+
+def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
+    """What the model was trained with."""
+    import json
+
+    figures = json.loads((out / "figures.json").read_bytes())
+    return {"parameters": int(figures["world.parameters"]), "steps": settings.steps, "tokens": int(figures["world.tokens_seen"])}
+
+
+def shape_of(model: Model, vocab_size: int) -> "Shape":
+    """The transformer that `model` describes, for a vocabulary."""
+    from worldloom.world_model.transformer import Shape
+
+    return Shape(
+        vocab_size=vocab_size,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        kv_heads=model.kv_heads or model.heads,
+        ff=model.ff or -(-model.width * 8 // 3 // 32) * 32,
+        head_width=model.width // model.heads,
+        rope_theta=model.rope_theta,
+        tied=model.tied,
+    )
+
+
+def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> None:
+    from worldloom.stages.card import Card, Curves, Table, write_card, write_figures
+    from worldloom.stages.metrics import read
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    seen = int(read(out / "logs" / "metrics.jsonl")[-1]["tokens"])
+    write_figures(out, {"world.parameters": parameters, "world.tokens_seen": seen})
+    streams = tuple(f"loss/{name}" for name in tokens.streams)
+    rows = (
+        ("parameters", parameters),
+        ("vocabulary", model.shape.vocab_size),
+        ("tokens seen", seen),
+        ("samples", tokens.samples("train")),
+        ("steps", settings.steps),
+        ("tokens a step, at most", settings.rows * settings.row_length),
+    )
+    blocks = (
+        Curves(series=streams, title="Loss of each stream", unit="nats per token"),
+        Curves(series=("loss/order", "loss/full"), title="Loss of the order of streams, and of the full softmax", unit="nats per token"),
+        Curves(series=("gradient_norm/world",), title="Gradient norm before clipping"),
+        Curves(series=("learning_rate",), title="Learning rate"),
+        Table(columns=("what", "how much"), rows=rows),
+    )
+    write_card(out, Card(title="World model", blocks=blocks))
+
+
+STAGE = StageKind(
+    name="train_world_model",
+    settings=TrainWorldModel,
+    run=run,
+    finish=finish,
+    produces="world_model",
+    version=1,
+    placement="gang",
+)

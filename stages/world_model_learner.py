@@ -1,0 +1,93 @@
+"""The world model's mathematics for the training loop: documents in, one loss of every objective out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worldloom.stages.learner import Mean, Player, Turn
+from worldloom.stages.order import uniform
+from worldloom.stages.token_batches import TokenBatch
+from worldloom.world_model.example import Example
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.next_token import next_token
+from worldloom.world_model.transformer import WorldModel
+from worldloom.world_model.weave import Woven
+
+_OBJECTIVE = 3  # what a draw is for; others are in token_batches
+
+# (woven documents, grammar, their places, seed) -> example
+Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
+
+
+def objectives(shares: Mapping[str, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
+    """What each named objective makes of a document, and the share of documents that it gets."""
+    known: dict[str, Objective] = {"next_token": partial(next_token, full_share=full_share, weights=weights)}
+    return {name: (known[name], share / sum(shares.values())) for name, share in shares.items()}
+
+
+class WorldModelLearner:
+    """One player. A document serves one objective, drawn for its place; the loss is a mean over all labels of the global batch."""
+
+    def __init__(
+        self, model: WorldModel, grammar: Grammar, player: Player, objectives: Mapping[str, tuple[Objective, float]], seed: int, parts: int
+    ) -> None:
+        """`player` holds `model`; `parts`: backward passes that a rank's batch is split into."""
+        assert player.module is model
+        self.model = model
+        self.grammar = grammar
+        self.players = (player,)
+        self.objectives = dict(objectives)
+        self.seed = seed
+        self.parts = parts
+
+    def turns(self, batch: TokenBatch, step: int) -> Iterator[Turn]:
+        """One turn for each part of the batch."""
+        device = next(self.model.parameters()).device
+        parts = [self._examples(batch.take(part)) for part in np.array_split(np.arange(len(batch.places)), self.parts)]
+        weight = _over_ranks(sum(_weight(example) for examples in parts for example in examples.values()), device)
+        for number, examples in enumerate(parts):
+            yield self._turn({name: example.to(device) for name, example in examples.items()}, weight, last=number == len(parts) - 1)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert not state
+
+    def _examples(self, batch: TokenBatch) -> dict[str, Example]:
+        shares = np.cumsum([share for _, share in self.objectives.values()])
+        drawn = np.searchsorted(shares[:-1], uniform(self.seed, batch.places, _OBJECTIVE), side="right")
+        examples = {}
+        for number, (name, (make, _)) in enumerate(self.objectives.items()):
+            mine = batch.take(np.flatnonzero(drawn == number))
+            examples[name] = make(mine.woven, self.grammar, mine.places, self.seed)
+        return examples
+
+    def _turn(self, examples: Mapping[str, Example], weight: float, last: bool) -> Turn:
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Mean] = {}
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        for name, example in examples.items():
+            found = self.model.losses(example)
+            losses[name] = found.total * (ranks / max(weight, 1.0))
+            for choice, nats, labels in zip(example.choices, found.sums, found.counts, strict=True):
+                metrics[f"loss/{choice.name}" if name == "next_token" else f"loss/{name}.{choice.name}"] = Mean(nats, labels)
+        counts = {"tokens": sum(len(example.inputs) for example in examples.values())}
+        return Turn(self.players[0].name, losses, metrics, counts, step=last)
+
+
+def _weight(example: Example) -> float:
+    return float(sum(example.weights[choice.places].double().sum() for choice in example.choices))
+
+
+def _over_ranks(value: float, device: torch.device) -> float:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(box)
+    return float(box)

@@ -1,0 +1,156 @@
+"""What a world model is trained on: every sample once an epoch, whatever the ranks, from any place on."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from worldloom.stages.dataset import Ragged, TokenStream
+from worldloom.stages.token_batches import TokenBatches
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.vocabulary import Vocabulary
+
+SAMPLES = 23
+
+
+STREAMS = {
+    "caption": TokenStream("text", 1000, None, "uint16", "c", 5),
+    "frame": TokenStream("image", 50, (2, 2), "uint16", "f", 4),
+}
+
+
+class Memory:
+    """Tokens that were never on a disk: sample i has i % 5 + 1 caption codes, four frame codes, and every sixth has no frame."""
+
+    splits = ("train",)
+
+    def samples(self, split):
+        return SAMPLES if split == "train" else 0
+
+    def lengths(self, split, stream):
+        return np.array([len(self.codes(stream, i)) for i in range(SAMPLES)], np.int64)
+
+    def codes(self, stream, i):
+        if stream == "caption":
+            return np.full(i % 5 + 1, 10 * i, np.uint16)
+        return np.arange(0 if i % 6 == 5 else 4, dtype=np.uint16) + i
+
+    def gather(self, split, stream, indices):
+        rows = [self.codes(stream, int(i)) for i in indices]
+        return Ragged(np.concatenate([np.empty(0, np.uint16), *rows]), np.cumsum([0, *map(len, rows)]))
+
+
+GRAMMAR = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in STREAMS.items()}))
+
+
+def batches(rows=4, row_length=32, seed=3, rank=0, world_size=1, **more):
+    return TokenBatches(Memory(), GRAMMAR, "train", rows, row_length, seed, rank, world_size, **more)
+
+
+def documents(batch):
+    """Each document's place and segments."""
+    ends = batch.woven.lengths.cumsum()
+    tokens = np.split(batch.woven.tokens, ends[:-1])
+    return [(place, GRAMMAR.parse(one)) for place, one in zip(batch.places.tolist(), tokens, strict=True)]
+
+
+def first(source, many, position=None):
+    return [batch for batch, _ in islice(source.after(position), many)]
+
+
+def test_an_epoch_holds_every_sample_once_and_the_next_in_another_order():
+    source = batches()
+    places = np.concatenate([batch.places for batch in first(source, 20)])
+    assert np.array_equal(np.sort(places), np.arange(len(places))) and len(places) > 2 * SAMPLES
+    one, two = (source.sample(np.arange(SAMPLES) + epoch * SAMPLES) for epoch in (0, 1))
+    assert np.array_equal(np.sort(one), np.arange(SAMPLES)) and np.array_equal(np.sort(two), np.arange(SAMPLES))
+    assert not np.array_equal(one, two)
+
+
+def test_a_document_is_its_sample_legal_and_whole():
+    source, memory = batches(), Memory()
+    for batch in first(source, 5):
+        for place, segments in documents(batch):
+            i = int(source.sample(np.array([place]))[0])
+            found = {segment.stream: segment.codes.tolist() for segment in segments}
+            assert found == {name: memory.codes(name, i).tolist() for name in STREAMS if len(memory.codes(name, i))}
+
+
+def test_both_orders_of_streams_are_drawn_anew_in_every_epoch():
+    source = batches()
+    drawn = {}
+    for batch in first(source, 60):
+        for place, segments in documents(batch):
+            if len(segments) == 2:
+                drawn.setdefault(int(source.sample(np.array([place]))[0]), []).append(segments[0].stream)
+    flat = [stream for streams in drawn.values() for stream in streams]
+    assert 0.35 < flat.count("frame") / len(flat) < 0.65
+    assert any(len(set(streams)) == 2 for streams in drawn.values())
+
+
+def test_going_on_from_a_position_gives_the_same_batches():
+    source = batches()
+    whole = list(islice(source.after(None), 12))
+    for at in (0, 4, 9):
+        resumed = first(batches(), 3, position=whole[at][1])
+        for (expected, _), batch in zip(whole[at + 1 :], resumed, strict=False):
+            assert np.array_equal(expected.places, batch.places)
+            assert np.array_equal(expected.woven.tokens, batch.woven.tokens)
+
+
+def test_ranks_share_the_batch_of_one():
+    whole = first(batches(), 6)
+    halves = [first(batches(rank=rank, world_size=2), 6) for rank in range(2)]
+    for one, *parts in zip(whole, *halves, strict=True):
+        assert sorted(one.places.tolist()) == sorted(np.concatenate([part.places for part in parts]).tolist())
+        together = {place: repr(segments) for part in parts for place, segments in documents(part)}
+        assert together == {place: repr(segments) for place, segments in documents(one)}
+
+
+def test_rows_are_never_overfilled_and_well_filled():
+    for batch in first(batches(rows=4, row_length=64), 8):
+        assert 0.8 * 4 * 64 < batch.woven.lengths.sum() <= 4 * 64
+
+
+def test_a_share_of_a_stream_is_dropped_but_never_the_last_stream():
+    source = batches(drop={"caption": 0.5, "frame": 0.9})
+    alone = {"caption": 0, "frame": 0, "both": 0}
+    for batch in first(source, 80):
+        for _, segments in documents(batch):
+            assert segments
+            alone[segments[0].stream if len(segments) == 1 else "both"] += 1
+    total = sum(alone.values())
+    assert 0.02 < alone["both"] / total < 0.1 and alone["caption"] > 2 * alone["frame"] > 0
+
+
+def test_any_place_can_be_asked_for_alone():
+    source = batches()
+    batch = first(source, 3)[2]
+    again = source.at(batch.places[::-1].copy())
+    assert {p: repr(s) for p, s in documents(again)} == {p: repr(s) for p, s in documents(batch)}
+
+
+def test_taking_documents_keeps_them_whole():
+    batch = first(batches(), 1)[0]
+    assert [repr(d) for d in documents(batch.take(np.array([2, 0])))] == [repr(documents(batch)[i]) for i in (2, 0)]
+
+
+def test_rows_that_cannot_be_shared_are_refused():
+    with pytest.raises(ValueError, match=r"rows \(4\) cannot be shared by 3 training workers; make it a multiple of 3"):
+        batches(world_size=3)
+
+
+def test_a_row_shorter_than_a_sample_is_refused():
+    with pytest.raises(ValueError, match="the longest sample of 'train' makes 15 tokens, a row has 14; set row_length to at least 15"):
+        batches(row_length=14)
+    batches(row_length=15)
+
+
+def test_an_unknown_stream_to_drop_is_refused():
+    with pytest.raises(ValueError, match="drop names sound, but the streams are caption, frame"):
+        batches(drop={"sound": 0.1})
+
+
+def test_a_split_without_samples_is_refused():
+    with pytest.raises(ValueError, match="no samples in the split 'held_out'; they have train"):
+        TokenBatches(Memory(), GRAMMAR, "held_out", 4, 32, 0)

@@ -1,0 +1,168 @@
+"""The stage that trains a world model: it learns, goes on where it was stopped, and refuses what cannot be."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from worldloom.stages import disk, train_world_model
+from worldloom.stages.artifact import execute
+from worldloom.stages.commit import Commits
+from worldloom.stages.dataset import Tokens
+from worldloom.stages.dataset_writer import TokenShard
+from worldloom.stages.kind import StageKind
+from worldloom.stages.learner import Player
+from worldloom.stages.metrics import read
+from worldloom.stages.settings import StageSettings
+from worldloom.stages.token_batches import TokenBatches
+from worldloom.stages.train_world_model import Model, TrainWorldModel, shape_of
+from worldloom.stages.worker import Interrupted, Worker
+from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.load import from_pretrained
+from worldloom.world_model.transformer import WorldModel
+from worldloom.world_model.vocabulary import Vocabulary
+
+SAMPLES = 40
+
+
+class Nothing(StageSettings):
+    pass
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """Sample i: the caption says i % 5 in two or three pieces, the frame shows it in all of its four codes."""
+    keys = [f"{i:03d}" for i in range(SAMPLES)]
+
+    def run(settings, inputs, out, worker):
+        with Commits.of(out).attempt("train/shard-000000") as attempt:
+            with TokenShard(attempt, "train", "caption", "shard-000000", 20) as shard:
+                for i, key in enumerate(keys):
+                    shard.add(key, np.array([7, i % 5] if i % 2 else [7, 9, i % 5]))
+            with TokenShard(attempt, "train", "frame", "shard-000000", 11) as shard:
+                for i, key in enumerate(keys):
+                    shard.add(key, np.full((2, 2), 2 * (i % 5)))
+            attempt.commit(keys, (), {})
+
+    def finish(settings, inputs, out):
+        Commits.of(out).finish(["train/shard-000000"])
+        streams = {
+            "caption": {"kind": "text", "codebook_size": 20, "shape": None, "dtype": "uint8", "tokenizer": "c", "max_length": 3},
+            "frame": {"kind": "image", "codebook_size": 11, "shape": [2, 2], "dtype": "uint8", "tokenizer": "f", "max_length": 4},
+        }
+        splits = {"train": {"shards": [{"name": "shard-000000", "samples": SAMPLES}], "samples": SAMPLES}}
+        disk.write_file(out / "tokens" / "dataset.json", disk.canonical_json({"format": 1, "streams": streams, "splits": splits}))
+        return {}
+
+    kind = StageKind("make_something", Nothing, run, finish, "tokens", 1, "shards")
+    return execute(kind, "tokens", Nothing(run="make_something"), {}, tmp_path_factory.mktemp("t") / "tokens" / "f0", Worker())
+
+
+def settings(**changes):
+    small = {"width": 32, "depth": 2, "heads": 2, "ff": 48}
+    return TrainWorldModel(
+        **{
+            "run": "train_world_model",
+            "tokens": "tokens",
+            "model": Model(**small),
+            "rows": 4,
+            "row_length": 32,
+            "steps": 12,
+            "log_every": 1,
+        }
+        | changes
+    )
+
+
+def train(tokens, folder, worker=None, **changes):
+    return execute(train_world_model.STAGE, "world", settings(**changes), {"tokens": tokens}, folder / "world" / "f1", worker or Worker())
+
+
+def losses(out):
+    lines = read(out / "logs" / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "time" and "second" not in name} for line in lines]
+
+
+def test_it_learns_what_the_caption_says_of_the_frame(tokens, tmp_path):
+    artifact = train(tokens, tmp_path, steps=150, warmup=5, learning_rate=1e-2)
+    lines = losses(artifact.folder)
+    assert lines[0]["loss/frame"] == pytest.approx(np.log(11), rel=0.1)
+    assert lines[-1]["loss/frame"] < 0.35 < lines[0]["loss/caption"]
+    figures = json.loads((artifact.folder / "figures.json").read_bytes())
+    assert figures["world.tokens_seen"] == lines[-1]["tokens"] == artifact.counts["tokens"]
+    world = from_pretrained(artifact.folder / "world")
+    assert figures["world.parameters"] == sum(p.numel() for p in world.model.parameters())
+    assert world.vocabulary.streams[1].shape == (2, 2)
+
+
+def test_stopped_and_started_again_it_leaves_the_same_artifact(tokens, tmp_path):
+    whole = train(tokens, tmp_path / "whole")
+    steps = [0]
+    stopping = Worker(stopping=lambda: steps[0] == 5, report=lambda done, *_: steps.__setitem__(0, done))
+    with pytest.raises(Interrupted):
+        train(tokens, tmp_path / "two", stopping)
+    resumed = train(tokens, tmp_path / "two")
+    assert losses(resumed.folder) == losses(whole.folder)
+    done = [(artifact.folder / "DONE.json").read_bytes() for artifact in (whole, resumed)]
+    assert done[0] == done[1]
+
+
+def test_a_batch_in_parts_teaches_the_same(tokens, tmp_path):
+    one, three = (train(tokens, tmp_path / str(parts), parts=parts, precision="fp32") for parts in (1, 3))
+    for a, b in zip(losses(one.folder), losses(three.folder), strict=True):
+        for name in ("loss", "loss/frame", "loss/caption", "tokens"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
+
+
+def test_the_loss_is_a_mean_over_labels_and_the_sum_of_its_parts(tokens):
+    data = Tokens(tokens)
+    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in data.streams.items()}))
+    model = WorldModel(shape_of(settings().model, grammar.vocabulary.size), torch.Generator().manual_seed(1))
+    learner = WorldModelLearner(model, grammar, Player("world", model, 1e-3), objectives({"next_token": 1.0}, 1 / 16, {}), 0, 2)
+    batch, _ = next(TokenBatches(data, grammar, "train", 4, 32, 0).after(None))
+    turns = list(learner.turns(batch, 0))
+    assert [turn.step for turn in turns] == [False, True]
+    nats = sum(float(mean.total) for turn in turns for mean in turn.metrics.values())
+    labels = sum(float(mean.weight) for turn in turns for mean in turn.metrics.values())
+    assert sum(float(turn.losses["next_token"].detach()) for turn in turns) == pytest.approx(nats / labels, rel=1e-5)
+    assert sum(turn.counts["tokens"] for turn in turns) == batch.woven.lengths.sum() - len(batch.places)
+
+
+def test_weights_change_what_counts(tokens, tmp_path):
+    even, odd = (
+        train(tokens, tmp_path / str(weight), steps=30, warmup=2, learning_rate=1e-2, weights={"frame": weight}) for weight in (1.0, 0.0)
+    )
+    assert losses(even.folder)[-1]["loss/frame"] < losses(odd.folder)[-1]["loss/frame"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"width": 30, "heads": 4}}, r"width \(30\) must be a multiple of twice the heads \(4\)"),
+        ({"model": {"heads": 4, "kv_heads": 3}}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
+        ({"objectives": {"guess": 1.0}}, "next_token"),
+        ({"objectives": {}}, "at least 1 item"),
+        ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16 is filled from the stage's own settings"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "comes from the profile"),
+        ({"drop": {"frame": 1.0}}, "less than 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainWorldModel.model_validate_json(json.dumps({"run": "train_world_model", "tokens": "tokens", **changes}))
+
+
+def test_the_shape_follows_from_few_numbers():
+    shape = shape_of(Model(width=96, heads=6, kv_heads=3), 700)
+    assert (shape.head_width, shape.ff, shape.kv_heads, shape.vocab_size) == (16, 256, 3, 700)
+    assert shape_of(Model(width=96, heads=6), 700).kv_heads == 6
+
+
+def test_unknown_streams_are_refused_by_name(tokens, tmp_path):
+    with pytest.raises(ValueError, match="drop names sound, but the streams are caption, frame"):
+        train(tokens, tmp_path / "a", drop={"sound": 0.5})
+    with pytest.raises(ValueError, match=r"weights for \['sound'\]"):
+        train(tokens, tmp_path / "b", weights={"sound": 0.5})
