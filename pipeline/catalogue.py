@@ -7,6 +7,7 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
 from worldloom.stages.train_text_tokenizer import STAGE as TRAIN_TEXT_TOKENIZER
 from worldloom.stages.train_tokenizer import STAGE as TRAIN_TOKENIZER
+from worldloom.stages.train_world_model import STAGE as TRAIN_WORLD_MODEL
 
 STAGES: dict[str, StageKind] = {
     kind.name: kind
@@ -16,6 +17,7 @@ STAGES: dict[str, StageKind] = {
         TRAIN_TEXT_TOKENIZER,
         TRAIN_TOKENIZER,
         ENCODE_DATASET,
+        TRAIN_WORLD_MODEL,
         EVALUATE_WORLD_MODEL,
     )
 }

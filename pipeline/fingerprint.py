@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.pipeline.marks import output_settings
-from worldloom.stages import disk
+from worldloom.stages.disk import canonical_json, digest, write_file
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import StageSettings
 
@@ -30,7 +30,7 @@ def fingerprint(name: str, kind: StageKind, settings: StageSettings, inputs: Map
         "inputs": dict(inputs),
         "outside": dict(outside),
     }
-    return hashlib.sha256(disk.canonical_json(identity)).hexdigest()
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 class Digests:
@@ -47,7 +47,7 @@ class Digests:
         known = self._known.get(key)
         if known is not None and known[:-1] == stamp:
             return str(known[-1])
-        sha256 = disk.digest(path)
+        sha256 = digest(path)
         if stamp == _stamp(path) and time.time() - max(stamp[1], stamp[2]) / 1e9 > SETTLED:
             self._known[key] = [*stamp, sha256]
             self._changed = True
@@ -56,7 +56,7 @@ class Digests:
     def save(self) -> None:
         """Keeps what was computed for the next time."""
         if self._changed:
-            disk.write_file(self.path, json.dumps(self._known, sort_keys=True, indent=0).encode())
+            write_file(self.path, json.dumps(self._known, sort_keys=True, indent=0).encode())
             self._changed = False
 
 

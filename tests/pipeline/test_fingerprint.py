@@ -66,7 +66,7 @@ def later(monkeypatch):
 def hashed(monkeypatch):
     """The files that were read."""
     names = []
-    monkeypatch.setattr(module.disk, "digest", lambda path: names.append(path.name) or digest(path))
+    monkeypatch.setattr(module, "digest", lambda path: names.append(path.name) or digest(path))
     return names
 
 
