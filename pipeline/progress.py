@@ -62,5 +62,5 @@ def folder(out: Path) -> Path:
 def _part(path: Path) -> Progress | None:
     try:
         return Progress(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None
