@@ -1,9 +1,10 @@
-"""Work done one step ahead in a thread, so that reading and decoding overlap what is computed from them."""
+"""Work done ahead and behind in threads, so that reading and writing overlap what is computed between them."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -21,3 +22,38 @@ def ahead(jobs: Iterable[Callable[[], Result]], depth: int = 2) -> Generator[Res
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Behind:
+    """Work done behind in a thread, in order, so that writing overlaps what is computed next. After a failure nothing more is done."""
+
+    def __init__(self, depth: int = 4) -> None:
+        self._depth = depth
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="behind")
+        self._waiting: deque[Future[None]] = deque()
+        self._failed = False
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Takes a job; waits while `depth` are under way. The error of an earlier job is raised here or at the end."""
+        while len(self._waiting) >= self._depth:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._run, job))
+
+    def _run(self, job: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            job()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            while kind is None and self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True)

@@ -95,6 +95,10 @@ class TokenShard:
         self._writer.close()
         write_index(self._attempt.create(f"{self._name}.idx.npy"), self._keys, self._rows)
 
+    def abandon(self) -> None:
+        """Writes nothing more; the attempt is given up too."""
+        self._writer.abandon()
+
     def __enter__(self) -> Self:
         return self
 
@@ -102,7 +106,7 @@ class TokenShard:
         if kind is None:
             self.close()
         else:
-            self._writer.abandon()
+            self.abandon()
 
 
 def code_type(codebook_size: int) -> str:

@@ -5,11 +5,12 @@ sample's codes depend neither on the number of workers nor on where a run was st
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt
 
@@ -49,7 +50,7 @@ class Batch(NamedTuple):
 
 def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, worker: "Worker") -> None:
     """Encodes this worker's shards that are not committed yet."""
-    from worldloom.stages.ahead import ahead
+    from worldloom.stages.ahead import Behind, ahead
     from worldloom.stages.commit import Commits
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.deterministic import deterministic
@@ -64,13 +65,19 @@ def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, wo
         return
     tokenizers = load_tokenizers(settings, inputs, data)
     reading = ahead(job for shard in todo for job in _reading(data, shard, settings))
-    with deterministic(threads=1), closing(reading) as batches:
+    with deterministic(threads=1), closing(reading) as batches, Behind() as behind:
         for shard in todo:
-            with closing(encode_shard(shard, batches, tokenizers, settings.batch_size, commits)) as steps:
-                for encoded in steps:
-                    done += encoded
+            with ShardInProgress(shard, commits, tokenizers) as progress:
+                for batch in batches:
+                    codes = {stream: encode_batch(known, batch.values[stream], settings.batch_size) for stream, known in tokenizers.items()}
+                    behind.do(partial(progress.add, batch, codes))
+                    done += len(batch.keys) + len(batch.rejects)
                     worker.report(done, total, "samples", {})
+                    if batch.last:
+                        break
                     worker.check()
+                behind.do(progress.commit)
+            worker.check()
 
 
 def finish(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
@@ -102,33 +109,47 @@ def finish(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path)
     return {"samples": totals.n_out, "rejected": totals.n_rejected, **totals.counts}
 
 
-def encode_shard(
-    shard: str, batches: Iterator[Batch], tokenizers: Mapping[str, "Tokenizer"], batch_size: int, commits: "Commits"
-) -> Generator[int, None, None]:
-    """Encodes the batches of one shard and commits them; yields the number of samples after each batch."""
-    from worldloom.stages.dataset_writer import TokenShard
+class ShardInProgress:
+    """The token shards made of one raw shard; after an error they are given up."""
 
-    split, name = shard.split("/")
-    keys: list[str] = []
-    rejects: list[Rejected] = []
-    with commits.attempt(shard) as attempt:
-        with ExitStack() as opened:
-            writers = {
-                stream: opened.enter_context(TokenShard(attempt, split, stream, name, tokenizer.codebook_size))
-                for stream, tokenizer in tokenizers.items()
-            }
-            for batch in batches:
-                for stream, tokenizer in tokenizers.items():
-                    for key, codes in zip(batch.keys, encode_batch(tokenizer, batch.values[stream], batch_size), strict=True):
-                        writers[stream].add(key, codes)
-                keys += batch.keys
-                rejects += batch.rejects
-                yield len(batch.keys) + len(batch.rejects)
-                if batch.last:
-                    break
-        counts = {f"{stream}.samples": writer.samples for stream, writer in writers.items()}
-        counts |= {f"{stream}.codes": writer.codes for stream, writer in writers.items()}
-        attempt.commit(keys, rejects, counts)
+    def __init__(self, shard: str, commits: "Commits", tokenizers: Mapping[str, "Tokenizer"]) -> None:
+        from worldloom.stages.dataset_writer import TokenShard
+
+        split, name = shard.split("/")
+        self._open = ExitStack()
+        self._attempt = self._open.enter_context(commits.attempt(shard))
+        self._writers = {
+            stream: TokenShard(self._attempt, split, stream, name, tokenizer.codebook_size) for stream, tokenizer in tokenizers.items()
+        }
+        self._keys: list[str] = []
+        self._rejects: list[Rejected] = []
+
+    def add(self, batch: Batch, codes: Mapping[str, list[Any]]) -> None:
+        """Writes a batch's codes, stream -> those of each key."""
+        with self:
+            for stream, writer in self._writers.items():
+                for key, found in zip(batch.keys, codes[stream], strict=True):
+                    writer.add(key, found)
+            self._keys += batch.keys
+            self._rejects += batch.rejects
+
+    def commit(self) -> None:
+        """Ends the shards and makes them count."""
+        with self, self._open:
+            counts: dict[str, int] = {}
+            for stream, writer in self._writers.items():
+                writer.close()
+                counts |= {f"{stream}.samples": writer.samples, f"{stream}.codes": writer.codes}
+            self._attempt.commit(self._keys, self._rejects, counts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            for writer in self._writers.values():
+                writer.abandon()
+            self._open.__exit__(kind, error, trace)
 
 
 def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any], batch_size: int) -> list[Any]:

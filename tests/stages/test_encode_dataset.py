@@ -11,7 +11,7 @@ from worldloom.stages import stream_image
 from worldloom.stages.artifact import Artifact, begin, complete, execute
 from worldloom.stages.commit import Commits
 from worldloom.stages.dataset import Dataset, Tokens
-from worldloom.stages.dataset_writer import RawShard, write_dataset_json
+from worldloom.stages.dataset_writer import RawShard, TokenShard, write_dataset_json
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.encode_dataset import STAGE, EncodeDataset, encode_batch
 from worldloom.stages.kind import StageKind
@@ -153,16 +153,16 @@ def test_the_number_of_workers_changes_no_byte(root, artifact):
     assert (out / "DONE.json").read_bytes() == (artifact.folder / "DONE.json").read_bytes()
 
 
-@pytest.mark.parametrize("batches", [1, 2, 4])
-def test_going_on_after_a_stop_changes_no_byte(root, artifact, batches):
-    answers = iter([False] * batches + [True])
-    name = f"stopped-{batches}"
+@pytest.mark.parametrize(("asked", "kept"), [(0, 0), (1, 5), (2, 5), (4, 12)])
+def test_going_on_after_a_stop_changes_no_byte(root, artifact, asked, kept):
+    answers = iter([False] * asked + [True])
+    name = f"stopped-{asked}"
     with pytest.raises(Interrupted):
         encoded(root, name, Worker(stopping=lambda: next(answers)))
     seen = []
     again = encoded(root, name, Worker(report=lambda done, total, unit, notes: seen.append((done, total, unit))))
     assert (again.folder / "DONE.json").read_bytes() == (artifact.folder / "DONE.json").read_bytes()
-    assert seen[0][0] == {1: 0, 2: 5, 4: 5}[batches]
+    assert seen[0][0] == kept
     assert seen[-1] == (15, 15, "samples")
 
 
@@ -255,3 +255,21 @@ def test_a_value_that_cannot_be_decoded_is_refused_with_its_sample(tmp_path):
     entry = json.loads(artifact.path("rejects/train/shard-000000.jsonl").read_text())
     assert (entry["key"], entry["code"]) == ("s5", "text_not_utf8")
     assert artifact.counts["rejected"] == 1
+
+
+def test_a_failing_disk_leaves_no_half_shard(root, artifact, monkeypatch):
+    name, out = "full", root / "artifacts" / "full" / "f0"
+    write = TokenShard.add
+
+    def full(self, key, codes):
+        if key == "s007":
+            raise OSError(28, "No space left on device")
+        write(self, key, codes)
+
+    monkeypatch.setattr(TokenShard, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        encoded(root, name)
+    assert Commits.of(out).find("train/shard-000000") is not None
+    assert Commits.of(out).find("train/shard-000001") is None
+    monkeypatch.setattr(TokenShard, "add", write)
+    assert (encoded(root, name).folder / "DONE.json").read_bytes() == (artifact.folder / "DONE.json").read_bytes()
