@@ -66,7 +66,7 @@ class VqGanLearner:
                 )
             generator = torch.Generator().manual_seed(seed)
             self.discriminator = PatchDiscriminator(settings.discriminator_width, settings.discriminator_layers, generator)
-            players.append(Player("discriminator", self.discriminator, learning_rate, (0.5, 0.9)))
+            players.append(Player("discriminator", self.discriminator, settings.discriminator_learning_rate, (0.5, 0.9)))
         self.players = tuple(players)
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:

@@ -59,6 +59,9 @@ class VqGan(_VectorQuantized):
     )
     adversarial_from: Share = Field(default=0.6, description="share of the steps before the discriminator joins")
     adversarial_ramp: Share = Field(default=0.2, description="share of the steps over which its weight grows to full")
+    discriminator_learning_rate: PositiveFloat = Field(
+        default=3e-4, description="of the discriminator at its highest; one that learns too fast stops telling pictures apart"
+    )
     discriminator_width: PositiveInt = Field(default=32, description="channels of the discriminator's first layer (64 in the paper)")
     discriminator_layers: Annotated[int, Field(ge=1, le=6, description="strided layers of the patch discriminator (3 in the paper)")] = 2
 

@@ -1,8 +1,8 @@
 """Nearest code: exact, in bounded memory, ties to the lowest index.
 
-N vectors, K codes, D width; T vectors a tile, M blocks of BLOCK codes. One product per tile gives scores `|e|^2 / 2 - z.e`. Minima of blocks
-are cheap where an argmin over all codes is not; they find the few codes that rounding leaves in question, and those alone are compared
-again in float64, by the direct formula, where nothing cancels.
+N vectors, K codes, D width; T vectors a tile, M blocks of BLOCK codes. One product per tile gives scores `|e|^2 / 2 - z.e`. Minima of
+blocks are cheap where an argmin over all codes is not; they find the few codes that rounding leaves in question, and those alone are
+compared again in float64, by the direct formula, where nothing cancels.
 """
 
 import torch
