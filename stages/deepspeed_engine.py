@@ -93,8 +93,10 @@ class Engine:
 
     def load(self, folder: Path, tag: str) -> None:
         """Restores what `save` wrote; every rank calls it."""
-        with _quiet():
-            path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        path = None
+        if (folder / tag).is_dir():
+            with _quiet():
+                path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise FileNotFoundError(f"{folder / tag} holds no checkpoint that DeepSpeed can load")
 
@@ -155,7 +157,7 @@ def gather_gang(worker: Worker) -> None:
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if worker.world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         else:
             dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
     assert dist.get_world_size() == worker.world_size, "the process group and the worker disagree about the number of ranks"

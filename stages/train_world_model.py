@@ -21,13 +21,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Model(Settings):
     """The transformer's shape."""
 
-    width: PositiveInt = Field(256, description="features of a token")
-    depth: PositiveInt = Field(6, description="blocks")
-    heads: PositiveInt = Field(4, description="of queries; they share the width")
-    kv_heads: PositiveInt | None = Field(None, description="of keys and values; null: as many as heads")
-    ff: PositiveInt | None = Field(None, description="width of the feed-forward layers; null: 8/3 of the width, in steps of 32")
-    rope_theta: PositiveFloat = Field(10_000.0, description="slowest rotary wavelength / 2 pi, in tokens")
-    tied: bool = Field(False, description="one matrix for the token embedding and the output layer")
+    width: PositiveInt = Field(default=256, description="features of a token")
+    depth: PositiveInt = Field(default=6, description="blocks")
+    heads: PositiveInt = Field(default=4, description="of queries; they share the width")
+    kv_heads: PositiveInt | None = Field(default=None, description="of keys and values; null: as many as heads")
+    ff: PositiveInt | None = Field(default=None, description="width of the feed-forward layers; null: 8/3 of the width, in steps of 32")
+    rope_theta: PositiveFloat = Field(default=10_000.0, description="slowest rotary wavelength / 2 pi, in tokens")
+    tied: bool = Field(default=False, description="one matrix for the token embedding and the output layer")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

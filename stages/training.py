@@ -141,11 +141,13 @@ def _on_any_rank(*flags: bool) -> list[bool]:
 @contextmanager
 def _reproducible(threads: int, seed: int) -> Iterator[None]:
     """The same numbers on every start: a fixed number of threads, seeded generators, deterministic kernels on the CPU."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    # As a variable, because torch keeps this switch in a module's property that type checkers cannot see.
+    filling: Any = torch.utils.deterministic
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # would write every new tensor twice
+        filling.fill_uninitialized_memory = False  # would write every new tensor twice
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -154,4 +156,4 @@ def _reproducible(threads: int, seed: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+        filling.fill_uninitialized_memory = before[2]

@@ -41,7 +41,7 @@ class TrainingSettings(StageSettings):
     clip: NonNegativeFloat = Field(1.0, description="highest gradient norm; 0 leaves gradients as they are")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the CPU or GPU has it, else fp32")
     save_every: Annotated[PositiveInt | None, NOT_IN_OUTPUT] = Field(None, description="steps between checkpoints; null: by time only")
-    save_seconds: Annotated[PositiveFloat, NOT_IN_OUTPUT] = Field(60.0, description="seconds of training between checkpoints")
+    save_seconds: Annotated[PositiveFloat, NOT_IN_OUTPUT] = Field(30.0, description="seconds of training between checkpoints")
     keep: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(3, description="newest checkpoints that stay")
     log_every: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(10, description="steps between lines of metrics")
     deepspeed: dict[str, Any] = Field({}, description="handed to DeepSpeed as it is, without the keys that the loop fills itself")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from worldloom.world_model.weave import Woven
 
 _OBJECTIVE = 3  # what a draw is for; others are in token_batches
 
+Name = Literal["next_token"]
 # (woven documents, grammar, their places, seed) -> example
 Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
-def objectives(shares: Mapping[str, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
+def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets."""
-    known: dict[str, Objective] = {"next_token": partial(next_token, full_share=full_share, weights=weights)}
+    known: dict[Name, Objective] = {"next_token": partial(next_token, full_share=full_share, weights=weights)}
     return {name: (known[name], share / sum(shares.values())) for name, share in shares.items()}
 
 
