@@ -241,9 +241,11 @@ def exit_code(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has gone, as `head` does; Python would complain about it at exit
-        return COMPLETE
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        from worldloom.pipeline.reporter import nobody_reads
+
+        nobody_reads(sys.stdout)
+        return FAILED
     except OSError as error:
         return _complain(_os_error(error), FAILED if error.errno in _FULL else USAGE)
     except ValueError as error:

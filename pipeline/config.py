@@ -22,7 +22,7 @@ from worldloom.stages.settings import NAME, Settings, StageSettings, Stream
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-class Frame(Settings):
+class Heading(Settings):
     """A pipeline without its stages."""
 
     name: Name = Field(description="of the pipeline")
@@ -51,7 +51,7 @@ class Frame(Settings):
         return self.profiles[name]
 
 
-class Pipeline(Frame):
+class Pipeline(Heading):
     """Stages and what they share."""
 
     stages: dict[Name, SerializeAsAny[StageSettings]] = Field(min_length=1, description="stage name -> its settings")
@@ -99,7 +99,7 @@ def dump_pipeline(pipeline: Pipeline) -> str:
 
 def _build(tree: dict[str, Any], kinds: Mapping[str, StageKind]) -> tuple[list[Problem], Pipeline | None]:
     problems: list[Problem] = []
-    frame, found = _validate(Frame, {key: value for key, value in tree.items() if key != "stages"}, ())
+    heading, found = _validate(Heading, {key: value for key, value in tree.items() if key != "stages"}, ())
     problems += [_known_at_the_top(problem) for problem in found]
     stages: dict[str, StageSettings] = {}
     if not isinstance(tree.get("stages"), dict) or not tree["stages"]:
@@ -110,12 +110,12 @@ def _build(tree: dict[str, Any], kinds: Mapping[str, StageKind]) -> tuple[list[P
         problems += found
         if settings is not None:
             stages[name] = settings
-    if problems or frame is None:
+    if problems or heading is None:
         return problems, None
     problems += graph_problems(stages, kinds)
     if problems:
         return problems, None
-    pipeline = Pipeline(stages=stages, **{name: getattr(frame, name) for name in Frame.model_fields})
+    pipeline = Pipeline(stages=stages, **{name: getattr(heading, name) for name in Heading.model_fields})
     return [], pipeline
 
 

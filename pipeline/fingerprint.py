@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Digests:
     def save(self) -> None:
         """Keeps what was computed for the next time."""
         if self._changed:
-            write_file(self.path, json.dumps(self._known, sort_keys=True, indent=0).encode())
+            with suppress(PermissionError):  # whoever may only read a run can still look at it
+                write_file(self.path, json.dumps(self._known, sort_keys=True, indent=0).encode())
             self._changed = False
 
 

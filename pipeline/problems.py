@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 Path = tuple[str | int, ...]
 
+LONGEST_VALUE = 60  # characters of a value in a message
 NAME_RULE = "a name starts with a small letter or a digit and goes on with small letters, digits, _ and -, at most 63 characters"
 
 
@@ -92,18 +93,10 @@ def _rule(detail: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = (
-        repr(value)
-        if isinstance(value, str)
-        else {None: "nothing (null)", True: "true", False: "false"}.get(value, repr(value))
-        if _hashable(value)
-        else repr(value)
-    )
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _hashable(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    if value is None:
+        return "nothing (null)"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
 def _settings_at(model: Any, loc: Sequence[str | int]) -> set[str]:

@@ -1,6 +1,7 @@
 """What a person, or a program, is told while a pipeline runs: plain lines and JSON lines. Bars are in terminal.py."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,8 +71,7 @@ class LineReporter:
         self._say(ENDINGS[exit_code] + (f"; report: {report}" if report else ""))
 
     def _say(self, text: str) -> None:
-        self._out.write(text + "\n")
-        self._out.flush()
+        write_line(self._out, text)
 
 
 class JsonReporter:
@@ -102,8 +102,23 @@ class JsonReporter:
         self._say("ended", exit_code=exit_code, report=None if report is None else str(report))
 
     def _say(self, event: str, **facts: Any) -> None:
-        self._out.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}, ensure_ascii=False) + "\n")
-        self._out.flush()
+        write_line(self._out, json.dumps({"event": event, "time": round(time.time(), 3), **facts}, ensure_ascii=False))
+
+
+def write_line(out: TextIO, text: str) -> None:
+    """Writes a line at once. A reader that has gone does not stop a run: what follows is written to nobody."""
+    try:
+        out.write(text + "\n")
+        out.flush()
+    except BrokenPipeError:
+        nobody_reads(out)
+
+
+def nobody_reads(out: TextIO) -> None:
+    """Leads a pipe whose reader has gone to nowhere, so that neither a later line nor the exit fails on it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, out.fileno())
+    os.close(nowhere)
 
 
 def said(notes: Mapping[str, float]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field, create_model
 
 from worldloom.pipeline.catalogue import STAGES
-from worldloom.pipeline.config import Frame, Name
+from worldloom.pipeline.config import Heading, Name
 from worldloom.stages.kind import StageKind
 
 
@@ -16,7 +16,9 @@ def pipeline_schema(kinds: Mapping[str, StageKind] = STAGES) -> dict[str, Any]:
     stage: Any = Union[tuple(kind.settings for kind in kinds.values())]  # noqa: UP007 - the kinds are values, not names
     if len(kinds) > 1:
         stage = Annotated[stage, Field(discriminator="run")]
-    model = create_model("Pipeline", __base__=Frame, stages=(dict[Name, stage], Field(min_length=1, description="stage name -> settings")))
+    model = create_model(
+        "Pipeline", __base__=Heading, stages=(dict[Name, stage], Field(min_length=1, description="stage name -> settings"))
+    )
     schema = model.model_json_schema()
     for kind in kinds.values():
         definition = schema["$defs"][kind.settings.__name__]

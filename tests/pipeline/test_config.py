@@ -1,7 +1,10 @@
+import json
 import re
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worldloom.pipeline.catalogue import STAGES
 from worldloom.pipeline.config import Pipeline, dump_pipeline, parse_pipeline, read_pipeline
@@ -261,3 +264,33 @@ def test_the_example_files_are_valid(request):
 def test_a_stage_that_brings_its_own_streams_keeps_them():
     own = "{caption: {kind: text}, frame: {kind: image, size: 24}}"
     assert parse_pipeline(GOOD, overrides=[f"data.streams={own}"]).stages["data"].streams["frame"].size == 24
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["data", "vqgan", "text", "", "é"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["run", "kind", "type", "x", "", "1"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_stands_in_a_file_gives_a_pipeline_or_one_line(data):
+    tree = yaml.safe_load(GOOD)
+    branch = tree
+    while True:
+        keys = list(branch) if isinstance(branch, dict) else list(range(len(branch)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(branch[key], dict | list) or not branch[key] or data.draw(st.booleans()):
+            break
+        branch = branch[key]
+    branch[key] = data.draw(json_values)
+    try:
+        parse_pipeline(json.dumps(tree), "p.yaml")
+    except ConfigError as error:
+        assert str(error).startswith("p.yaml") and "\n" not in str(error)
+        assert "pydantic" not in str(error).lower()
