@@ -195,6 +195,9 @@ def _located(problem: Problem, source: str, lines: Mapping[Any, int], changed: S
     for override, path in reversed(changed):
         if problem.path[: len(path)] == path:
             return f"override {override}: {what}"
+    concerned = [override for override, path in changed if path[: len(problem.path)] == problem.path and problem.path]
+    if concerned:  # a rule between several settings, some of them overridden
+        what += f" (with {' '.join(concerned)})"
     line = next((lines[problem.path[:depth]] for depth in _from(len(problem.path)) if problem.path[:depth] in lines), None)
     return f"{source}:{line}: {what}" if line else f"{source}: {what}"
 

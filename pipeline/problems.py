@@ -58,7 +58,7 @@ def _place(detail: ErrorDetails, tree: Any) -> Path:
     for part in detail["loc"]:
         if isinstance(node, dict) and part in node:
             node = node[str(part)]
-        elif isinstance(node, list) and isinstance(part, int):
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]
         else:
             continue
@@ -72,17 +72,20 @@ def _rule(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return f"there is no such setting; {nearest(last, _settings_at(model, detail['loc'][:-1]))}"
     if kind == "missing":
-        return f"the setting {last} is missing"
+        return f"item {last + 1} is missing" if isinstance(last, int) else f"the setting {last} is missing"
     if kind == "union_tag_not_found":
         return f"the setting {str(context['discriminator']).strip(chr(39))} is missing"
     if kind == "union_tag_invalid":
         name, known = str(context["discriminator"]).strip("'"), str(context["expected_tags"]).replace("'", "").split(", ")
         return f"{context['tag']!r} is not a known {name}; {nearest(context['tag'], known)}"
-    if last == "[key]":
+    if last == "[key]" and kind == "string_pattern_mismatch":
         return NAME_RULE
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     rule = detail["msg"].removeprefix("Input ")
+    if kind == "literal_error":
+        known = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        return f"{_shown(detail['input'])} is not known; {nearest(detail['input'], known)}"
     if kind == "string_pattern_mismatch" and context.get("pattern", "").startswith("^[a-z0-9]"):
         rule = "should be small letters, digits, _ and -, at most 63 characters"
     if kind in ("model_type", "dict_type", "model_attributes_type"):

@@ -28,6 +28,7 @@ stages:
     data: data
     stream: frame
     tokenizer: {type: vqgan, codebook_size: 64}
+    betas: [0.9, 0.95]
 profiles:
   laptop: {executor: ray}
   wide: {executor: ray, train: {workers: 3}}
@@ -129,9 +130,9 @@ CASES = {
     "bad stream name": (("  frame: {kind", "  Frame: {kind"), "p.yaml:5: streams.Frame: a name starts with a small letter"),
     "bad pipeline name": (("name: small", "name: so small"), "p.yaml:1: name: should be small letters.*, got 'so small'"),
     "object store": (("root: out", "root: s3://bucket/out"), "p.yaml:2: root: should be a folder of this machine"),
-    "profile": (("workers: 3", "wrokers: 3"), "p.yaml:17: profiles.wide.train.wrokers: there is no such setting; did you mean workers?"),
+    "profile": (("workers: 3", "wrokers: 3"), "p.yaml:18: profiles.wide.train.wrokers: there is no such setting; did you mean workers?"),
     "misspelt stages": (("stages:", "stges:"), "p.yaml:6: stges: there is no such setting; did you mean stages?"),
-    "too high a ZeRO": (("workers: 3", "zero: 4"), "p.yaml:17: profiles.wide.train.zero: should be less than or equal to 3, got 4"),
+    "too high a ZeRO": (("workers: 3", "zero: 4"), "p.yaml:18: profiles.wide.train.zero: should be less than or equal to 3, got 4"),
     "dangling name": (
         ("frame: codes", "frame: code"),
         "p.yaml:7: tokens.tokenizers.frame: there is no stage called 'code'; did you mean codes?",
@@ -157,6 +158,10 @@ CASES = {
     "not YAML": (("samples: 8}", "samples: 8"), "p.yaml:[89]: not YAML"),
     "no stages": ((GOOD[GOOD.index("stages:") : GOOD.index("profiles:")], ""), "p.yaml: stages are missing"),
 }
+
+
+def test_a_rule_between_settings_names_the_override_that_broke_it():
+    assert refused(GOOD, "codes.tokenizer.downsample=5")[0].endswith("got 5 (with codes.tokenizer.downsample=5)")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -185,6 +190,14 @@ def test_everything_that_is_wrong_is_found_at_once():
         ("streams.frame.kind=vid", "override streams.frame.kind=vid: streams.frame.kind: 'vid' is not a known kind; known: image, text"),
         ("dta.samples=9", "override dta.samples=9: there is no stage called 'dta'; did you mean data?"),
         ("data.samples.x=9", "override data.samples.x=9: data.samples is 8 and holds no settings"),
+        ("codes.betas=[0.5]", "override codes.betas=[0.5]: codes.betas: item 2 is missing"),
+        ("codes.betas=0.5", "override codes.betas=0.5: codes.betas: should be a valid array, got 0.5"),
+        ("codes.schedule=cosin", "override codes.schedule=cosin: codes.schedule: 'cosin' is not known; did you mean cosine?"),
+        (
+            "profiles.laptop.executor=x",
+            "override profiles.laptop.executor=x: profiles.laptop.executor: 'x' is not known; known: inline, ray",
+        ),
+        ("codes.tokenizer.downsample=5", "p.yaml:14: codes.tokenizer: downsample must be a power of two"),
         ("data.samples=[", "override data.samples=[: not YAML"),
         ("samples", "'samples' is no override; write stage.setting=value, as in world.steps=3000"),
         (".samples=3", "'.samples=3' is no override"),
