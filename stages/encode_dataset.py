@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
@@ -42,6 +43,7 @@ class EncodeDataset(StageSettings):
 class Batch(NamedTuple):
     """Consecutive samples of one shard, decoded."""
 
+    shard: str
     keys: list[str]
     values: dict[str, list[Any]]  # stream -> a value per key, None where the sample lacks the stream
     rejects: list["Rejected"]
@@ -57,18 +59,25 @@ def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, wo
 
     data = Dataset(inputs["data"])
     commits = Commits.of(out)
-    mine = list(worker.share(_shards(data)))
-    todo = [shard for shard in mine if commits.find(shard) is None]
-    done, total = sum(_samples(data, shard) for shard in mine if shard not in todo), sum(_samples(data, shard) for shard in mine)
-    worker.report(done, total, "samples", {})
-    if not todo:
+    shards = _shards(data)
+    if all(commits.find(shard) is not None for shard in shards):
         return
     tokenizers = load_tokenizers(settings, inputs, data)
-    reading = ahead(job for shard in todo for job in _reading(data, shard, settings))
-    with deterministic(threads=1), closing(reading) as batches, Behind() as behind:
-        for shard in todo:
-            with ShardInProgress(shard, commits, tokenizers) as progress:
-                for batch in batches:
+    done, total = 0, sum(_samples(data, shard) for shard in shards)
+
+    def reading() -> Iterator[Callable[[], Batch]]:
+        nonlocal done
+        for shard in worker.share(shards):  # taken one by one, while the one before is encoded: a fast worker gets more of them
+            if commits.find(shard) is None:
+                yield from _reading(data, shard, settings)
+            else:
+                done += _samples(data, shard)
+                worker.report(done, total, "samples", {})
+
+    with deterministic(threads=1), closing(ahead(reading())) as batches, Behind() as behind:
+        for first in batches:
+            with ShardInProgress(first.shard, commits, tokenizers) as progress:
+                for batch in chain([first], () if first.last else batches):
                     codes = {stream: encode_batch(known, batch.values[stream], settings.batch_size) for stream, known in tokenizers.items()}
                     behind.do(partial(progress.add, batch, codes))
                     done += len(batch.keys) + len(batch.rejects)
@@ -195,7 +204,7 @@ def _read(data: "Dataset", shard: str, rows: range, streams: Sequence[str], last
 
     split, name = shard.split("/")
     readers = {stream: data.reader(split, name, stream) for stream in streams}
-    batch = Batch([], {stream: [] for stream in streams}, [], last)
+    batch = Batch(shard, [], {stream: [] for stream in streams}, [], last)
     for row in rows:
         values: dict[str, Any] = {}
         key = next(iter(readers.values())).key(row)

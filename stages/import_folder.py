@@ -70,9 +70,8 @@ def run(settings: ImportFolder, inputs: Mapping[str, "Artifact"], out: Path, wor
 
     inventory, shards = _plan(settings)
     commits = Commits.of(out)
-    mine = list(worker.share(shards))
-    done, total, refused_in_a_row = 0, sum(len(shard.pictures) for shard in mine), 0
-    for shard in mine:
+    done, total, refused_in_a_row = 0, sum(len(shard.pictures) for shard in shards), 0
+    for shard in worker.share(shards):
         if commits.find(shard.task) is None:
             rejects, streak = import_shard(settings, inventory.root, shard, commits)
             refused_in_a_row = refused_in_a_row + streak if streak == len(shard.pictures) else streak

@@ -159,11 +159,27 @@ def test_going_on_after_a_stop_changes_no_byte(root, artifact, asked, kept):
     name = f"stopped-{asked}"
     with pytest.raises(Interrupted):
         encoded(root, name, Worker(stopping=lambda: next(answers)))
+    out = root / "artifacts" / name / "f0"
+    data = Dataset(inputs_of(root)["data"])
+    shards = [f"{split}/{shard}" for split in data.splits for shard in data.shards(split)]
+    assert sum(found.n_in for found in map(Commits.of(out).find, shards) if found) == kept
     seen = []
     again = encoded(root, name, Worker(report=lambda done, total, unit, notes: seen.append((done, total, unit))))
     assert (again.folder / "DONE.json").read_bytes() == (artifact.folder / "DONE.json").read_bytes()
-    assert seen[0][0] == kept
     assert seen[-1] == (15, 15, "samples")
+
+
+def test_shards_are_taken_one_by_one_so_that_other_workers_get_some(root):
+    reports, before_each = [], []
+
+    class Slow(Worker):
+        def share(self, items):
+            for item in items:
+                before_each.append(len(reports))
+                yield item
+
+    encoded(root, "slow", Slow(report=lambda *said: reports.append(said)))
+    assert before_each[-1] > 0
 
 
 def test_a_samples_codes_depend_on_no_neighbour(root):
