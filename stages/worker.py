@@ -28,10 +28,15 @@ class Worker:
     threads: int = 1  # CPU threads that this worker may use
     zero: int = 1  # ZeRO stage of a training gang
     stopping: Callable[[], bool] = _never  # True once somebody asked the run to stop
-    report: Callable[[int, int, str, dict[str, float]], None] = _silent  # done, total, unit, numbers worth showing
+    # done by this worker, total of the whole stage, unit, numbers worth showing
+    report: Callable[[int, int, str, dict[str, float]], None] = _silent
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
-        """This worker's part of `items`, lazily; together the workers' shares are all items, each once."""
+        """This worker's part of `items`; together the workers' shares are all items, each once.
+
+        Take one, do it, take the next: which items come may depend on how fast the workers are, and whoever takes all
+        at once leaves the others none.
+        """
         yield from items[self.rank :: self.world_size]
 
     def check(self) -> None:
