@@ -222,8 +222,7 @@ def _metrics(
     autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any, made: Reconstruction, step: int
 ) -> Mapping[str, Tensor | float]:
     """Use and perplexity of the codebook, and now and then the PSNR of this batch."""
-    quantizer = autoencoder.quantizer
-    statistics = quantizer.statistics if isinstance(quantizer, GumbelQuantizer) else quantizer.codebook.statistics
+    statistics = autoencoder.quantizer.statistics
     metrics: dict[str, Tensor | float] = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
     if step % MEASURE_EVERY == 0:
         pictures = torch.as_tensor(np.asarray(batch)).to(made.pictures.device)

@@ -5,9 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from worldloom.tokenizers.convnet import ConvDecoder, ConvEncoder
-from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
-from worldloom.tokenizers.quantized import Quantized
-from worldloom.tokenizers.vector_quantizer import VectorQuantizer
+from worldloom.tokenizers.quantized import Quantized, Quantizer
 
 
 class Reconstruction(NamedTuple):
@@ -20,7 +18,7 @@ class Reconstruction(NamedTuple):
 class DiscreteAutoencoder(nn.Module):
     """Pictures -> codes -> pictures."""
 
-    def __init__(self, encoder: ConvEncoder, quantizer: VectorQuantizer | GumbelQuantizer, decoder: ConvDecoder) -> None:
+    def __init__(self, encoder: ConvEncoder, quantizer: Quantizer, decoder: ConvDecoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.quantizer = quantizer

@@ -35,10 +35,11 @@ class Upkeep(NamedTuple):
 
 
 class Codebook(Protocol):
-    """What a VectorQuantizer needs from its codebook."""
+    """What a VectorQuantizer needs from its codebook, an nn.Module."""
 
     size: int
     width: int
+    statistics: "CodeStatistics"
 
     def vectors(self) -> Tensor:
         """The codes as float32 [K, D]; carries a gradient if the codebook learns by one."""
@@ -54,10 +55,6 @@ class Codebook(Protocol):
 
     def update(self, z_ND: Tensor, codes_N: Tensor) -> None:
         """Counts, moves, places and restarts codes; collective, called once a training batch."""
-        ...
-
-    def use(self) -> Tensor:
-        """Share of the codes chosen within the last `window` updates."""
         ...
 
 
@@ -158,9 +155,6 @@ class EmaCodebook(Float32State):
     def placed(self) -> bool:
         return self.statistics.placed()
 
-    def use(self) -> Tensor:
-        return self.statistics.use()
-
     @torch.no_grad()
     def update(self, z_ND: Tensor, codes_N: Tensor) -> None:
         statistics = self.statistics
@@ -221,9 +215,6 @@ class GradientCodebook(Float32State):
 
     def placed(self) -> bool:
         return self.statistics.placed()
-
-    def use(self) -> Tensor:
-        return self.statistics.use()
 
     @torch.no_grad()
     def update(self, z_ND: Tensor, codes_N: Tensor) -> None:

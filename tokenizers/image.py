@@ -62,7 +62,7 @@ class ImageTokenizer:
     @torch.inference_mode()
     def encode(self, batch: np.ndarray[Any, Any] | Tensor) -> np.ndarray[Any, Any]:
         """uint8 [B, size, size, 3] -> int64 codes [B, h, w]; ValueError for another shape or type."""
-        pictures = torch.as_tensor(batch)
+        pictures = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements=["W"]))
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or tuple(pictures.shape[1:]) != (self.size, self.size, 3):
             raise ValueError(
                 f"this tokenizer reads uint8 pictures [B, {self.size}, {self.size}, 3], got {pictures.dtype} {tuple(pictures.shape)}; "

@@ -55,12 +55,14 @@ class VqGan(_VectorQuantized):
         description="safetensors file with VGG16 and LPIPS weights; without it the perceptual network is random with a fixed seed",
     )
     adversarial_weight: NonNegativeFloat = Field(
-        default=0.8, description="of the adversarial loss, times the adaptive weight; 0 leaves it out"
+        default=0.2,
+        description="of the adversarial loss, times the adaptive weight; 0 leaves it out; 0.8 in the paper, whose discriminator learns for days: "
+        "beside one that has learnt for minutes it costs decibels",
     )
     adversarial_from: Share = Field(default=0.6, description="share of the steps before the discriminator joins")
     adversarial_ramp: Share = Field(default=0.2, description="share of the steps over which its weight grows to full")
     discriminator_learning_rate: PositiveFloat = Field(
-        default=3e-4, description="of the discriminator at its highest; one that learns too fast stops telling pictures apart"
+        default=5e-4, description="of the discriminator at its highest; one that learns too fast stops telling pictures apart"
     )
     discriminator_width: PositiveInt = Field(default=32, description="channels of the discriminator's first layer (64 in the paper)")
     discriminator_layers: Annotated[int, Field(ge=1, le=6, description="strided layers of the patch discriminator (3 in the paper)")] = 2

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from worldloom.tokenizers.codebooks import CodeStatistics
+
 
 class Quantized(NamedTuple):
     """B batch, D code width, h x w grid."""
@@ -15,11 +17,16 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(Protocol):
-    """Maps the encoder's output to codes and codes to what the decoder reads."""
+    """Maps the encoder's output to codes and codes to what the decoder reads; an nn.Module."""
 
     codebook_size: int
     in_width: int  # channels it takes from the encoder
     out_width: int  # channels it hands to the decoder
+
+    @property
+    def statistics(self) -> CodeStatistics:
+        """How often each code is chosen in training."""
+        ...
 
     def __call__(self, z: Tensor) -> Quantized:
         """[B, in_width, h, w] -> Quantized; in training mode it may also update its statistics."""
@@ -31,10 +38,6 @@ class Quantizer(Protocol):
 
     def decode(self, codes: Tensor) -> Tensor:
         """int64 codes [B, h, w] -> [B, out_width, h, w]; ValueError for a code out of range."""
-        ...
-
-    def parameters(self) -> object:
-        """It is an nn.Module."""
         ...
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from worldloom.tokenizers.codebooks import EmaCodebook, GradientCodebook
+from worldloom.tokenizers.codebooks import Codebook, CodeStatistics
 from worldloom.tokenizers.nearest import nearest_codes
 from worldloom.tokenizers.quantized import Quantized, check_codes
 
@@ -14,13 +14,17 @@ class VectorQuantizer(nn.Module):
     All of it is float32, whatever autocast or the encoder's type says. In training mode each call is one update of the codebook.
     """
 
-    def __init__(self, codebook: EmaCodebook | GradientCodebook, commitment: float = 0.25, codebook_weight: float = 1.0) -> None:
+    def __init__(self, codebook: Codebook, commitment: float = 0.25, codebook_weight: float = 1.0) -> None:
         super().__init__()
         self.codebook = codebook
         self.commitment = commitment
         self.codebook_weight = codebook_weight
         self.codebook_size = codebook.size
         self.in_width = self.out_width = codebook.width
+
+    @property
+    def statistics(self) -> CodeStatistics:
+        return self.codebook.statistics
 
     def forward(self, z: Tensor) -> Quantized:
         B, D, H, W = z.shape

@@ -14,7 +14,17 @@ def pictures(count: int = 6) -> np.ndarray:
 
 
 def vqgan(**changes: object) -> VqGanLearner:
-    settings = VqGan(**{**SMALL, "place_after": -1, "discriminator_width": 4, "adversarial_from": 0.5, "adversarial_ramp": 0.2, **changes})
+    settings = VqGan(
+        **{
+            **SMALL,
+            "place_after": -1,
+            "discriminator_width": 4,
+            "adversarial_from": 0.5,
+            "adversarial_ramp": 0.2,
+            "adversarial_weight": 0.8,
+            **changes,
+        }
+    )
     return VqGanLearner(build_autoencoder(settings, 0), settings, 16, 10, 1e-3, (0.9, 0.95), 0, "fp32")
 
 

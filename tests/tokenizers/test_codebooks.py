@@ -122,7 +122,7 @@ def test_use_is_the_share_of_codes_chosen_within_the_window() -> None:
     codebook = ema(4, 2, Upkeep(place_after=-1, restart_every=0, window=2, least_use=0))
     for codes in ([0, 1], [0, 0], [0, 2]):
         codebook.update(torch.zeros(2, 2), torch.tensor(codes))
-    assert codebook.use().item() == 0.5
+    assert codebook.statistics.use().item() == 0.5
 
 
 def test_the_codebook_gradient_pulls_each_code_to_its_vectors() -> None:
