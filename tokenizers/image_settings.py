@@ -56,8 +56,8 @@ class VqGan(_VectorQuantized):
     )
     adversarial_weight: NonNegativeFloat = Field(
         default=0.2,
-        description="of the adversarial loss, times the adaptive weight; 0 leaves it out; 0.8 in the paper, whose discriminator learns for days: "
-        "beside one that has learnt for minutes it costs decibels",
+        description="of the adversarial loss, times the adaptive weight; 0 leaves it out. 0.8 in the paper, whose discriminator learns for "
+        "days; beside one that has learnt for minutes that costs decibels",
     )
     adversarial_from: Share = Field(default=0.6, description="share of the steps before the discriminator joins")
     adversarial_ramp: Share = Field(default=0.2, description="share of the steps over which its weight grows to full")
