@@ -22,6 +22,7 @@ from uuid import uuid4
 from worldloom.pipeline.claims import Claims
 from worldloom.pipeline.executor import Job, Resources
 from worldloom.pipeline.machine import cpu_count
+from worldloom.pipeline.ray_processes import essential_children, in_groups_of_their_own, is_alive
 from worldloom.pipeline.stage import Stage
 from worldloom.pipeline.work import (
     StageFailed,
@@ -57,6 +58,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",  # as in work.py; Ray Train imports torch before that is reached
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
@@ -97,6 +99,7 @@ class RayExecutor:
         self._nodes: list[Resources] = []
         self._joined = False
         self._session: str | None = None
+        self._processes: tuple[int, ...] = ()
 
     def check(self, stages: Sequence[Stage]) -> None:
         """TooLittle, before Ray is even imported, if this machine has too few CPUs for one of the stages."""
@@ -118,16 +121,18 @@ class RayExecutor:
             self._joined = True
             if self.address is None:
                 self._session = _short_folder()
-                ray.init(
-                    address="local",
-                    num_cpus=cpu_count(),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    object_store_memory=OBJECT_STORE,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=self._session,
-                )
+                with in_groups_of_their_own():
+                    ray.init(
+                        address="local",
+                        num_cpus=cpu_count(),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        object_store_memory=OBJECT_STORE,
+                        _node_ip_address="127.0.0.1",
+                        _temp_dir=self._session,
+                    )
+                self._processes = essential_children()
             else:
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -152,13 +157,18 @@ class RayExecutor:
         else:
             self._run_shards(job)
 
+    def is_alive(self) -> bool:
+        """False once a process of a Ray of our own has died that it cannot do without."""
+        return all(map(is_alive, self._processes))
+
     def close(self) -> None:
         """Ends a Ray of its own; a cluster, or a Ray that was here before, is only left."""
         if not self._joined:
             return
         import ray
 
-        ray.shutdown()
+        if self.is_alive():  # else there is nobody to take leave of, and Ray would wait for an answer
+            ray.shutdown()
         if self._session is not None:
             shutil.rmtree(self._session, ignore_errors=True)
 
