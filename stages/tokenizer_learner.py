@@ -22,7 +22,7 @@ from worldloom.tokenizers.codebooks import perplexity
 from worldloom.tokenizers.discriminator import PatchDiscriminator, smallest_side
 from worldloom.tokenizers.dvae import kl_share, kl_weight, logit_laplace_nll, split_output, temperature
 from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
-from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder, to_network, to_pictures
+from worldloom.tokenizers.image import PLACE_AFTER, ImageTokenizer, build_autoencoder, to_network, to_pictures
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.measures import psnr
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
@@ -189,7 +189,10 @@ def image_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> ImageTokenize
     if not isinstance(stream, ImageStream):
         found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
         raise ValueError(f"stream: {settings.stream!r} is no stream of pictures of this dataset, which has {found}")
-    return ImageTokenizer(build_autoencoder(settings.tokenizer, settings.seed), settings.tokenizer, stream.size)
+    about = settings.tokenizer
+    if not isinstance(about, Dvae) and about.place_after is None:
+        about = about.model_copy(update={"place_after": min(PLACE_AFTER, settings.steps // 10)})
+    return ImageTokenizer(build_autoencoder(about, settings.seed), about, stream.size)
 
 
 def learner_of(settings: TrainTokenizer, tokenizer: ImageTokenizer, batches: PictureBatches) -> Learner:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate
@@ -12,7 +12,7 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
-from worldloom.tokenizers.image_settings import ImageTokenizerSettings, VqGan
+from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan
 
 
 class TrainTokenizer(TrainingSettings):
@@ -25,6 +25,15 @@ class TrainTokenizer(TrainingSettings):
     batch_size: PositiveInt = Field(32, description="pictures a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
     measured: PositiveInt = Field(2_000, description="pictures of each split that the final figures are taken from, at most")
+
+    @model_validator(mode="after")
+    def _places_codes_before_it_ends(self) -> Self:
+        after = None if isinstance(self.tokenizer, Dvae) else self.tokenizer.place_after
+        if after is not None and after >= self.steps - 1:
+            raise ValueError(
+                f"tokenizer.place_after ({after}) must be below steps ({self.steps}) by two or more; leave it out to have it follow steps"
+            )
+        return self
 
 
 def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:

@@ -22,6 +22,7 @@ from worldloom.tokenizers.vector_quantizer import VectorQuantizer
 
 FORMAT = 1
 BATCH = 16  # pictures at a time: beyond that activations leave a CPU's cache. Always this many, so that codes do not depend on the batch
+PLACE_AFTER = 50  # steps; the encoder has found its scale by then
 
 CODEBOOKS: dict[str, type[EmaCodebook] | type[GradientCodebook]] = {"ema": EmaCodebook, "gradient": GradientCodebook}
 
@@ -188,7 +189,7 @@ def _parts_of(
         )
     else:
         upkeep = Upkeep(
-            place_after=settings.place_after,
+            place_after=PLACE_AFTER if settings.place_after is None else settings.place_after,
             restart_every=settings.restart_every,
             dead_below=settings.dead_below,
             decay=settings.decay,

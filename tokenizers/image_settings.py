@@ -39,7 +39,10 @@ class _VectorQuantized(_Autoencoder):
     )
     commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
     decay: Annotated[float, Field(ge=0, lt=1, description="of the codebook's moving averages")] = 0.99
-    place_after: Annotated[int, Field(ge=-1, description="steps before k-means places the codes in the data; -1: random start")] = 50
+    place_after: Annotated[int, Field(ge=-1)] | None = Field(
+        default=None,
+        description="steps before k-means places the codes in the data; -1: random start; null: 50, or a tenth of fewer than 500 steps",
+    )
     restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
     dead_below: NonNegativeFloat = Field(default=0.03, description="a code used less than this share of even use is dead")
     least_use: Share = Field(default=0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from worldloom.stages import train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
+from worldloom.stages.dataset import Dataset
 from worldloom.stages.disk import digest
+from worldloom.stages.tokenizer_learner import image_tokenizer
 from worldloom.stages.train_tokenizer import TrainTokenizer, outside
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.tokenizers.image import ImageTokenizer
+from worldloom.tokenizers.image_settings import VqGan
 
 SMALL = {"codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "code_width": 3}
 TYPES: dict[str, dict[str, Any]] = {
@@ -67,6 +71,15 @@ def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data
 def test_a_stream_that_is_no_picture_is_refused(tmp_path: Path, data: Artifact) -> None:
     with pytest.raises(ValueError, match=r"'words' is no stream of pictures of this dataset, which has view \(image\), words \(text\)"):
         make(tmp_path, data, settings_of(TYPES["vqgan"], stream="words"))
+
+
+def test_codes_are_placed_before_a_short_training_ends(data: Artifact) -> None:
+    without = {name: value for name, value in TYPES["vqgan"].items() if name != "place_after"}
+    for steps, expected in ((6, 0), (24, 2), (4_000, 50)):
+        about = image_tokenizer(settings_of(without, steps=steps), Dataset(data)).settings
+        assert isinstance(about, VqGan) and about.place_after == expected
+    with pytest.raises(ValidationError, match=r"tokenizer\.place_after \(5\) must be below steps \(6\)"):
+        settings_of({**without, "place_after": 5})
 
 
 def test_perceptual_weights_from_outside_are_part_of_the_fingerprint(tmp_path: Path) -> None:
