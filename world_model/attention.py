@@ -1,10 +1,11 @@
 """Causal attention inside documents, and inside nothing else.
 
-N positions of all documents, H query heads, K key and value heads (H a multiple of K), E width of a head.
+N positions of all documents, H query heads, K key and value heads (H a multiple of K), E width of a head; G documents of L tokens.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from math import sqrt
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from torch.nn import functional as F
 
 from worldloom.world_model.example import Run
 
+# On a CPU, the two plain products beat the blocked kernel for documents up to here, most of all on the way back in bf16.
+SHORT = 512
+
 
 class Attention(Protocol):
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[N, H, E] from queries [N, H, E], keys and values [N, K, E] of layer number `layer`."""
+    def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
+        """[N, H, E] from the queries, keys and values, [N, H + 2K, E], of layer number `layer`."""
         ...
 
 
@@ -25,15 +29,84 @@ class PackedAttention:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = tuple(runs)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mixed, first = [], 0
-        for documents, length in self.runs:
+    def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
+        if qkv.device.type == "cpu" and all(run.length <= SHORT for run in self.runs):
+            mixed: Tensor = _ShortAttention.apply(qkv, kv_heads, self.runs)  # type: ignore[no-untyped-call]
+            return mixed
+        return _attention(qkv, kv_heads, self.runs)
+
+
+def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run]) -> Tensor:
+    H, mixed, first = qkv.shape[1] - 2 * kv_heads, [], 0
+    for documents, length in runs:
+        last = first + documents * length
+        heads = qkv[first:last].view(documents, length, *qkv.shape[1:]).transpose(1, 2)
+        query, key, value = torch.split(heads, [H, kv_heads, kv_heads], dim=1)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=kv_heads != H)
+        mixed.append(out.transpose(1, 2).flatten(0, 1))
+        first = last
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """softmax(q k / sqrt(E), causal) v by batched products; the probabilities, H x L of them a position, are kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, kv_heads: int, runs: tuple[Run, ...]) -> Tensor:
+        N, heads, E = qkv.shape
+        H = heads - 2 * kv_heads
+        out = qkv.new_empty(N, H, E)
+        kept, first = list[Tensor](), 0
+        for documents, length in runs:
             last = first + documents * length
-            q, k, v = (x[first:last].view(documents, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
-            mixed.append(out.transpose(1, 2).flatten(0, 1))
+            query, key, value = (_gather(x, documents, kv_heads) for x in torch.split(qkv[first:last], [H, kv_heads, kv_heads], dim=1))
+            p = _probabilities(torch.bmm(query, key.transpose(1, 2)), length, 1 / sqrt(E))
+            _scatter(out[first:last], p @ value, documents, kv_heads)
+            kept += [query, key, value, p]
             first = last
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        ctx.save_for_backward(*kept)
+        ctx.runs, ctx.kv_heads = runs, kv_heads
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
+        N, H, E = d.shape
+        K = ctx.kv_heads
+        d_qkv = d.new_empty(N, H + 2 * K, E)
+        kept, first = ctx.saved_tensors, 0
+        for number, (documents, length) in enumerate(ctx.runs):
+            last = first + documents * length
+            query, key, value, p = kept[4 * number : 4 * number + 4]
+            d_mixed = _gather(d[first:last], documents, K)
+            d_p = (d_mixed @ value.transpose(1, 2)).to(torch.promote_types(p.dtype, torch.float32))
+            d_scores = torch._softmax_backward_data(d_p, p.to(d_p.dtype), -1, d_p.dtype).mul_(1 / sqrt(E)).to(p.dtype)
+            parts = (d_scores @ key, d_scores.transpose(1, 2) @ query, p.transpose(1, 2) @ d_mixed)
+            for part, target in zip(parts, torch.split(d_qkv[first:last], [H, K, K], dim=1), strict=True):
+                _scatter(target, part, documents, K)
+            first = last
+        return d_qkv, None, None
+
+
+def _gather(x: Tensor, documents: int, kv_heads: int) -> Tensor:
+    """[G K, (J/K) L, E] from [G L, J, E]: query heads that share a key head stand one behind the other."""
+    N, J, E = x.shape
+    by_head = x.view(documents, N // documents, kv_heads, J // kv_heads, E).permute(0, 2, 3, 1, 4)
+    return by_head.reshape(documents * kv_heads, -1, E)
+
+
+def _scatter(target: Tensor, x: Tensor, documents: int, kv_heads: int) -> None:
+    """The way back from `_gather`, written into `target`."""
+    N, J, E = target.shape
+    by_head = x.view(documents, kv_heads, J // kv_heads, N // documents, E).permute(0, 3, 1, 2, 4)
+    target.view(documents, N // documents, kv_heads, J // kv_heads, E).copy_(by_head)
+
+
+def _probabilities(scores: Tensor, length: int, scale: float) -> Tensor:
+    """The causal softmax of scores [G K, (H/K) L, L] times `scale`, taken in fp32, given in the type of `scores`."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    future = torch.full((length, length), -torch.inf, dtype=wide).triu_(1)
+    by_query = torch.add(future, scores.view(-1, length, length), alpha=scale)
+    return torch.softmax(by_query, dim=-1).to(scores.dtype).view(scores.shape)
 
 
 class CachedAttention:
@@ -50,7 +123,7 @@ class CachedAttention:
         self.reach = 0
 
     def at(self, positions: Tensor, reach: int) -> "CachedAttention":
-        """The next call writes tokens at `positions` [B, Q], all below `reach`; every row attends to what stands at or before each."""
+        """The next call writes tokens at `positions` [B, Q], all below `reach`; every token attends to what stands at or before it."""
         self.positions, self.reach = positions, reach
         return self
 
@@ -59,13 +132,14 @@ class CachedAttention:
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
         B, Q = self.positions.shape
-        H, K, E = query.shape[1], key.shape[1], query.shape[2]
-        rows = torch.arange(B, device=query.device)[:, None]
-        self.keys[layer][rows, :, self.positions] = key.view(B, Q, K, E)
-        self.values[layer][rows, :, self.positions] = value.view(B, Q, K, E)
+        H, E = qkv.shape[1] - 2 * kv_heads, qkv.shape[2]
+        query, key, value = torch.split(qkv.view(B, Q, -1, E), [H, kv_heads, kv_heads], dim=2)
+        rows = torch.arange(B, device=qkv.device)[:, None]
+        self.keys[layer][rows, :, self.positions] = key
+        self.values[layer][rows, :, self.positions] = value
         keys, values = self.keys[layer][:, :, : self.reach], self.values[layer][:, :, : self.reach]
-        seen = torch.arange(self.reach, device=query.device) <= self.positions[:, None, :, None]
-        mixed = F.scaled_dot_product_attention(query.view(B, Q, H, E).transpose(1, 2), keys, values, attn_mask=seen, enable_gqa=H != K)
+        seen = torch.arange(self.reach, device=qkv.device) <= self.positions[:, None, :, None]
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=seen, enable_gqa=kv_heads != H)
         return mixed.transpose(1, 2).reshape(B * Q, H, E)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from worldloom.world_model.attention import Attention, PackedAttention
 from worldloom.world_model.example import Example
+from worldloom.world_model.fused import norm_and_rotate, rms_norm, swiglu
 from worldloom.world_model.loss import Losses, cross_entropy
 
 
@@ -84,7 +85,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         D, E, H, K = shape.width, shape.head_width, shape.heads, shape.kv_heads
-        self.heads, self.kv_heads, self.eps = H, K, shape.norm_eps
+        self.kv_heads, self.eps = K, shape.norm_eps
         self.attention_norm = nn.Parameter(torch.ones(D))
         self.qkv = nn.Parameter(torch.empty((H + 2 * K) * E, D))  # queries, keys, values
         self.query_norm = nn.Parameter(torch.ones(E))
@@ -96,32 +97,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layer: int, attention: Attention) -> Tensor:
         """[N, D] from [N, D]."""
-        H, K = self.heads, self.kv_heads
-        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).view(len(x), H + 2 * K, -1)
-        query, key, value = qkv.split([H, K, K], dim=1)
-        query = rotate(rms_norm(query, self.query_norm, self.eps), rotation)
-        key = rotate(rms_norm(key, self.key_norm, self.eps), rotation)
-        x = x + F.linear(attention(layer, query, key, value).flatten(1), self.out)
-        gate, up = F.linear(rms_norm(x, self.ff_norm, self.eps), self.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.down)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, statistics in fp32 (arXiv:1910.07467)."""
-    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
-    return (x * scale).to(x.dtype) * weight
+        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).view(len(x), -1, len(self.query_norm))
+        qkv = norm_and_rotate(qkv, (self.query_norm, self.key_norm), rotation, self.kv_heads, self.eps)
+        x = x + F.linear(attention(layer, qkv, self.kv_heads).flatten(1), self.out)
+        return x + F.linear(swiglu(F.linear(rms_norm(x, self.ff_norm, self.eps), self.gate_up)), self.down)
 
 
 def rotary(positions: Tensor, head_width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, [N, 1, E] in `dtype`, of the angles position x theta^(-2i/E), taken in fp32 (RoFormer, arXiv:2104.09864)."""
+    """Cosines and sines, [N, 1, E/2], of the angles position x theta^(-2i/E), taken in fp32 and given in no less."""
     frequencies = theta ** (-torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
-    angles = positions[:, None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns feature i of every head with feature i + E/2, [N, H, E]."""
-    cos, sin = rotation
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
+    angles = (positions[:, None].float() * frequencies)[:, None]
+    wide = torch.promote_types(dtype, torch.float32)
+    return angles.cos().to(wide), angles.sin().to(wide)
