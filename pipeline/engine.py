@@ -1,14 +1,13 @@
 """Runs a plan: stages whose inputs are ready, side by side as resources allow, each one locked, committed and accounted for."""
 
-import logging
 import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from worldloom.pipeline.events import Events, EventType
 from worldloom.pipeline.executor import Executor, Job, Resources
@@ -25,10 +24,9 @@ from worldloom.stages.artifact import Artifact
 from worldloom.stages.commit import Commits
 from worldloom.stages.worker import Interrupted
 
-log = logging.getLogger(__name__)
-
 COMPLETE, FAILED = 0, 1  # exit codes; INTERRUPTED is the third
 LOOK_EVERY = 0.5  # seconds between looks at the workers' progress
+LOST = "its workers, or what they run on, were ended from outside"
 EVENT_OF_CODE: dict[int, EventType] = {COMPLETE: "COMPLETE", FAILED: "FAIL", INTERRUPTED: "ABORT"}
 EVENT_OF: dict[Ending, EventType] = {"done": "COMPLETE", "interrupted": "ABORT", "failed": "FAIL"}
 
@@ -74,6 +72,14 @@ class _Serial:
         return serial
 
 
+class _Working(NamedTuple):
+    """A stage that runs now."""
+
+    stage: Stage
+    needs: Resources
+    started: float  # seconds since 1970
+
+
 class _Run:
     """One run of one plan."""
 
@@ -85,7 +91,7 @@ class _Run:
         self.stop = Stop(folder.stop)
         self.events = Events(folder.events, folder.name, plan.name)
         self.ended: dict[str, Ended] = {}
-        self._working: dict[str, tuple[Planned, Resources]] = {}
+        self._working: dict[str, _Working] = {}
         self._arrivals: queue.SimpleQueue[Ended] = queue.SimpleQueue()
 
     def everything(self, free: Resources) -> int:
@@ -128,14 +134,23 @@ class _Run:
                         self._launch(planned, needs)
             if not self._working:
                 return
-            ended = self._arrivals.get()
-            _, needs = self._working.pop(ended.name)
-            free = free.plus(needs)
-            self._account(ended)
+            for ended in self._next_endings():
+                free = free.plus(self._working.pop(ended.name).needs)
+                self._account(ended)
+
+    def _next_endings(self) -> list[Ended]:
+        """The next stage to end; or all that run, if what they run on has died."""
+        while True:
+            with suppress(queue.Empty):
+                return [self._arrivals.get(timeout=LOOK_EVERY)]
+            if not self.executor.is_alive():
+                ending: Ending = "interrupted" if self.stop.is_set() else "failed"
+                now = time.time()
+                return [Ended(name, ending, one.started, now - one.started, LOST) for name, one in self._working.items()]
 
     def _launch(self, planned: Planned, needs: Resources) -> None:
         stage = planned.stage
-        self._working[stage.name] = (planned, needs)
+        self._working[stage.name] = _Working(stage, needs, time.time())
         self.reporter.started(stage.name, planned.reason)
         inputs = {name: self.plan.stage(name).fingerprint for name in stage.inputs.values()}
         self._event("START", stage.name, inputs=inputs, outputs=_output(stage), reason=planned.reason)
@@ -156,10 +171,8 @@ class _Run:
             ending = "interrupted"
         except BaseException as error:  # also SystemExit: a thread that ended without a word would be waited for without end
             if self.stop.is_set() and isinstance(error, StageFailed):
-                ending = "interrupted"  # a signal to the whole process group ends workers, too, and not at a safe point
-                log.warning("%s ended while stopping: %s", stage.name, error)
-            else:
-                message = explain(error, stage.folder)
+                ending = "interrupted"  # what asked this process to stop may have ended workers, too, and not at a safe point
+            message = explain(error, stage.folder)
             if not isinstance(error, StageFailed):
                 note_failure(error, stage.folder, "the engine")
         self._arrivals.put(Ended(stage.name, ending, started, time.time() - started, message))
@@ -188,7 +201,8 @@ class _Run:
         elif ended.ending == "failed":
             self.reporter.failed(ended.name, ended.message)
         else:
-            self.reporter.message(f"{ended.name} stopped; run the same command again and it goes on from there")
+            why = f" ({ended.message})" if ended.message else ""
+            self.reporter.message(f"{ended.name} stopped{why}; run the same command again and it goes on from there")
 
     def _event(self, event: EventType, job: str, **facts: Any) -> None:
         self._keep(self.events.write, event, job, **facts)
@@ -206,8 +220,8 @@ class _Run:
     def _watch(self, over: threading.Event) -> None:
         """Passes on what the workers say of their progress, until `over`."""
         while not over.wait(LOOK_EVERY):
-            for name, (planned, _) in list(self._working.items()):
-                progress = read_progress(planned.stage.folder)
+            for name, working in list(self._working.items()):
+                progress = read_progress(working.stage.folder)
                 if progress is not None:
                     self.reporter.progress(name, *progress)
 

@@ -48,5 +48,8 @@ class Executor(Protocol):
     def run(self, job: Job) -> None:
         """Runs all workers of a stage to their end; Interrupted if they were asked to stop, StageFailed otherwise."""
 
+    def is_alive(self) -> bool:
+        """False once `run` can no longer come to an end because what it runs on has died."""
+
     def close(self) -> None:
         """Gives back what `start` took."""
