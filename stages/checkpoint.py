@@ -80,9 +80,11 @@ class Checkpoints:
     ) -> None:
         """Writes `step-<step>`, or nothing at all; a value that is not finite cannot be saved."""
         rank = self.worker.rank
-        broken = sorted(name for name, engine in engines.items() if not engine.finite())
+        broken = _gathered([name for name, engine in engines.items() if not engine.finite()])
         if broken:
-            raise FloatingPointError(f"step {step}: parameters of {', '.join(broken)} are not finite; not saved, lower the learning rate")
+            raise FloatingPointError(
+                f"step {step}: parameters of {', '.join(sorted(set(broken)))} are not finite and cannot be saved; lower learning_rate"
+            )
         aside = self.folder / _agreed(f".partial-{step:08d}-{uuid.uuid4().hex}")
         if rank == 0:
             disk.make_folder(aside)
@@ -102,7 +104,9 @@ class Checkpoints:
 
     def restore(self, engines: Mapping[str, Engine]) -> Saved | None:
         """Loads the newest whole checkpoint, None if there never was one; sets this process's generators too."""
-        name = _agreed(self._newest() if self.worker.rank == 0 else None)
+        name, problem = _agreed(self._judged() if self.worker.rank == 0 else None)
+        if problem is not None:
+            raise CheckpointError(problem)
         if name is None:
             return None
         folder = self.folder / name
@@ -124,9 +128,7 @@ class Checkpoints:
             path = aside / name
             _sync(path)
             mine[name] = {"bytes": path.stat().st_size, "sha256": disk.digest(path)}
-        shares: list[Any] = [None] * self.worker.world_size
-        dist.all_gather_object(shares, mine)
-        return {name: entry for share in shares for name, entry in share.items()}
+        return dict(_gathered(list(mine.items())))
 
     def _publish(self, aside: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
         body = {
@@ -157,6 +159,13 @@ class Checkpoints:
     def _candidates(self) -> list[Path]:
         """Newest first."""
         return sorted((path for path in self.folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)), key=_step, reverse=True)
+
+    def _judged(self) -> tuple[str | None, str | None]:
+        """The newest checkpoint, or why there is none to go on from: an error on rank 0 alone would leave the others waiting."""
+        try:
+            return self._newest(), None
+        except CheckpointError as error:
+            return None, str(error)
 
     def _newest(self) -> str | None:
         """The name of the newest checkpoint that is whole; damaged ones are put aside."""
@@ -227,6 +236,15 @@ def _agreed(value: Any) -> Any:
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _gathered(mine: list[Any]) -> list[Any]:
+    """The items of all ranks, on every rank."""
+    if dist.get_world_size() == 1:
+        return mine
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, mine)
+    return [item for share in shares for item in share]
 
 
 def _lock(descriptor: int, folder: Path) -> None:
