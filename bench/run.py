@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode")
+AREAS = ("loader", "encode", "kills")
 
 
 def main(names: list[str]) -> int:
