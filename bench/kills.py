@@ -51,7 +51,7 @@ def _finish(root: Path) -> None:
 
 
 def _kill_in(root: Path, stage: str, after: float) -> bool:
-    """Starts a run, waits until `stage` has been at work for `after` seconds, and kills the process group; False if the run ended before."""
+    """Starts a run, waits until `stage` has been at work for `after` seconds, and kills its process group; False if it ended before."""
     began = time.time()
     process = _start(root)
     deadline = time.monotonic() + PATIENCE

@@ -40,6 +40,8 @@ def test_pictures_and_captions_agree_and_combinations_are_those_of_the_split(dat
             assert shapes.is_held_out(seen) == (split == "held_out")
 
 
+# webdataset leaves its file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_shards(dataset: Dataset) -> None:
     shard = dataset.artifact.path("data/train/shard-000002.tar")
     samples = list(webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False))
