@@ -6,10 +6,14 @@ on a CPU these passes over memory cost as much as the products. The formulas are
 N positions, D width, H query heads, K key and value heads, E width of a head, F width of the feed-forward layer.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
+
+BLOCK = 512  # positions that a CPU treats at a time
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -45,35 +49,46 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).to(x.dtype) * weight
+        out = torch.empty_like(x)
+        for some in _blocks(x):
+            torch.mul((x[some] * scale[some]).to(x.dtype), weight, out=out[some])
+        return out
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        normed = x * scale
-        by_feature = d * normed
-        # dx = scale (g - normed mean(g normed)) with g = d weight
-        mean = (by_feature @ weight.to(normed.dtype)).unsqueeze(-1).div_(x.shape[-1])
-        d_x = (d * weight * scale).sub_(normed.mul_(mean.mul_(scale)))
-        return d_x.to(x.dtype), by_feature.sum(0).to(weight.dtype), None
+        d_x = torch.empty_like(x)
+        wide_weight = weight.to(scale.dtype)
+        d_weight = torch.zeros_like(wide_weight)
+        for some in _blocks(x):
+            normed = x[some] * scale[some]
+            by_feature = d[some] * normed
+            d_weight += by_feature.sum(0)
+            # dx = scale (g - normed mean(g normed)) with g = d weight
+            mean = (by_feature @ wide_weight).unsqueeze(-1).div_(x.shape[-1])
+            d_x[some] = (d[some] * wide_weight).sub_(normed.mul_(mean)).mul_(scale[some])
+        return d_x, d_weight.to(weight.dtype), None
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        opened = torch.nn.functional.silu(gate)
-        ctx.save_for_backward(gate_up, opened)
-        return opened * up
+        ctx.save_for_backward(gate_up)
+        out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+        for some in _blocks(gate_up):
+            gate, up = gate_up[some].chunk(2, dim=-1)
+            torch.mul(silu(gate), up, out=out[some])
+        return out
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Tensor:
-        gate_up, opened = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
+        (gate_up,) = ctx.saved_tensors
         d_gate_up = torch.empty_like(gate_up)
-        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-        torch.mul(d, opened, out=d_up)
-        torch.ops.aten.silu_backward.grad_input(d * up, gate, grad_input=d_gate)
+        for some in _blocks(gate_up):
+            gate, up = gate_up[some].chunk(2, dim=-1)
+            d_gate, d_up = d_gate_up[some].chunk(2, dim=-1)
+            torch.mul(d[some], silu(gate), out=d_up)
+            torch.ops.aten.silu_backward.grad_input(d[some] * up, gate, grad_input=d_gate)
         return d_gate_up
 
 
@@ -82,41 +97,42 @@ class _NormAndRotate(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, kv_heads: int, eps: float
     ) -> Tensor:
-        turned = qkv.shape[1] - kv_heads
-        weight = _by_head(query_weight, key_weight, turned - kv_heads, kv_heads)
-        qk = qkv[:, :turned]
-        scale = _scale(qk, eps)
+        J = qkv.shape[1] - kv_heads  # queries and keys
+        weight = torch.cat([query_weight.expand(J - kv_heads, -1), key_weight.expand(kv_heads, -1)]).to(cos.dtype)
+        scale = _scale(qkv[:, :J], eps)
         ctx.save_for_backward(qkv, weight, cos, sin, scale)
         ctx.kv_heads = kv_heads
         out = torch.empty_like(qkv)
-        out[:, turned:] = qkv[:, turned:]
-        _rotate(out[:, :turned], (qk * scale).mul_(weight), cos, sin, 1.0)
+        for some in _blocks(qkv):
+            out[some, J:] = qkv[some, J:]
+            scaled = (qkv[some, :J].to(cos.dtype) * scale[some]).mul_(weight)
+            _rotate(out[some, :J], scaled, cos[some], sin[some], 1.0)
         return out
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
         qkv, weight, cos, sin, scale = ctx.saved_tensors
-        turned = qkv.shape[1] - ctx.kv_heads
-        d_qkv = torch.empty_like(qkv)
-        d_qkv[:, turned:] = d[:, turned:]
-        # The way back turns by the opposite angle; then as in RMSNorm.
-        back = torch.empty(qkv.shape[0], turned, qkv.shape[2], dtype=scale.dtype, device=qkv.device)
-        _rotate(back, d[:, :turned].to(scale.dtype), cos, sin, -1.0)
-        normed = qkv[:, :turned] * scale
-        d_weight = (back * normed).sum(0)
-        back.mul_(weight)
-        mean = torch.linalg.vecdot(back, normed).unsqueeze(-1).div_(qkv.shape[2])
-        torch.mul(back.sub_(normed.mul_(mean)), scale, out=back)
-        d_qkv[:, :turned] = back
-        heads = turned - ctx.kv_heads
-        d_query, d_key = d_weight[:heads].sum(0).to(qkv.dtype), d_weight[heads:].sum(0).to(qkv.dtype)
-        return d_qkv, d_query, d_key, None, None, None, None
+        J, E = qkv.shape[1] - ctx.kv_heads, qkv.shape[2]
+        d_qkv, d_weight = torch.empty_like(qkv), torch.zeros_like(weight)
+        for some in _blocks(qkv):
+            d_qkv[some, J:] = d[some, J:]
+            # Back by the opposite angle; then as in RMSNorm.
+            turned = d[some, :J].to(cos.dtype)
+            back = torch.empty_like(turned)
+            _rotate(back, turned, cos[some], sin[some], -1.0)
+            normed = qkv[some, :J].to(cos.dtype) * scale[some]
+            d_weight += (back * normed).sum(0)
+            mean = torch.linalg.vecdot(back.mul_(weight), normed).unsqueeze(-1).div_(E)
+            d_qkv[some, :J] = back.sub_(normed.mul_(mean)).mul_(scale[some])
+        d_query, d_key = d_weight[: J - ctx.kv_heads].sum(0), d_weight[J - ctx.kv_heads :].sum(0)
+        return d_qkv, d_query.to(qkv.dtype), d_key.to(qkv.dtype), None, None, None, None
 
 
-def _by_head(query_weight: Tensor, key_weight: Tensor, heads: int, kv_heads: int) -> Tensor:
-    return torch.cat([query_weight.expand(heads, -1), key_weight.expand(kv_heads, -1)]).to(
-        torch.promote_types(query_weight.dtype, torch.float32)
-    )
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Slices of the positions, so small on a CPU that what is made between two steps stays in the cache."""
+    N = x.shape[0]
+    step = BLOCK if x.device.type == "cpu" else max(N, 1)
+    return (slice(first, first + step) for first in range(0, N, step))
 
 
 def _rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from worldloom.world_model.example import Choice, Example, runs_of
 from worldloom.world_model.grammar import Grammar
-from worldloom.world_model.weave import Woven, spread
+from worldloom.world_model.weave import FORCED, Woven, spread
 
 FULL_SHARE = 1 / 16
 ORDER = "order"
@@ -26,23 +26,26 @@ def next_token(
     full_share: float = FULL_SHARE,
     weights: Mapping[str, float] | None = None,
 ) -> Example:
-    """The example of `woven` documents, for which `numbers` [B] are the samples' places in the training order, over all epochs.
+    """The example of `woven` documents, each without what stands behind its last choice.
 
+    `numbers` [B] are the samples' places in the training order, over all epochs:
     (seed, number, position) alone decide whether a position takes the full softmax, whatever batch or rank the document is in.
     `weights`: what a label of a stream (its codes and its closing token) or of "order" counts, 1 where nothing is said.
     """
-    lengths = woven.lengths - 1
     starts = np.cumsum(woven.lengths) - woven.lengths
+    places = spread(np.zeros_like(starts), woven.lengths)
+    # `full` of a token says that the position before it, which predicts it, takes the full softmax.
+    full = (uniform(seed, np.repeat(np.asarray(numbers), woven.lengths), places) < full_share) & (places > 0)
+    # Nothing is to be learnt behind the last label that costs anything, so the document ends there.
+    lengths = _last(places * (full | (woven.legal != FORCED)), starts)
     by_length = np.argsort(lengths, kind="stable")
     lengths, starts = lengths[by_length], starts[by_length]
     at = spread(starts, lengths)
-    positions = spread(np.zeros_like(lengths), lengths)
-    labels, legal = woven.tokens[at + 1], woven.legal[at + 1]
-    full = uniform(seed, np.repeat(np.asarray(numbers)[by_length], lengths), positions) < full_share
+    labels, legal, full = woven.tokens[at + 1], woven.legal[at + 1], full[at + 1]
     return Example(
         inputs=torch.from_numpy(woven.tokens[at]),
         labels=torch.from_numpy(labels),
-        positions=torch.from_numpy(positions),
+        positions=torch.from_numpy(places[at]),
         weights=torch.from_numpy(_weights(grammar, legal, weights or {})),
         legal=torch.from_numpy(legal),
         runs=runs_of(lengths),
@@ -60,6 +63,11 @@ def uniform(seed: int, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray
         key = _mix(key + np.asarray(positions).astype(np.uint64))
     drawn: np.ndarray = (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return drawn
+
+
+def _last(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The largest of every document's values."""
+    return np.maximum.reduceat(values, starts) if len(starts) else np.zeros(0, dtype=np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
