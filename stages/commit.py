@@ -200,7 +200,7 @@ class Commits:
         worst = ", ".join(f"{code} ({count})" for code, count in codes.most_common(REJECTS_IN_MESSAGE))
         raise TooManyRejects(
             f"{totals.n_rejected} of {totals.n_in} samples were refused, more than the {max_reject_share:.2%} allowed: {worst}; "
-            f"every one is listed below {self.out / 'rejects'}"
+            f"every one is listed below {self.out / 'rejects'}; mend or remove them, or set max_reject_share to allow more"
         )
 
     def _record(self, shard: str) -> Path:
