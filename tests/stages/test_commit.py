@@ -330,7 +330,9 @@ def test_samples_that_are_missing_are_noticed(commits):
 
 def test_too_many_rejects_say_how_many_why_and_where(commits):
     write_shard(commits, SHARDS[0], rejects=[REFUSED])
-    with pytest.raises(TooManyRejects, match=r"1 of 3 samples .* more than the 1.00% allowed: empty_input \(1\); .*/rejects; .* max_reject_share"):
+    with pytest.raises(
+        TooManyRejects, match=r"1 of 3 samples .* than the 1.00% allowed: empty_input \(1\); .*/rejects; .* max_reject_share"
+    ):
         commits.finish(SHARDS[:1])
     assert (commits.out / "rejects/train/shard-000000.jsonl").exists()
 
