@@ -13,7 +13,8 @@ from worldloom.stages.dataset import Dataset
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle
 from worldloom.world_model.attention import PackedAttention
-from worldloom.world_model.loss import cross_entropy
+from worldloom.world_model.example import Example
+from worldloom.world_model.loss import Losses, cross_entropy
 from worldloom.world_model.next_token import next_token
 from worldloom.world_model.weave import Codes, weave
 
@@ -150,17 +151,20 @@ def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -
     unmasked, positions = 0.0, 0
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
         woven = weave(world.grammar, *_documents(world, split, part, seed))
-        masked, free = (next_token(woven, world.grammar, np.asarray(part), seed, full_share) for full_share in (0.0, 1.0))
-        hidden = world.model(masked.inputs, masked.positions, PackedAttention(masked.runs))
-        losses = cross_entropy(hidden, world.model.output, masked.choices, masked.weights)
-        nats += losses.sums.numpy()
-        counts += losses.counts.numpy()
-        losses = cross_entropy(hidden, world.model.output, free.choices, free.weights)
-        unmasked += float(losses.sums.sum())
-        positions += int(losses.counts.sum())
+        # Two passes, because each example leaves out what nothing is to be learnt from, which without the full softmax is more.
+        masked, free = (_losses(world, next_token(woven, world.grammar, np.asarray(part), seed, share)) for share in (0.0, 1.0))
+        nats += masked.sums.numpy()
+        counts += masked.counts.numpy()
+        unmasked += float(free.sums.sum())
+        positions += int(free.counts.sum())
         between()
     per_token = {stream.name: float(nats[s] / counts[s] / np.log(2)) for s, stream in enumerate(streams) if counts[s]}
     return Bits(per_token, float(np.exp((nats.sum() - unmasked) / positions)))
+
+
+def _losses(world: OpenWorld, example: Example) -> Losses:
+    hidden = world.model(example.inputs, example.positions, PackedAttention(example.runs))
+    return cross_entropy(hidden, world.model.output, example.choices, example.weights)
 
 
 def row_seed(seed: int, purpose: str, row: int) -> int:
