@@ -19,7 +19,7 @@ from worldloom.stages.settings import NOT_IN_OUTPUT, ImageStream, StageSettings,
 
 if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
-    from worldloom.stages.card import Item
+    from worldloom.stages.card import Item, Table
     from worldloom.stages.commit import Commits
     from worldloom.stages.folder import Inventory, Picture, Shard
     from worldloom.stages.rejects import Rejected
@@ -89,13 +89,18 @@ def finish(settings: ImportFolder, inputs: Mapping[str, "Artifact"], out: Path) 
     """Names the shards and writes dataset.json, ignored.jsonl and the card; InputChanged if what was read is not what was planned."""
     from worldloom.stages import disk
     from worldloom.stages.artifact import InputChanged
-    from worldloom.stages.commit import Commits
+    from worldloom.stages.card import Card, write_card
+    from worldloom.stages.commit import Commits, TooManyRejects
     from worldloom.stages.dataset_writer import write_dataset_json
     from worldloom.stages.folder import combine
 
     inventory, shards = _plan(settings)
     planned = [shard.task for shard in shards]
-    totals = Commits.of(out).finish(planned, settings.max_reject_share, planned_samples=len(inventory.pictures))
+    try:
+        totals = Commits.of(out).finish(planned, settings.max_reject_share, planned_samples=len(inventory.pictures))
+    except TooManyRejects:
+        write_card(out, Card(title="Refused pictures", blocks=(_refused(shards, out),)))
+        raise
     if not totals.n_out:
         raise ValueError(f"none of the {totals.n_in} pictures in {settings.path} could be read; see {out / 'rejects'}")
     planned_digest = json.loads((out / "stage.json").read_bytes())["outside"].get("folder")
@@ -214,26 +219,33 @@ def _digests_as_imported(inventory: "Inventory", shards: list["Shard"], out: Pat
 def _write_card(settings: ImportFolder, inventory: "Inventory", shards: list["Shard"], out: Path, counts: Mapping[str, int]) -> None:
     from worldloom.stages.card import Block, Card, Gallery, Table, Text, write_card
 
-    refused = [line for shard in shards for line in _lines(out / f"rejects/{shard.task}.jsonl")]
     refused_by_split = Counter(shard.split for shard in shards for _ in _lines(out / f"rejects/{shard.task}.jsonl"))
     planned = Counter({shard.split: 0 for shard in shards})
     for shard in shards:
         planned[shard.split] += len(shard.pictures)
     samples = {split: planned[split] - refused_by_split[split] for split in planned}
     about = f"{sum(samples.values())} pictures from a folder; captions by the rule {inventory.rule}; "
-    about += f"{len(refused)} pictures refused, {len(inventory.ignored)} other files ignored."
+    about += f"{refused_by_split.total()} pictures refused, {len(inventory.ignored)} other files ignored."
     blocks: list[Block] = [Text(text=about)]
     captioned = next((counts.get(f"{name}.samples", 0) for name, stream in settings.streams.items() if stream.kind == "text"), None)
     if captioned is not None and captioned < sum(samples.values()):
-        blocks.append(Text(text=f"{sum(samples.values()) - captioned} pictures have no caption."))
+        blocks.append(Text(text=f"Pictures without a caption: {sum(samples.values()) - captioned}."))
     rows = tuple((split, samples[split], refused_by_split[split]) for split in samples)
     blocks.append(Table(columns=("split", "pictures", "refused"), rows=rows, title="Samples"))
-    if refused:
-        listed = tuple((entry["key"], entry["code"], entry["detail"]) for entry in refused[:LISTED])
-        title = "Refused" if len(refused) <= LISTED else f"Refused: the first {LISTED} of {len(refused)}, all are in rejects/"
-        blocks.append(Table(columns=("file", "code", "why"), rows=listed, title=title))
+    if refused_by_split:
+        blocks.append(_refused(shards, out))
     blocks.append(Gallery(items=_examples(settings, shards, out), title="As imported"))
     write_card(out, Card(title="Imported pictures", blocks=tuple(blocks)))
+
+
+def _refused(shards: list["Shard"], out: Path) -> "Table":
+    """The files that were refused, and why."""
+    from worldloom.stages.card import Table
+
+    refused = [line for shard in shards for line in _lines(out / f"rejects/{shard.task}.jsonl")]
+    listed = tuple((entry["key"], entry["code"], entry["detail"]) for entry in refused[:LISTED])
+    title = "Refused" if len(refused) <= LISTED else f"Refused: the first {LISTED} of {len(refused)}, all are in rejects/"
+    return Table(columns=("file", "code", "why"), rows=listed, title=title)
 
 
 def _examples(settings: ImportFolder, shards: list["Shard"], out: Path) -> tuple["Item", ...]:

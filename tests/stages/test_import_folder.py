@@ -81,7 +81,7 @@ def test_a_picture_without_caption_lacks_the_stream(tmp_path):
     artifact = imported(folder, tmp_path)
     data = Dataset(artifact)
     assert sorted(str(data.value(split, "caption", 0)) for split in data.splits) == ["None", "red"]
-    assert "1 pictures have no caption." in (artifact.folder / "card.json").read_text()
+    assert "Pictures without a caption: 1." in (artifact.folder / "card.json").read_text()
 
 
 def test_everything_refused_is_listed_with_the_reason(tmp_path):
@@ -113,6 +113,15 @@ def test_too_many_refusals_fail_the_stage_and_name_the_codes(tmp_path):
     folder = fill(tmp_path / "in", {"a.png": picture("red"), "b.png": b"no picture", "c.png": picture("blue")})
     with pytest.raises(TooManyRejects, match=r"1 of 3 samples were refused, more than the 10\.00% allowed: type_mismatch \(1\)"):
         imported(folder, tmp_path)
+
+
+def test_too_many_refusals_stand_on_the_card_of_the_failed_stage(tmp_path):
+    folder = fill(tmp_path / "in", {"a.png": picture("red"), "b.png": b"no picture", "c.png": picture("blue")})
+    with pytest.raises(TooManyRejects):
+        imported(folder, tmp_path)
+    (card,) = (json.loads(path.read_text()) for path in tmp_path.rglob("card.json"))
+    (table,) = card["blocks"]
+    assert [row[:2] for row in table["rows"]] == [["b.png", "type_mismatch"]]
 
 
 def test_a_long_row_of_refusals_stops_early(tmp_path):
