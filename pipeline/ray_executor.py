@@ -22,7 +22,7 @@ from uuid import uuid4
 from worldloom.pipeline.claims import Claims
 from worldloom.pipeline.executor import Job, Resources
 from worldloom.pipeline.machine import cpu_count
-from worldloom.pipeline.ray_processes import essential_children, in_groups_of_their_own, is_alive
+from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked, essential_children, is_alive
 from worldloom.pipeline.stage import Stage
 from worldloom.pipeline.work import (
     StageFailed,
@@ -121,7 +121,7 @@ class RayExecutor:
             self._joined = True
             if self.address is None:
                 self._session = _short_folder()
-                with in_groups_of_their_own():
+                with deaf_children():
                     ray.init(
                         address="local",
                         num_cpus=cpu_count(),
@@ -134,7 +134,7 @@ class RayExecutor:
                     )
                 self._processes = essential_children()
             else:
-                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+                _join(self.address)
         living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._nodes = [Resources(node.get("CPU", 0), node.get("GPU", 0)) for node in living]
         self._check(self._nodes, stages)
@@ -168,7 +168,8 @@ class RayExecutor:
         import ray
 
         if self.is_alive():  # else there is nobody to take leave of, and Ray would wait for an answer
-            ray.shutdown()
+            with ended_when_asked():
+                ray.shutdown()
         if self._session is not None:
             shutil.rmtree(self._session, ignore_errors=True)
 
@@ -338,6 +339,18 @@ def run_rank(config: dict[str, Any]) -> tuple[str, str]:
             ending.write_text(json.dumps({"time": time.time(), "message": message}), encoding="utf-8")
         raise StageFailed(message) from None
     return Outcome("done")
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ValueError(
+            f"address is {address}, and no Ray answers there: {_first_line(error)}; start one with `ray start --head`, "
+            "or leave the address out to have one started for this run alone"
+        ) from None
 
 
 def _ending(folder: Path, rank: int) -> Path:

@@ -353,3 +353,15 @@ def test_interrupted_is_no_failure(run, toys, monkeypatch):
     assert heard.code == 3
     assert heard.of("failed") == []
     assert heard.of("message") == [("data stopped; run the same command again and it goes on from there",)]
+
+
+def test_when_what_runs_the_stages_dies_nothing_is_waited_for(run):
+    class Dying(Staged):
+        def is_alive(self):
+            return not self.order
+
+    executor = Dying(cpus=1, needs={"data": 1})
+    heard = run(ONE, executor=executor)
+    executor.doors["data"].set()
+    assert heard.code == 1
+    assert heard.of("failed") == [("data", "its workers, or what they run on, were ended from outside")]

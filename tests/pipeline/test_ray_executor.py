@@ -131,8 +131,8 @@ def test_a_gang_of_two_adds_up_over_gloo(run):
 
 def test_a_rank_that_raises_says_why_in_one_line(run):
     heard = run(GANG, "sum.fail=rank 1", train_workers=2)
+    assert heard.of("failed") == [("sum", "rank one says no")], heard.lines
     assert heard.code == 1
-    assert heard.of("failed") == [("sum", "rank one says no")]
 
 
 def signal_when(path, over):
@@ -194,3 +194,16 @@ def test_tokenizers_is_hugging_faces_in_a_worker(ray):
         return tokenizers.__file__
 
     assert "site-packages" in ray.get(where.remote())
+
+
+def test_a_cluster_that_is_not_there_is_said(monkeypatch):
+    from worldloom.pipeline.ray_executor import _join
+
+    def refuse(**_):
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify one.")
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(
+        ValueError, match=r"address is auto, and no Ray answers there: Could not find any running Ray instance.; start one with"
+    ):
+        _join("auto")
