@@ -58,7 +58,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",  # as in work.py; Ray Train imports torch before that is reached
+    "GOMP_SPINCOUNT": "10000",  # as in work.py; Ray Train imports torch before that is reached
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
