@@ -162,14 +162,14 @@ def sample(
     caption: Annotated[str | None, typer.Option("--caption", help="text to draw")] = None,
     image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
     give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,
-    want: Annotated[list[str] | None, typer.Option("--want", metavar="STREAM", help="streams to make; those not given by default")] = None,
+    want: Annotated[list[str] | None, typer.Option("--want", metavar="STREAM", help="streams to make; by default those not given")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="file.png or folder")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="of every draw; the same one gives the same samples")] = 0,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.7,
     top_k: Annotated[int, typer.Option("--top-k", help="0 takes all tokens")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
-    guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability")] = 1.0,
+    guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
 ) -> None:
@@ -179,7 +179,8 @@ def sample(
     samples = sample_command(
         run, caption, image, want, out, seed, count, temperature, top_k, top_p, guidance, scale, stage, _pairs(give or (), "--give")
     )
-    _say_lines(sample_lines(samples))
+    for line in sample_lines(samples):
+        _say(line)  # a world may say anything, brackets too: no markup
 
 
 @app.command()
@@ -193,7 +194,8 @@ def verify(run: RunArgument, overrides: Overrides = None, output: Output = "text
     if output == "json":
         _say_json({"whole": not problems, "problems": problems})
     else:
-        _say_lines(problems or [f"{root}: everything is as it was committed"])
+        for line in problems or [f"{root}: everything is as it was committed"]:
+            _say(line)
     raise typer.Exit(FAILED if problems else COMPLETE)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from worldloom.pipeline import cli
 from worldloom.pipeline.cli import exit_code, main
+from worldloom.pipeline.sample import Sample
 
 PIPELINE = """\
 name: small
@@ -101,6 +102,13 @@ def test_verify_finds_a_flipped_byte(file, call, tmp_path):
     code, out, _ = call("verify", file)
     assert code == 1
     assert "shard-000000.tar" in out
+
+
+def test_what_a_world_says_is_printed_as_it_is(call, monkeypatch):
+    said = Sample({"caption": "a [red] circle [/b] at the [bold]top"}, {}, legal=True)
+    monkeypatch.setattr("worldloom.pipeline.sample.sample_command", lambda *arguments: [said])
+    code, out, _ = call("sample", "anywhere")
+    assert (code, out) == (0, said.texts["caption"] + "\n")
 
 
 def wrong(file, change):
