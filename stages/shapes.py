@@ -182,7 +182,7 @@ def _fit(shape: str, cover: NDArray[np.float64], strange: NDArray[np.bool_]) -> 
     return _Fit(shape, float(xs[best]), float(ys[best]), float(overlap[best]))
 
 
-_PLACE_WORDS = re.compile("|".join(sorted(PLACES, key=len, reverse=True)))
+_PLACE_WORDS = re.compile(rf"\b(?:{'|'.join(sorted(PLACES, key=len, reverse=True))})\b")
 
 
 def read_caption(text: str) -> Reading | None:

@@ -46,6 +46,7 @@ class VqGanLearner:
         steps: int,
         learning_rate: float,
         betas: tuple[float, float],
+        weight_decay: float,
         seed: int,
         precision: Precision,
     ) -> None:
@@ -56,7 +57,7 @@ class VqGanLearner:
         self.ramp = round(settings.adversarial_ramp * steps)
         self.perceptual = _perceptual(settings) if settings.perceptual_weight else None
         self.discriminator: PatchDiscriminator | None = None
-        players = [Player("generator", autoencoder, learning_rate, betas)]
+        players = [Player("generator", autoencoder, learning_rate, betas, weight_decay)]
         if settings.adversarial_weight and self.start < steps:
             smallest = smallest_side(settings.discriminator_layers)
             if size < smallest:
@@ -120,13 +121,14 @@ class VqVaeLearner:
         variance: float,
         learning_rate: float,
         betas: tuple[float, float],
+        weight_decay: float,
         precision: Precision,
     ) -> None:
         self.autoencoder = autoencoder
         self.settings = settings
         self.variance = variance
         self.precision = precision
-        self.players = (Player("generator", autoencoder, learning_rate, betas),)
+        self.players = (Player("generator", autoencoder, learning_rate, betas, weight_decay),)
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
         self.autoencoder.train()
@@ -199,12 +201,12 @@ def learner_of(settings: TrainTokenizer, tokenizer: ImageTokenizer, batches: Pic
     """The learner of the tokenizer's type."""
     about, autoencoder = settings.tokenizer, tokenizer.autoencoder
     precision = resolve_precision(settings.precision)
-    rate, betas = settings.learning_rate, settings.betas
+    rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
     if isinstance(about, VqGan):
-        return VqGanLearner(autoencoder, about, tokenizer.size, settings.steps, rate, betas, settings.seed, precision)
+        return VqGanLearner(autoencoder, about, tokenizer.size, settings.steps, rate, betas, decay, settings.seed, precision)
     if isinstance(about, VqVae):
-        return VqVaeLearner(autoencoder, about, batches.variance(), rate, betas, precision)
-    return DvaeLearner(autoencoder, about, settings.steps, rate, betas, settings.weight_decay, precision)
+        return VqVaeLearner(autoencoder, about, batches.variance(), rate, betas, decay, precision)
+    return DvaeLearner(autoencoder, about, settings.steps, rate, betas, decay, precision)
 
 
 def _input(autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any) -> Tensor:

@@ -45,7 +45,8 @@ def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run]) -> Tensor:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=kv_heads != H)
         mixed.append(out.transpose(1, 2).flatten(0, 1))
         first = last
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    # Without documents, when a batch was split into more parts than it has, an empty part of the queries keeps the graph whole.
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0] if mixed else qkv[:, :H]
 
 
 class _ShortAttention(torch.autograd.Function):

@@ -40,7 +40,17 @@ def test_every_wording_reads_back(wording: str) -> None:
         assert shapes.read_caption(shapes.describe(thing, wording)) == (thing.shape, thing.colour, thing.place)
 
 
-@pytest.mark.parametrize("text", ["", "a red circle", "a red blue circle at the top", "a red circle at the top, a circle at the left"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a red circle",
+        "a red blue circle at the top",
+        "a red circle at the top, a circle at the left",
+        "a bright red circle",
+        "a red circle atop",
+    ],
+)
 def test_a_caption_that_is_not_one_thing_is_not_read(text: str) -> None:
     assert shapes.read_caption(text) is None
 

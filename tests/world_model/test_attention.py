@@ -1,0 +1,55 @@
+"""Attention inside documents: equal to torch's own, and blind to everything else."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldloom.world_model import attention
+from worldloom.world_model.attention import PackedAttention
+from worldloom.world_model.example import Run
+
+RUNS = (Run(2, 3), Run(1, 4), Run(3, 5))
+N, H, K, E = 25, 4, 2, 6
+
+
+def qkv() -> Tensor:
+    return torch.randn((N, H + 2 * K, E), generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+
+
+def alone(x: Tensor) -> Tensor:
+    """Each document by torch's kernel, key heads repeated by hand."""
+    lengths = [run.length for run in RUNS for _ in range(run.documents)]
+    mixed = []
+    for document in torch.split(x, lengths):
+        query, key, value = (part.transpose(0, 1) for part in torch.split(document, [H, K, K], dim=1))
+        key, value = (part.repeat_interleave(H // K, dim=0) for part in (key, value))
+        mixed.append(F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(0, 1))
+    return torch.cat(mixed)
+
+
+@pytest.mark.parametrize("short", [512, 0], ids=["products", "kernel"])
+def test_packed_documents_get_what_each_gets_alone(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
+    x = qkv()
+    made, expected = PackedAttention(RUNS)(0, x, K), alone(x)
+    torch.testing.assert_close(made, expected)
+    towards = torch.randn(made.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(torch.autograd.grad(made, x, towards)[0], torch.autograd.grad(expected, x, towards)[0])
+
+
+@pytest.mark.parametrize("short", [512, 0], ids=["products", "kernel"])
+def test_neither_another_document_nor_the_future_is_seen_at_all(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
+    x = qkv()
+    made = PackedAttention(RUNS)(0, x, K)
+    # Position 11 is the second of the document at 10 .. 14.
+    gradient = torch.autograd.grad(made[11].sum(), x)[0].flatten(1).abs().sum(1)
+    assert gradient.nonzero()[:, 0].tolist() == [10, 11]
+
+
+def test_no_documents_give_nothing_by_either_way() -> None:
+    x = torch.zeros(0, H + 2 * K, E, requires_grad=True)
+    for made in (PackedAttention(())(0, x, K), attention._attention(x, K, ())):
+        assert made.shape == (0, H, E)
+        made.sum().backward()
