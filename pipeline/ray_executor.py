@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -50,11 +51,11 @@ SESSION_NAME = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_s
 
 # Read by Ray when it is imported or started; set before, and only where the user has not.
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often the end of a training is looked for: two seconds by default
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a minute is short for a machine that does other things besides
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -64,6 +65,7 @@ ENVIRONMENT = {
 }
 # The same, for a Ray of our own.
 OWN_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: the node is 127.0.0.1, and everything listens there only
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; nobody takes a laptop's node away
 }
@@ -111,7 +113,8 @@ class RayExecutor:
 
         Call it from a thread that lives as long as the run: Linux ends Ray's processes with the thread that started them.
         """
-        for name, value in (ENVIRONMENT | (OWN_ENVIRONMENT if self.address is None else {})).items():
+        own = OWN_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} if self.address is None else {}
+        for name, value in (ENVIRONMENT | own).items():
             os.environ.setdefault(name, value)
         if self.address is None and not self.gpus_per_worker:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
