@@ -43,7 +43,7 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
     unseen = [split for split in splits if split != "train"] or ["train"]
     with deterministic(threads):
         measured = {split: measure(tokenizer, splits[split], settings.measured) for split in unseen}
-        shown = splits[unseen[0]][np.arange(min(SHOWN, len(splits[unseen[0]])))]
+        shown = splits[unseen[0]][_spaced(len(splits[unseen[0]]), SHOWN)]
         rebuilt = tokenizer.decode(tokenizer.encode(shown))
     main = measured[unseen[0]]
     figures = {
@@ -62,7 +62,7 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
 
 def measure(tokenizer: ImageTokenizer, pictures: Pictures, most: int) -> Measured:
     """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
-    index = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).round().astype(np.int64))
+    index = _spaced(len(pictures), most)
     ratios, similarities, errors = [], [], []
     count_K = np.zeros(tokenizer.codebook_size, np.int64)
     for part in np.array_split(index, -(-len(index) // AT_ONCE)):
@@ -83,6 +83,11 @@ def measure(tokenizer: ImageTokenizer, pictures: Pictures, most: int) -> Measure
         perplexity=perplexity(torch.from_numpy(count_K)).item(),
         count_K=count_K,
     )
+
+
+def _spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Up to `most` of the numbers below `count`, evenly spaced: folders are read in order, and their first pictures are much alike."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str) -> Card:
