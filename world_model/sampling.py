@@ -77,11 +77,12 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, noise: 
     """One id for every row of `logits` [B, V], where -inf is never chosen; `noise` [B], float64 in [0, 1), decides."""
     if temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits / temperature
+    # The likeliest at 0, and in float64, so that a temperature close to nothing gives neither infinities nor 0 / 0.
+    logits = (logits - logits.amax(dim=1, keepdim=True)).double() / temperature
     if 0 < top_k < logits.shape[1]:
         least = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    p = torch.softmax(logits.double(), dim=1)
+    p = torch.softmax(logits, dim=1)
     if top_p < 1:
         sorted_p, ids = p.sort(dim=1, descending=True, stable=True)
         # An id stays if those before it do not reach top_p: the likeliest always stays.
