@@ -15,6 +15,7 @@ from torch import Tensor
 from worldloom.world_model.example import Choice
 
 CHUNK = 1 << 20  # logits held at a time
+LEAST_ROWS = 64  # positions of a chunk, whatever that holds
 
 
 class Losses(NamedTuple):
@@ -37,19 +38,20 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, choices: tuple[Choice, ...], weights: Tensor, with_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        sums = hidden.new_zeros(len(choices), dtype=torch.float32)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
+        sums = hidden.new_zeros(len(choices), dtype=wide)
         d_hidden = torch.zeros_like(hidden) if with_gradient else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else None
         for number, choice in enumerate(choices):
             rows_CD = _rows(weight, choice.ranges)
-            step = max(64, CHUNK // len(rows_CD))
+            step = max(LEAST_ROWS, CHUNK // len(rows_CD))
             for at in range(0, len(choice.places), step):
                 places = choice.places[at : at + step]
                 labels = choice.labels[at : at + step, None]
                 weights_n1 = weights[places, None]
                 hidden_nD = hidden[places]
-                logits_nC = (hidden_nD @ rows_CD.t()).float()
+                logits_nC = (hidden_nD @ rows_CD.t()).to(wide)
                 if choice.allowed is not None:
                     logits_nC.masked_fill_(~choice.allowed[at : at + step], -torch.inf)
                 log_p_nC = torch.log_softmax(logits_nC, dim=1)

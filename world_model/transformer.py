@@ -85,7 +85,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         D, E, H, K = shape.width, shape.head_width, shape.heads, shape.kv_heads
-        self.kv_heads, self.eps = K, shape.norm_eps
+        self.heads, self.kv_heads, self.eps = H, K, shape.norm_eps
         self.attention_norm = nn.Parameter(torch.ones(D))
         self.qkv = nn.Parameter(torch.empty((H + 2 * K) * E, D))  # queries, keys, values
         self.query_norm = nn.Parameter(torch.ones(E))
@@ -97,7 +97,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layer: int, attention: Attention) -> Tensor:
         """[N, D] from [N, D]."""
-        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).view(len(x), -1, len(self.query_norm))
+        qkv = F.linear(rms_norm(x, self.attention_norm, self.eps), self.qkv).view(
+            len(x), self.heads + 2 * self.kv_heads, len(self.query_norm)
+        )
         qkv = norm_and_rotate(qkv, (self.query_norm, self.key_norm), rotation, self.kv_heads, self.eps)
         x = x + F.linear(attention(layer, qkv, self.kv_heads).flatten(1), self.out)
         return x + F.linear(swiglu(F.linear(rms_norm(x, self.ff_norm, self.eps), self.gate_up)), self.down)
