@@ -27,7 +27,7 @@ from worldloom.tokenizers.image_settings import VqGan
 
 ROUNDS = 5
 SIZE = 64  # pixels
-SHARDS, SAMPLES = 2, 512
+SHARDS, SAMPLES = 2, 1024
 MINUTE = 60.0  # seconds: a short stage
 
 
