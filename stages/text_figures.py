@@ -1,8 +1,7 @@
 """What a trained text tokenizer is worth: pieces, characters a code, and whether unseen texts come back as they were."""
 
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
 
 from worldloom.stages.card import Card, Table, Text, write_card, write_figures
 from worldloom.stages.dataset import Dataset
@@ -18,15 +17,14 @@ LONGEST_SHOWN = 200  # characters
 def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset: Dataset, out: Path) -> None:
     """Measures the first split that training has not seen and writes figures.json and card.json."""
     name = settings.stream
-    split = next((split for split in SPLITS if dataset.samples(split)), "train")
-    texts = list(dataset.values(split, name, np.arange(min(MEASURED, dataset.samples(split)))))
+    split, texts = next((split, texts) for split in SPLITS if (texts := _texts(dataset, split, name)))
     codes = tokenizer.encode(texts)
     returned = sum(text == back for text, back in zip(texts, tokenizer.decode(codes), strict=True))
     characters, count = sum(map(len, texts)), sum(map(len, codes))
     figures = {
         f"{name}.pieces": tokenizer.codebook_size,
         f"{name}.characters_per_code": round(characters / max(1, count), 4),
-        f"{name}.round_trip": returned / max(1, len(texts)),
+        f"{name}.round_trip": returned / len(texts),
     }
     write_figures(out, figures)
     rows = tuple(
@@ -39,3 +37,8 @@ def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset:
     )
     table = Table(columns=("text", "pieces", "codes"), rows=rows, title=f"Texts of {split}")
     write_card(out, Card(title=f"Tokenizer of {name}", blocks=(Text(text=summary), table)))
+
+
+def _texts(dataset: Dataset, split: str, name: str) -> list[str]:
+    """The first texts of a split, which may have none although it has samples."""
+    return list(islice(dataset.values(split, name), MEASURED)) if dataset.samples(split) else []

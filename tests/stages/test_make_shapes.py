@@ -40,6 +40,15 @@ def test_pictures_and_captions_agree_and_combinations_are_those_of_the_split(dat
             assert shapes.is_held_out(seen) == (split == "held_out")
 
 
+def test_captions_outside_training_are_in_wordings_that_training_never_sees(dataset: Dataset) -> None:
+    for split in dataset.splits:
+        wordings = shapes.KNOWN_WORDINGS if split == "train" else shapes.NEW_WORDINGS
+        for caption in dataset.values(split, "caption"):
+            said = shapes.read_caption(caption)
+            assert said is not None
+            assert caption in {wording.format(size=size, **said._asdict()) for wording in wordings for size in shapes.SIZES}
+
+
 # webdataset leaves its file to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_shards(dataset: Dataset) -> None:

@@ -39,3 +39,11 @@ def test_the_same_texts_give_the_same_bytes(tmp_path: Path, tiny_root: Path) -> 
 def test_a_stream_that_is_no_text_is_refused(tmp_path: Path, tiny_root: Path) -> None:
     with pytest.raises(ValueError, match=r"'view' is no stream of text of this dataset, which has view \(image\), words \(text\)"):
         make(tmp_path, tiny_root, stream="view")
+
+
+def test_a_split_whose_samples_have_no_text_is_passed_over(tmp_path: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Dataset.value
+    monkeypatch.setattr(Dataset, "value", lambda data, split, stream, i: None if split == "held_out" else whole(data, split, stream, i))
+    made = make(tmp_path, tiny_root)
+    assert json.loads(made.content("figures.json"))["words.round_trip"] == 1
+    assert "texts of validation" in made.content("card.json").decode()
