@@ -11,12 +11,12 @@ streams:
   caption: {{kind: text}}
   frame: {{kind: image, size: 32}}
 stages:
-  data: {{run: make_shapes, samples: 8000, seed: 0}}
+  data: {{run: make_shapes, samples: 64000, shard_size: 4000}}
   caption_codes: {{run: train_text_tokenizer, data: data, stream: caption, vocab_size: 512}}
   frame_codes:
-    {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 600}}
-  tokens: {{run: encode_dataset, data: data, tokenizers: {{caption: caption_codes, frame: frame_codes}}}}
-  world: {{run: train_world_model, tokens: tokens, model: {{width: 256, depth: 6, heads: 8}}, steps: 1500}}
+    {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 1000}}
+  tokens: {{run: encode_dataset, data: data, tokenizers: {{caption: caption_codes, frame: frame_codes}}, batch_size: 64}}
+  world: {{run: train_world_model, tokens: tokens, model: {{width: 256, depth: 4, heads: 4}}, rows: 8, steps: 900}}
   scores: {{run: evaluate_world_model, world: world}}
 profiles:
   laptop: {{executor: ray}}
@@ -36,9 +36,9 @@ stages:
   data: {{run: import_folder, path: pictures}}
   caption_codes: {{run: train_text_tokenizer, data: data, stream: caption, vocab_size: 512}}
   frame_codes:
-    {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 2000}}
+    {{run: train_tokenizer, data: data, stream: frame, tokenizer: {{type: vqgan, codebook_size: 512, downsample: 8}}, steps: 1500}}
   tokens: {{run: encode_dataset, data: data, tokenizers: {{caption: caption_codes, frame: frame_codes}}}}
-  world: {{run: train_world_model, tokens: tokens, model: {{width: 256, depth: 6, heads: 8}}, steps: 3000}}
+  world: {{run: train_world_model, tokens: tokens, model: {{width: 256, depth: 4, heads: 4}}, rows: 8, steps: 1500}}
   scores: {{run: evaluate_world_model, world: world}}
 """
 
