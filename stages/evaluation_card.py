@@ -1,8 +1,9 @@
 """An evaluation as a card: what the world drew and said, with the oracle's verdicts, and the figures behind it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ SPLITS = {
     "held_out": "combinations that training never saw",
     "train": "training",
 }
+# Where nobody knows what a sample combines.
+WITHOUT_ORACLE = {"validation": "samples that training never saw", "held_out": "samples held out from training"}
+Shown = TypeVar("Shown")
 
 
 def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
@@ -46,7 +50,7 @@ def _overview(measured: Measured, outcome: Outcome, out: Path) -> None:
         if trial.made is not None and measured.world.streams[outcome.direction.source] == "text"
     ]
     if pinned:
-        write_picture(out, "overview", contact_sheet(pinned[:OVERVIEW]))
+        write_picture(out, "overview", contact_sheet(_spread(pinned, OVERVIEW)))
 
 
 def _headline(measured: Measured) -> tuple[str, ...]:
@@ -69,10 +73,11 @@ def _examples(measured: Measured, outcome: Outcome, shown: int, out: Path) -> Bl
     """A gallery where the direction has a picture on one side, else a table."""
     kinds = measured.world.streams
     source, target = outcome.direction
-    trials = outcome.trials[:shown]
+    trials = _spread(outcome.trials, shown)
     if not trials:
         return None
-    title = f"{source} → {target}: {SPLITS.get(outcome.split, outcome.split)}"
+    names = SPLITS if measured.oracle is not None else WITHOUT_ORACLE
+    title = f"{source} → {target}: {names.get(outcome.split, outcome.split)}"
     if "image" not in (kinds[source], kinds[target]):
         rows = tuple((_words(trial.given), _words(trial.made), _verdict(measured, trial)) for trial in trials)
         return Table(title=title, columns=(source, target, "verdict"), rows=rows)
@@ -87,6 +92,8 @@ def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out
     detail = ""
     if measured.oracle is not None and verdict == "wrong":
         detail = f"{measured.oracle.say(trial.answered)}; asked for {measured.oracle.say(trial.asked)}"
+    elif measured.oracle is None and kinds[direction.target] != "image":
+        detail = f"in the dataset: {_words(trial.true)}"  # nobody judges: show what the dataset has for this
     if trial.made is None:
         return None
     if kinds[direction.target] != "image":
@@ -94,7 +101,7 @@ def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out
     if kinds[direction.source] == "image":
         before = _picture(out, f"{name}-before", trial.given)
     elif measured.oracle is None and trial.true is not None:
-        before = _picture(out, f"{name}-before", trial.true)  # nobody judges: show what the dataset has for this
+        before = _picture(out, f"{name}-before", trial.true)
     else:
         before = None
     caption = f"from {direction.source}" if kinds[direction.source] == "image" else _words(trial.given)
@@ -159,6 +166,11 @@ def _picture(out: Path, name: str, picture: NDArray[np.uint8]) -> str:
         size = (max(1, width * SIDE // max(height, width)), max(1, height * SIDE // max(height, width)))
         picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
     return write_picture(out, name, picture)
+
+
+def _spread(items: Sequence[Shown], most: int) -> list[Shown]:
+    """Up to `most` items, evenly spaced: neighbours in a folder are much alike."""
+    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else list(items)
 
 
 def _rounded(value: float | None) -> float | None:

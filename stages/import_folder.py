@@ -224,8 +224,8 @@ def _write_card(settings: ImportFolder, inventory: "Inventory", shards: list["Sh
     for shard in shards:
         planned[shard.split] += len(shard.pictures)
     samples = {split: planned[split] - refused_by_split[split] for split in planned}
-    about = f"{sum(samples.values())} pictures from a folder; captions by the rule {inventory.rule}; "
-    about += f"{refused_by_split.total()} pictures refused, {len(inventory.ignored)} other files ignored."
+    about = f"{sum(samples.values()):,} pictures from a folder; captions by the rule {inventory.rule}; "
+    about += f"{refused_by_split.total():,} pictures refused, {len(inventory.ignored):,} other files ignored."
     blocks: list[Block] = [Text(text=about)]
     captioned = next((counts.get(f"{name}.samples", 0) for name, stream in settings.streams.items() if stream.kind == "text"), None)
     if captioned is not None and captioned < sum(samples.values()):

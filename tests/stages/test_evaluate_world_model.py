@@ -13,7 +13,7 @@ from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
 from worldloom.stages.evaluation import _documents, bits, choose, directions, row_seed
-from worldloom.stages.evaluation_card import _picture, evaluation_card
+from worldloom.stages.evaluation_card import _picture, _spread, evaluation_card
 from worldloom.stages.evaluation_figures import figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
 from worldloom.stages.oracles import ORACLES, oracle_of
@@ -116,9 +116,18 @@ def test_a_dataset_without_an_oracle_is_measured_without_verdicts(
     figures = figures_of(measured)
     assert not any("accuracy" in name for name in figures)
     assert {"legal_share", "distinct_share", "world.bits_per_token.words"} <= set(figures)
-    gallery = evaluation_card(measured, 2, tmp_path).model_dump()["blocks"][0]
-    assert {item["verdict"] for item in gallery["items"]} == {None}
-    assert all(item["before"] for item in gallery["items"])  # the dataset's own picture for comparison
+    drawn, _, told, *_ = evaluation_card(measured, 2, tmp_path).model_dump()["blocks"]
+    assert {item["verdict"] for item in drawn["items"] + told["items"]} == {None}
+    assert all(item["before"] for item in drawn["items"])  # the dataset's own picture for comparison
+    assert drawn["title"] == "words → view: samples held out from training"
+    assert told["title"].startswith("view → words: ")
+    assert told["items"] and all(item["detail"].startswith("in the dataset: ") for item in told["items"])
+
+
+def test_examples_are_taken_from_all_over_a_split() -> None:
+    assert _spread(list(range(10)), 3) == [0, 3, 6]
+    assert _spread([5, 3], 7) == [5, 3]
+    assert _spread([5, 3], 0) == []
 
 
 def test_large_pictures_are_made_smaller_for_the_card_and_small_ones_stay(tmp_path: Path) -> None:
