@@ -103,3 +103,38 @@ def test_a_stream_called_like_a_control_has_ids_of_its_own() -> None:
     assert [segment.stream for segment in grammar.parse(woven.tokens)] == ["eos", "bos", "mask", "pad"]
     assert len(set(woven.tokens.tolist())) == len(woven.tokens) == 14
     assert sorted(np.concatenate([list(ids.span(s)) for s in range(4)])) == list(range(ids.size - 12, ids.size))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([3], "<eos> may not follow the start"),
+        ([2, 1], "text piece 1 may not follow a closed segment"),
+        ([2, 8, 9], "</view> may not follow 0 codes of <view>"),
+        ([2, 6, 0, 1, 1], "text piece 1 may not follow 2 codes of <words>"),
+        ([2, 6, 11], "code 1 of <view> may not follow 0 codes of <words>"),
+        ([2, 3, 3], "<eos> may not follow <eos>"),
+        ([2, 99], "id 99, which is not in the vocabulary of 12"),
+        ([2, 6, 1], "the sample ends 1 codes of <words>, without <eos>"),
+    ],
+)
+def test_an_illegal_token_is_named_with_its_place(tokens: list[int], message: str) -> None:
+    with pytest.raises(IllegalToken, match=message):
+        GRAMMAR.parse(tokens)
+
+
+def test_a_sample_longer_than_its_budget_is_not_read() -> None:
+    tokens = [2, 6, 0, 1, 7, 3]
+    assert len(GRAMMAR.parse(tokens, length=6)) == 1
+    with pytest.raises(IllegalToken, match="text piece 1 may not follow"):
+        GRAMMAR.parse(tokens, length=5)
+    with pytest.raises(ValueError, match="length must be at least 2, got 1"):
+        GRAMMAR.start(1)
+
+
+def test_only_streams_of_the_grammar_open_and_as_often_as_it_says() -> None:
+    grammar = Grammar(IDS, ["words"], {"words": 2})
+    once, twice = [2, 6, 7], [2, 6, 7, 6, 7]
+    assert grammar.legal(grammar.follow(once)) == (range(3, 4), range(6, 7))
+    assert grammar.legal(grammar.follow(twice)) == (range(3, 4),)
+    assert Grammar.from_json(IDS, grammar.to_json()).to_json() == grammar.to_json()

@@ -1,7 +1,9 @@
 """Sampling with a cache against choosing from a whole forward pass for every token."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +98,84 @@ def test_draws_follow_the_probabilities_and_never_meet_what_is_left_out() -> Non
 def test_a_temperature_close_to_nothing_takes_the_likeliest(temperature: float) -> None:
     logits = torch.tensor([[7.0, -torch.inf, 80.0, 3.0]])
     assert choose(logits, temperature, 0, 1.0, torch.tensor([0.999], dtype=torch.float64)).tolist() == [2]
+
+
+def test_ten_thousand_streams_from_random_logits_are_legal_and_end_within_their_budget() -> None:
+    generator = torch.Generator().manual_seed(1)
+    count, longest = 10_000, 12
+    masks = torch.zeros(0, IDS.size, dtype=torch.bool)
+    number: dict[tuple[range, ...], int] = {}
+    states, written = [GRAMMAR.start(longest)] * count, [list[int]() for _ in range(count)]
+    while open_rows := [row for row, state in enumerate(states) if state.stream != END]:
+        for ranges in {GRAMMAR.legal(states[row]) for row in open_rows} - set(number):
+            number[ranges] = len(masks)
+            mask = torch.zeros(1, IDS.size, dtype=torch.bool)
+            mask[0, [token for ids in ranges for token in ids]] = True
+            masks = torch.cat([masks, mask])
+        legal = masks[[number[GRAMMAR.legal(states[row])] for row in open_rows]]
+        logits = (3 * torch.randn(len(open_rows), IDS.size, generator=generator)).masked_fill(~legal, -torch.inf)
+        noise = torch.rand(len(open_rows), dtype=torch.float64, generator=generator)
+        for row, token in zip(open_rows, choose(logits, 1.0, 0, 1.0, noise).tolist(), strict=True):
+            states[row] = GRAMMAR.step(states[row], token)
+            written[row].append(token)
+    for row in written:
+        assert LANGUAGE.fullmatch("".join(LETTERS[token] for token in row)) and len(row) <= longest
+
+
+def test_whole_samples_come_as_often_as_their_renormalised_probability() -> None:
+    ids = Vocabulary((code_stream("words", "text", 2, max_length=1), code_stream("view", "image", 2, shape=(1, 2))), 2)
+    grammar = Grammar(ids)
+    small = WorldModel(Shape(ids.size, width=8, depth=1, heads=2, kv_heads=1, ff=8, head_width=4), torch.Generator().manual_seed(5)).eval()
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+    expected: dict[tuple[int, ...], float] = {}
+
+    @torch.no_grad()
+    def walk(tokens: tuple[int, ...], p: float) -> None:
+        legal = [i for part in grammar.legal(grammar.follow(tokens)) for i in part]
+        if not legal:
+            expected[tokens] = p
+            return
+        logits = small.logits(small(torch.tensor(tokens), torch.arange(len(tokens)), PackedAttention((Run(1, len(tokens)),))))[-1]
+        for token, share in zip(legal, torch.softmax(logits[legal].double(), 0).tolist(), strict=True):
+            walk((*tokens, token), p * share)
+
+    walk((ids.bos,), 1.0)
+    count = 4000
+    made = generate(small, grammar, [prompt(grammar, [])] * count, seeds=range(count)).tokens
+    found = Counter(tuple(row.tolist()) for row in made)
+    assert not set(found) - set(expected)
+    # Rare samples together, so that every cell expects at least ten.
+    cells = [(p * count, found[row]) for row, p in expected.items() if p * count >= 10]
+    cells.append((count - sum(p for p, _ in cells), count - sum(n for _, n in cells)))
+    distance = sum((n - p) ** 2 / p for p, n in cells if p > 0)
+    freedom = len(cells) - 1
+    assert freedom > 8 and distance < freedom + 3.5 * (2 * freedom) ** 0.5
+
+
+def test_the_illegal_mass_is_what_the_model_gave_to_tokens_that_may_not_stand(model: WorldModel) -> None:
+    made = generate(model, GRAMMAR, [PROMPTS[1]], ["view"], seeds=[0], temperature=0)
+    tokens = torch.from_numpy(made.tokens[0])
+    p = torch.softmax(model.logits(model(tokens, torch.arange(len(tokens)), PackedAttention((Run(1, len(tokens)),)))), 1).detach()
+    first = len(PROMPTS[1])
+    codes = [1 - p[first + at, IDS.span(1).start : IDS.span(1).stop].sum().item() for at in range(4)]
+    order = 1 - p[first - 1, [IDS.eos, IDS.indicator(1)]].sum().item()
+    assert made.illegal == {"view": pytest.approx(np.mean(codes), abs=1e-5), "order": pytest.approx(order, abs=1e-5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1, 2]}, "1 prompts need as many seeds, got 2"),
+        ({"top_p": 0.0}, "top_p in \\(0, 1\\], got 1.0, 0, 0.0"),
+        ({"prompts": [np.array([], dtype=np.int64)]}, "a prompt begins with <bos>"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(model: WorldModel, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(model, GRAMMAR, **{"prompts": [PROMPTS[0]], "seeds": [1], **changes})
+
+
+def test_no_prompts_give_no_samples(model: WorldModel) -> None:
+    assert generate(model, GRAMMAR, [], seeds=[]) == ([], {})

@@ -88,3 +88,26 @@ def test_a_saved_model_comes_back(tied: bool, tmp_path: Path) -> None:
     assert world.vocabulary == ids and world.model.shape == model.shape
     assert all(torch.equal(ours, back) for ours, back in zip(model.parameters(), world.model.parameters(), strict=True))
     assert (world.model.output is world.model.embedding) is tied
+
+
+def test_another_folder_is_not_taken_for_a_world_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"type": "vqgan"}')
+    with pytest.raises(ValueError, match="does not hold a world model: its config.json has no type 'world_model'"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"heads": 5}, "heads \\(5\\) must be a multiple of kv_heads \\(2\\)"), ({"head_width": 7}, "head_width \\(7\\) must be even")],
+)
+def test_a_shape_that_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Shape(**{**SHAPE.__dict__, **changes})
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    model = random_model()
+    wide = model(TOKENS, POSITIONS, PackedAttention(RUNS)).detach()
+    narrow = model.bfloat16()(TOKENS, POSITIONS, PackedAttention(RUNS)).detach()
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow.float() - wide).norm() / wide.norm() < 0.05
