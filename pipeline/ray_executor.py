@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from worldloom.pipeline.claims import Claims
 from worldloom.pipeline.executor import Job, Resources
 from worldloom.pipeline.machine import cpu_count
 from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked, essential_children, is_alive
+from worldloom.pipeline.ray_session import Session
 from worldloom.pipeline.stage import Stage
 from worldloom.pipeline.work import (
     StageFailed,
@@ -46,8 +46,6 @@ Item = TypeVar("Item")
 
 RESTARTS = 3  # lives of a data worker beyond its first, and of a gang on a cluster
 OBJECT_STORE = 128 << 20  # bytes; only paths and numbers pass through it
-SOCKET_PATH = 107  # bytes that Linux allows for the name of a Unix socket
-SESSION_NAME = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0000")
 
 # Read by Ray when it is imported or started; set before, and only where the user has not.
 ENVIRONMENT = {
@@ -100,7 +98,7 @@ class RayExecutor:
         self.zero = zero
         self._nodes: list[Resources] = []
         self._joined = False
-        self._session: str | None = None
+        self._session: Session | None = None
         self._processes: tuple[int, ...] = ()
 
     def check(self, stages: Sequence[Stage]) -> None:
@@ -123,7 +121,7 @@ class RayExecutor:
         if not ray.is_initialized():
             self._joined = True
             if self.address is None:
-                self._session = _short_folder()
+                self._session = Session()
                 with deaf_children():
                     ray.init(
                         address="local",
@@ -133,7 +131,7 @@ class RayExecutor:
                         logging_level=logging.ERROR,
                         object_store_memory=OBJECT_STORE,
                         _node_ip_address="127.0.0.1",
-                        _temp_dir=self._session,
+                        _temp_dir=self._session.folder,
                     )
                 self._processes = essential_children()
             else:
@@ -174,7 +172,7 @@ class RayExecutor:
             with ended_when_asked():
                 ray.shutdown()
         if self._session is not None:
-            shutil.rmtree(self._session, ignore_errors=True)
+            self._session.remove()
 
     def _check(self, nodes: Sequence[Resources], stages: Sequence[Stage]) -> None:
         where = "this machine has" if self.address is None else "the cluster has"
@@ -392,15 +390,6 @@ def _carried_environment(task: Task) -> dict[str, str]:
     """For nodes that this process did not start."""
     names = [*ENVIRONMENT, *(("DS_ACCELERATOR",) if task.device == "cpu" else ())]
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _short_folder() -> str:
-    """A folder for Ray's session, short enough for the sockets in it."""
-    folder = tempfile.mkdtemp(prefix="wl-")
-    if len(folder) + SESSION_NAME > SOCKET_PATH:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="wl-", dir="/tmp")
-    return folder
 
 
 def _first_line(error: BaseException) -> str:
