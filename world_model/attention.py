@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from worldloom.world_model.example import Run
 
 # On a CPU, the two plain products beat the blocked kernel for documents up to here, most of all on the way back in bf16.
-SHORT = 512
+SHORT = 256
 
 
 class Attention(Protocol):

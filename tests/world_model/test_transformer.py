@@ -92,7 +92,7 @@ def test_a_saved_model_comes_back(tied: bool, tmp_path: Path) -> None:
 
 def test_another_folder_is_not_taken_for_a_world_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"type": "vqgan"}')
-    with pytest.raises(ValueError, match="does not hold a world model: its config.json has no type 'world_model'"):
+    with pytest.raises(ValueError, match=r"does not hold a world model: its config\.json has no type 'world_model'"):
         from_pretrained(tmp_path)
 
 
