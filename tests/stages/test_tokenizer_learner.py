@@ -7,6 +7,7 @@ import torch
 from worldloom.stages.picture_batches import PictureBatches
 from worldloom.stages.tokenizer_learner import DvaeLearner, VqGanLearner, VqVaeLearner, learner_of
 from worldloom.stages.train_tokenizer import TrainTokenizer
+from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 
@@ -57,6 +58,13 @@ def test_the_discriminator_joins_at_its_step_and_not_before() -> None:
     assert gates == [None, 0.5, 1.0]
 
 
+def test_the_gate_weighs_both_sides_of_the_game() -> None:
+    half, whole = ([turn.losses for turn in vqgan(adversarial_ramp=ramp).turns(pictures(), 5)] for ramp in (0.2, 0.0))
+    assert half[0]["adversarial"].item() == pytest.approx(whole[0]["adversarial"].item() / 2, rel=1e-5)
+    assert half[1]["discriminator"].item() == pytest.approx(whole[1]["discriminator"].item() / 2, rel=1e-5)
+    assert half[0]["l1"].item() == whole[0]["l1"].item()
+
+
 def test_each_turn_moves_its_own_player() -> None:
     learner = vqgan()
     assert learner.discriminator is not None
@@ -91,6 +99,20 @@ def test_weight_decay_reaches_the_autoencoder_of_every_type(tokenizer: VqGan | V
     settings = TrainTokenizer(run="train_tokenizer", data="data", stream="view", tokenizer=tokenizer, weight_decay=0.25)
     learner = learner_of(settings, ImageTokenizer(build_autoencoder(tokenizer, 0), tokenizer, 16), Even())
     assert [player.weight_decay for player in learner.players if player.name == "generator"] == [0.25]
+
+
+def test_the_dvaes_schedules_are_set_for_the_step() -> None:
+    settings = Dvae(**SMALL, kl_rise=0.5, temperature_fall=0.5, temperature=0.25)
+    learner = DvaeLearner(build_autoencoder(settings, 0), settings, 40, 1e-3, (0.9, 0.95), 0.0, "fp32")
+    quantizer, found = learner.autoencoder.quantizer, {}
+    assert isinstance(quantizer, GumbelQuantizer)
+    for step in (0, 10, 20, 39):
+        (turn,) = learner.turns(pictures(), step)
+        found[step] = (quantizer.temperature, turn.metrics["temperature"], quantizer.kl_weight)
+    highest = 6.6 / (3 * 4 * 4)  # summed over codes, divided by the values of the cells of 4 x 4 pixels
+    assert found[0] == (1.0, 1.0, 0.0)
+    assert found[10] == pytest.approx((0.625, 0.625, highest / 2))
+    assert found[20] == found[39] == pytest.approx((0.25, 0.25, highest))
 
 
 def test_pictures_too_small_for_the_discriminator_are_refused() -> None:
