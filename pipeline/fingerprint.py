@@ -57,7 +57,7 @@ class Digests:
     def save(self) -> None:
         """Keeps what was computed for the next time."""
         if self._changed:
-            with suppress(PermissionError):  # whoever may only read a run can still look at it
+            with suppress(OSError):  # whoever may only read a run, or has a full disk, can still look at it
                 write_file(self.path, json.dumps(self._known, sort_keys=True, indent=0).encode())
             self._changed = False
 

@@ -27,7 +27,9 @@ def interruptible(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
         stop.set()
         say(f"{signal.Signals(number).name}: stopping at the next safe point; once more to stop at once")
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    # Under nohup the terminal's end is to be survived, not obeyed.
+    heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from worldloom.pipeline.events import read_events
 from worldloom.pipeline.plan import Plan
 from worldloom.pipeline.stage import Stage
 from worldloom.stages.disk import make_folder, write_file
@@ -54,13 +55,15 @@ class RunFolder:
 
     @classmethod
     def finished_before(cls, plan: Plan) -> "RunFolder | None":
-        """The latest run, if it ended in exactly these artifacts and has its report."""
+        """The latest run, if it ended well, in exactly these artifacts, and has its report."""
         latest = plan.root / "runs" / "latest"
         folder = cls(plan, os.readlink(latest)) if latest.is_symlink() else None
         if folder is None or not folder.report.exists() or not (folder.path / "artifacts.json").exists():
             return None
         same = json.loads((folder.path / "artifacts.json").read_bytes()) == folder._artifacts()
-        return folder if same else None
+        # A run that failed, because another one was at work, say, has a report that says so.
+        last = list(read_events(folder.events))[-1:]
+        return folder if same and last and last[0]["eventType"] == "COMPLETE" else None
 
     def write_artifacts(self) -> None:
         """artifacts.json: stage -> its artifact's folder, relative to the root; also of stages that are not done yet."""
@@ -83,7 +86,7 @@ class RunFolder:
             ]
             return write_report(self.path, shown, self.plan.name)
         except Exception as error:  # whatever it is, hours of work do not fail for a page about them
-            log.warning("no report", exc_info=error)
+            log.debug("no report", exc_info=error)
             say(f"the report could not be written: {type(error).__name__}: {' '.join(str(error).split())}")
             return None
 

@@ -27,7 +27,7 @@ class Verified(NamedTuple):
 
 def verify_run(root: Path) -> list[str]:
     """One line for everything that is wrong below a root folder; finished artifacts and unfinished ones."""
-    folders = sorted(path.parent for path in (root / "artifacts").glob("*/*/stage.json"))
+    folders = sorted({path.parent for name in ("stage.json", "DONE.json") for path in (root / "artifacts").glob(f"*/*/{name}")})
     return [f"{damage.file}: {damage.problem}" for folder in folders for damage in verify_artifact(folder).damages]
 
 

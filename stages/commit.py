@@ -126,6 +126,13 @@ class Commits:
         for folder in self.attempts.iterdir():
             shutil.rmtree(folder, ignore_errors=True)
 
+    def forget(self, shards: Sequence[str]) -> None:
+        """Takes commits back, so that their shards are made again; only for the holder of the artifact's lock, when no worker runs."""
+        for shard in shards:
+            disk.unlink(self._record(shard))
+        for folder in sorted({self._record(shard).parent for shard in shards}):
+            disk.fsync_folder(folder)
+
     def finish(self, planned: Sequence[str], max_reject_share: float = 0.01, planned_samples: int | None = None) -> Totals:
         """Checks that every planned shard is there and adds up, and gives all files their final names; may be repeated.
 

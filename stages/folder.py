@@ -112,11 +112,17 @@ def read_captions(path: Path) -> dict[str, str]:
     if reader.fieldnames is None or not set(COLUMNS) <= set(reader.fieldnames):
         raise ValueError(f"{path} must begin with a line that names the columns file and caption, it begins with {text[:60]!r}")
     captions: dict[str, str] = {}
-    for row in reader:
-        file = _tidy(row["file"] or "")
+    try:
+        rows = [(reader.line_num, row["file"] or "", row["caption"] or "") for row in reader]
+    except csv.Error as error:  # a quotation mark that is never closed makes one field of all that follows
+        raise ValueError(f"{path} cannot be read after line {reader.line_num} ({error}); is a quotation mark not closed?") from None
+    for line, name, caption in rows:
+        file = _tidy(name)
+        if not file and not caption.strip():  # a row of commas, as spreadsheets leave behind the last one
+            continue
         if file in captions:
-            raise ValueError(f"{path} line {reader.line_num} names {file!r} a second time; a picture has one caption")
-        captions[file] = row["caption"] or ""
+            raise ValueError(f"{path} line {line} names {file!r} a second time; a picture has one caption")
+        captions[file] = caption
     return captions
 
 

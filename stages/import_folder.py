@@ -29,12 +29,16 @@ REFUSED_IN_A_ROW = 100  # more than chance: the folder is not what it was taken 
 SHOWN, LISTED = 12, 50  # pictures and refused files on the card
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 class ImportFolder(StageSettings):
     """Your own pictures: one image stream, and a text stream for their captions."""
 
     run: Literal["import_folder"]
     # Where the folder lies cannot change the output; what is in it is part of the fingerprint by its digest.
-    path: Annotated[str, AfterValidator(os.path.abspath), NOT_IN_OUTPUT, Field(description="folder with pictures, below it too")]
+    path: Annotated[str, AfterValidator(_absolute), NOT_IN_OUTPUT, Field(description="folder with pictures, below it too")]
     streams: dict[str, Stream] = Field(default={}, description="filled from the pipeline's own streams")
     caption: Rule = Field(
         default="auto",
@@ -105,6 +109,7 @@ def finish(settings: ImportFolder, inputs: Mapping[str, "Artifact"], out: Path) 
         raise ValueError(f"none of the {totals.n_in} pictures in {settings.path} could be read; see {out / 'rejects'}")
     planned_digest = json.loads((out / "stage.json").read_bytes())["outside"].get("folder")
     if planned_digest not in (None, combine(_digests_as_imported(inventory, shards, out))):
+        Commits.of(out).forget(planned)  # else they would be found by whoever puts the folder back as it was
         raise InputChanged(f"{settings.path} changed while it was imported; run again, it is imported anew")
     if inventory.ignored:
         disk.write_file(
@@ -157,9 +162,11 @@ def import_shard(settings: ImportFolder, root: Path, shard: "Shard", commits: "C
 
 def _fetch(root: Path, picture: "Picture") -> tuple[bytes, Source]:
     """The picture's bytes, one more than allowed at most, and the digests of its files as they were read."""
-    from worldloom.stages.folder import digest_of
+    from worldloom.stages.folder import MISSING, digest_of
     from worldloom.stages.stream_image import MAX_BYTES
 
+    if picture.refused and picture.refused[0] == MISSING:  # a name out of captions.csv may lead anywhere: nothing is opened
+        return b"", Source(picture.key, _shown(picture.file), "", None, None)
     try:
         with open(root / picture.file, "rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -213,6 +213,20 @@ def test_two_runs_of_one_artifact_the_second_is_told_who_works_on_it(run):
     assert run(ONE).code == 0
 
 
+def test_the_report_of_a_run_that_failed_beside_another_is_not_the_last_word(run, tmp_path):
+    plan = run(ONE, "data.fail=raise").plan
+    with lock(plan.stage("data").folder):
+        run(ONE)
+    (tmp_path / "runs" / "latest" / "report.html").touch()
+    failed = (tmp_path / "runs" / "latest").resolve()
+    run(ONE)
+    link = tmp_path / "runs" / "latest"
+    link.unlink()
+    link.symlink_to(failed.name)  # the failed one began last
+    (report,) = run(ONE).of("ended")[0][1:]
+    assert report.parent != failed
+
+
 def test_another_run_that_was_faster_is_no_failure(run, toys):
     plan = run(ONE).plan
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 from typing import Annotated, Literal
@@ -92,6 +93,17 @@ def test_a_file_that_has_just_changed_is_not_remembered(tmp_path, hashed):
     digests.save()
     assert hashed == ["x.bin", "x.bin"]
     assert not (tmp_path / "digests.json").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, later, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("worldloom.pipeline.fingerprint.write_file", full)
+    (tmp_path / "x").write_bytes(b"one")
+    digests = Digests(tmp_path / "digests.json")
+    assert digests(aged(tmp_path / "x")) == digest(tmp_path / "x")
+    digests.save()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": []}'])

@@ -33,6 +33,18 @@ def test_a_signal_asks_to_stop_and_afterwards_signals_are_as_before(tmp_path):
     assert {number: signal.getsignal(number) for number in before} == before
 
 
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asked = Stop(tmp_path / "stop")
+        with interruptible(asked, print):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.is_set()
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_elsewhere_than_in_the_main_thread_signals_are_left_alone(tmp_path):
     before, during = signal.getsignal(signal.SIGINT), []
 

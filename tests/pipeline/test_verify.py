@@ -85,6 +85,12 @@ def test_cut_missing_swapped_and_strange_files_are_found(out, tmp_path):
     assert verify_run(tmp_path) == [f"{out / 'data' / 'stranger'}: is not named by DONE.json"]
 
 
+def test_a_finished_artifact_that_has_lost_its_first_record_is_found(out, tmp_path):
+    (out / "stage.json").unlink()
+    (line,) = verify_run(tmp_path)
+    assert "has no stage.json" in line
+
+
 def test_logs_may_be_whatever_they_are(out):
     (out / "logs" / "more.txt").write_text("words")
     assert verify_artifact(out).damages == ()

@@ -117,6 +117,7 @@ def test_a_csv_is_read_with_quotes_marks_and_other_columns(tmp_path):
         (b"", "must begin with a line"),
         (b"file,caption\na.png,caf\xe9\n", r"is not UTF-8 \(byte 22\)"),
         (b"file,caption\na.png,1\n./a.png,2\n", "line 3 names 'a.png' a second time"),
+        (b'file,caption\na.png,"' + b"x" * 140_000, r"cannot be read after line 1 .*is a quotation mark not closed\?"),
     ],
 )
 def test_a_bad_csv_is_one_clear_error(tmp_path, content, message):
@@ -124,6 +125,12 @@ def test_a_bad_csv_is_one_clear_error(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_captions(path)
+
+
+def test_rows_of_nothing_but_commas_are_passed_over(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_bytes(b"file,caption\na.png,one\n,\n, \n")
+    assert read_captions(path) == {"a.png": "one"}
 
 
 def test_names_that_are_no_keys_get_one(tmp_path):

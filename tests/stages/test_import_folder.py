@@ -190,6 +190,28 @@ def test_a_folder_that_changes_under_the_import_is_noticed(tmp_path):
     STAGE.run(settings, {}, out, Worker())
     with pytest.raises(InputChanged, match="changed while it was imported"):
         STAGE.finish(settings, {}, out)
+    fill(folder, {"a/00.png": picture((0, 0, 0))})  # as it was: the same artifact, imported anew
+    STAGE.run(settings, {}, out, Worker())
+    assert STAGE.finish(settings, {}, out)["samples"] == 23
+
+
+def test_a_name_in_the_csv_that_leads_out_of_the_folder_is_refused_and_never_opened(tmp_path):
+    names = ["/dev/zero", ".", "", "../secret.png", "x" * 300 + ".png"]  # the first has no end, the second is a folder
+    fill(tmp_path, {"secret.png": b"a secret"})
+    folder = fill(
+        tmp_path / "in",
+        {"a.png": picture("red"), "captions.csv": ("file,caption\na.png,c\n" + "".join(f"{name},b\n" for name in names)).encode()},
+    )
+    artifact = imported(folder, tmp_path, max_reject_share=0.9)
+    assert set(ledger(artifact).values()) == {"file_missing"}
+    lines = [line for name in artifact.files() if name.startswith("rejects/") for line in artifact.path(name).read_text().splitlines()]
+    assert len(lines) == len(names)
+    assert {json.loads(line)["sha256"] for line in lines} == {""}
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings_for("~/pictures").path == str(tmp_path / "pictures")
 
 
 def test_a_folder_as_planned_passes_the_same_check(tmp_path):
