@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -49,6 +50,11 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
     expected = {"psnr", "psnr_pooled", "psnr_validation", "ssim", "codebook_use", "perplexity"}
     assert set(figures) == {f"view.{name}" for name in expected}
     assert 0 < figures["view.codebook_use"] <= 1 <= figures["view.perplexity"] <= 9
+    real = np.stack(list(Dataset(data).values("held_out", "view")))  # the main figures are those of what training never sees
+    codes = tokenizer.encode(real)
+    errors = np.square(real.astype(float) - tokenizer.decode(codes)).reshape(len(real), -1).mean(1)
+    assert figures["view.psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)
+    assert figures["view.codebook_use"] == pytest.approx(len(np.unique(codes)) / 9, abs=1e-3)
     card = json.loads(made.content("card.json"))
     assert [block["type"] for block in card["blocks"]] == ["picture", "table", "bars", "curves", "curves", "curves"]
     assert "pictures/reconstructions.png" in made.files()
