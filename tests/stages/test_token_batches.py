@@ -123,6 +123,11 @@ def test_a_share_of_a_stream_is_dropped_but_never_the_last_stream():
     assert 0.02 < alone["both"] / total < 0.1 and alone["caption"] > 2 * alone["frame"] > 0
 
 
+def test_what_is_dropped_says_nothing_of_the_order_of_the_rest():
+    both = [segments for batch in first(batches(drop={"caption": 0.5}), 120) for _, segments in documents(batch) if len(segments) == 2]
+    assert len(both) > 200 and 0.42 < sum(segments[0].stream == "caption" for segments in both) / len(both) < 0.58
+
+
 def test_any_place_can_be_asked_for_alone():
     source = batches()
     batch = first(source, 3)[2]
