@@ -166,7 +166,9 @@ def sample(
     out: Annotated[Path | None, typer.Option("--out", help="file.png or folder")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="of every draw; the same one gives the same samples")] = 0,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.7,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25 for an answer, 1 from nothing")
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", help="0 takes all tokens")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability")] = 1.0,
     guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,

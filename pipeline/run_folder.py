@@ -60,7 +60,10 @@ class RunFolder:
         folder = cls(plan, os.readlink(latest)) if latest.is_symlink() else None
         if folder is None or not folder.report.exists() or not (folder.path / "artifacts.json").exists():
             return None
-        same = json.loads((folder.path / "artifacts.json").read_bytes()) == folder._artifacts()
+        try:
+            same = json.loads((folder.path / "artifacts.json").read_bytes()) == folder._artifacts()
+        except ValueError:
+            return None
         # A run that failed, because another one was at work, say, has a report that says so.
         last = list(read_events(folder.events))[-1:]
         return folder if same and last and last[0]["eventType"] == "COMPLETE" else None

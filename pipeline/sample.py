@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
 
 PICTURES = (".png",)
+ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 
 
 class Sample(NamedTuple):
@@ -31,7 +32,7 @@ def sample_command(
     out: Path | None = None,
     seed: int = 0,
     count: int = 1,
-    temperature: float = 0.7,
+    temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
     guidance: float = 1.0,
@@ -45,6 +46,8 @@ def sample_command(
     names the streams to write, by default those not given; with nothing given, the model itself chooses. `give` holds values by stream
     name: text, or the path of a file. ValueError or FileNotFoundError say what is wrong and what to do.
     """
+    if temperature is None:
+        temperature = ANSWERING if caption is not None or image is not None or give else DREAMING
     _check(count, temperature, top_k, top_p, guidance, scale)
     artifact = find_artifact(run, "world_model", stage)
     from worldloom.stages.open_world import Choosing, open_world

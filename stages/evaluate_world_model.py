@@ -19,7 +19,7 @@ class EvaluateWorldModel(StageSettings):
     world: WorldRef
     prompts: PositiveInt = Field(200, description="samples asked about in every direction on every split")
     unconditional: PositiveInt = Field(64, description="sequences written from nothing")
-    temperature: NonNegativeFloat = Field(0.5, description="of answers; 0 takes the likeliest token")
+    temperature: NonNegativeFloat = Field(0.25, description="of answers; 0 takes the likeliest token")
     dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
