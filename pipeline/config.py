@@ -15,7 +15,7 @@ from worldloom.pipeline.catalogue import STAGES
 from worldloom.pipeline.graph import graph_problems
 from worldloom.pipeline.problems import NAME_RULE, ConfigError, Problem, dotted, nearest, problems_of
 from worldloom.pipeline.profiles import Profile
-from worldloom.pipeline.strict_yaml import MAX_BYTES, YamlError, read_yaml
+from worldloom.pipeline.strict_yaml import MAX_BYTES, MAX_DEPTH, YamlError, read_yaml
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import NAME, Settings, StageSettings, Stream
 
@@ -168,6 +168,8 @@ def _apply(tree: dict[str, Any], override: str) -> tuple[str, tuple[str, ...]]:
     parts = tuple(name.split("."))
     if not equals or not all(parts):
         raise ConfigError([f"{override!r} is no override; write stage.setting=value, as in world.steps=3000"])
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError([f"override {parts[0]}...: {len(parts)} names deep; settings lie at most {MAX_DEPTH} deep"])
     stages = tree.get("stages")
     known = [*RESERVED, *(stages if isinstance(stages, dict) else ())]
     if parts[0] not in known:

@@ -32,7 +32,10 @@ def locate(run: Path, overrides: Sequence[str] = ()) -> Located:
         if (folder / "artifacts.json").is_file():
             folder = folder.resolve()
             root = folder.parent.parent
-            places = json.loads((folder / "artifacts.json").read_bytes())
+            try:
+                places = json.loads((folder / "artifacts.json").read_bytes())
+            except ValueError:
+                raise ConfigError([f"{folder / 'artifacts.json'} is damaged; run the pipeline again, it writes a new one"]) from None
             return Located(root, folder, {stage: root / place for stage, place in places.items()})
     if not run.exists():
         raise ConfigError([f"{run} is not there; give a pipeline file, its root folder or the folder of one run"])

@@ -53,8 +53,8 @@ class ImportFolder(StageSettings):
     @model_validator(mode="after")
     def _one_picture_and_at_most_one_text(self) -> Self:
         kinds = [stream.kind for stream in self.streams.values()]
-        if self.streams and (kinds.count("image") != 1 or kinds.count("text") > 1 or len(kinds) > 2):
-            raise ValueError(f"import_folder fills one image stream and at most one text stream, streams has {', '.join(kinds)}")
+        if kinds.count("image") != 1 or kinds.count("text") > 1 or len(kinds) > 2:
+            raise ValueError(f"import_folder fills one image stream and at most one text stream, streams has {', '.join(kinds) or 'none'}")
         return self
 
 
@@ -203,8 +203,6 @@ def _values(settings: ImportFolder, root: Path, picture: "Picture", content: byt
 def _plan(settings: ImportFolder) -> tuple["Inventory", list["Shard"]]:
     from worldloom.stages.folder import share_out, take_inventory
 
-    if not settings.streams:
-        raise ValueError("import_folder needs the pipeline's streams: one of kind image, and one of kind text for captions")
     inventory = take_inventory(Path(settings.path), settings.caption, settings.parent)
     return inventory, share_out(inventory.pictures, settings.validation_share, settings.shard_size)
 

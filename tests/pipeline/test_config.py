@@ -201,6 +201,7 @@ def test_everything_that_is_wrong_is_found_at_once():
         ("data.samples=[", "override data.samples=[: not YAML"),
         ("samples", "'samples' is no override; write stage.setting=value, as in world.steps=3000"),
         (".samples=3", "'.samples=3' is no override"),
+        (f"data{2000 * '.a'}=1", "override data...: 2001 names deep; settings lie at most 32 deep"),
         (
             "tokens.data=words",
             "override tokens.data=words: tokens.data: a dataset is needed, and words (train_text_tokenizer) makes a tokenizer",

@@ -72,6 +72,13 @@ def test_where_nothing_ran_it_is_said(tmp_path):
         locate(tmp_path, ["a.b=1"])
 
 
+def test_a_damaged_list_of_artifacts_is_said(located, tmp_path):
+    path = located.run / "artifacts.json"
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"artifacts\.json is damaged; run the pipeline again"):
+        locate(located.run)
+
+
 def test_every_stage_is_done_running_stopped_or_not_begun(located):
     states = {view.name: view.state for view in overview(located)}
     assert states == {"a": "done", "b": "done", "c": "stopped", "d": "not begun"}

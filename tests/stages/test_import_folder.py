@@ -234,6 +234,7 @@ def test_no_pictures_is_known_before_anything_starts(tmp_path):
         {"caption": STREAMS["caption"]},
         {"a": STREAMS["frame"], "b": STREAMS["frame"]},
         {**STREAMS, "c": STREAMS["caption"]},
+        {},
     ],
 )
 def test_streams_that_a_folder_cannot_fill_are_refused(streams):
