@@ -171,11 +171,13 @@ class EmaCodebook(Float32State):
                 # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
                 self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
         elif statistics.placing():
-            self._place(z_ND)
+            pool = gather_over_ranks(z_ND, POOL)
+            if not torch.isfinite(pool).all():
+                return  # on every rank; the next batch places the codes
+            self._place(pool)
         statistics.updates += 1
 
-    def _place(self, z_ND: Tensor) -> None:
-        pool = gather_over_ranks(z_ND, POOL)
+    def _place(self, pool: Tensor) -> None:
         self.embedding_KD.copy_(from_first_rank(kmeans(pool, self.size, rounds=10, generator=self.statistics.generator())))
         # Each starts with the weight that even use would give it, so that one batch does not carry it away.
         self.statistics.average_K.fill_(max(1.0, len(pool) / self.size))
@@ -228,6 +230,8 @@ class GradientCodebook(Float32State):
                 self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
         elif statistics.placing():
             pool = gather_over_ranks(z_ND, POOL)
+            if not torch.isfinite(pool).all():
+                return  # on every rank; the next batch places the codes
             self._move(torch.arange(self.size), from_first_rank(kmeans(pool, self.size, rounds=10, generator=statistics.generator())))
         statistics.updates += 1
 

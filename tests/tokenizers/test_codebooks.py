@@ -100,6 +100,18 @@ def test_a_batch_that_is_not_finite_changes_no_code(kind: type[EmaCodebook] | ty
     assert torch.equal(codebook.vectors().detach(), before)
 
 
+@pytest.mark.parametrize("kind", [EmaCodebook, GradientCodebook])
+def test_a_batch_that_is_not_finite_leaves_the_placing_to_the_next(kind: type[EmaCodebook] | type[GradientCodebook]) -> None:
+    codebook = kind(4, 3, Upkeep(place_after=0), torch.Generator().manual_seed(0))
+    good = torch.randn((40, 3), generator=torch.Generator().manual_seed(1))
+    bad = good.clone()
+    bad[7] = torch.nan
+    codebook.update(bad, torch.zeros(40, dtype=torch.int64))
+    assert not codebook.placed()
+    codebook.update(good, torch.zeros(40, dtype=torch.int64))
+    assert codebook.placed() and bool(codebook.vectors().isfinite().all())
+
+
 def test_statistics_survive_a_cast_to_bfloat16() -> None:
     codebook = ema(5, 3, QUIET)
     codebook.update(torch.randn((8, 3), generator=generator()), torch.tensor([0, 0, 1, 1, 2, 3, 3, 3]))
