@@ -49,10 +49,14 @@ class WorldModelLearner:
     def turns(self, batch: TokenBatch, step: int) -> Iterator[Turn]:
         """One turn for each part of the batch."""
         device = next(self.model.parameters()).device
-        parts = [self._examples(batch.take(part)) for part in np.array_split(np.arange(len(batch.places)), self.parts)]
+        shares = [batch.take(part) for part in np.array_split(np.arange(len(batch.places)), self.parts)]
+        parts = [self._examples(share) for share in shares]
         weight = _over_ranks(sum(_weight(example) for examples in parts for example in examples.values()), device)
-        for number, examples in enumerate(parts):
-            yield self._turn({name: example.to(device) for name, example in examples.items()}, weight, last=number == len(parts) - 1)
+        for number, (share, examples) in enumerate(zip(shares, parts, strict=True)):
+            there = {name: example.to(device) for name, example in examples.items()}
+            # Every token but a document's first is predicted; examples leave out some whose prediction cannot be wrong.
+            predicted = int(share.woven.lengths.sum()) - len(share.places)
+            yield self._turn(there, weight, predicted, last=number == len(parts) - 1)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -69,7 +73,7 @@ class WorldModelLearner:
             examples[name] = make(mine.woven, self.grammar, mine.places, self.seed)
         return examples
 
-    def _turn(self, examples: Mapping[str, Example], weight: float, last: bool) -> Turn:
+    def _turn(self, examples: Mapping[str, Example], weight: float, predicted: int, last: bool) -> Turn:
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Mean] = {}
         ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -78,8 +82,7 @@ class WorldModelLearner:
             losses[name] = found.total * (ranks / max(weight, 1.0))
             for choice, nats, labels in zip(example.choices, found.sums, found.counts, strict=True):
                 metrics[f"loss/{choice.name}" if name == "next_token" else f"loss/{name}.{choice.name}"] = Mean(nats, labels)
-        counts = {"tokens": sum(len(example.inputs) for example in examples.values())}
-        return Turn(self.players[0].name, losses, metrics, counts, step=last)
+        return Turn(self.players[0].name, losses, metrics, {"tokens": predicted}, step=last)
 
 
 def _weight(example: Example) -> float:

@@ -37,6 +37,6 @@ def test_a_disk_that_is_too_small_is_said_before_the_start(tmp_path, monkeypatch
 def test_the_demo_is_estimated_before_anything_ran(tmp_path):
     plan = make_plan(parse_pipeline(template("shapes", "shapes", "f"), overrides=[f"root={tmp_path}"]))
     estimates = {planned.stage.name: planned.estimate for planned in plan.stages}
-    assert estimates["data"].samples == 8_800
+    assert estimates["data"].samples == 64_800
     assert estimates["frame_codes"].codes == 16
-    assert estimates["tokens"].codes == 8_800 * 16
+    assert estimates["tokens"].codes == 64_800 * 16
