@@ -6,14 +6,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bench.datasets import make_artifact, make_pictures
 from bench.figure import Figure, at_least, at_most, seconds_of
+from bench.timed_encode import TIMED
 from worldloom.pipeline.executor import Job
 from worldloom.pipeline.ray_executor import RayExecutor
 from worldloom.pipeline.stage import Stage
@@ -82,12 +81,3 @@ def _ray(root: Path, settings: encode_dataset.EncodeDataset, inputs: Mapping[str
     finally:
         executor.close()
     return at_most("encode.ray", sorted(added[1:])[1], "s that Ray adds to a stage", "a minute of encoding", MINUTE, goal=0.02)
-
-
-def _timed(settings: encode_dataset.EncodeDataset, inputs: Mapping[str, Any], out: Path, worker: Worker) -> None:
-    start = time.perf_counter()
-    encode_dataset.run(settings, inputs, out, worker)
-    (out / "logs" / f"worker-{worker.rank}.txt").write_text(str(time.perf_counter() - start))
-
-
-TIMED = replace(encode_dataset.STAGE, name="encode_timed", run=_timed)
