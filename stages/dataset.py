@@ -22,16 +22,10 @@ FORMAT = 1
 _STREAM: TypeAdapter[Stream] = TypeAdapter(Stream)
 
 
-class Dataset:
-    """A raw dataset: samples as bytes, or decoded."""
+class _Sharded:
+    """Samples in splits of shards."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        about = _read(artifact, "dataset.json")
-        self.artifact = artifact
-        self.streams: dict[str, Stream] = {name: _STREAM.validate_python(stream) for name, stream in about["streams"].items()}
-        self.oracle: str | None = about["oracle"]  # who can read what a sample shows: "shapes"
-        self._splits = {name: _Split(split) for name, split in about["splits"].items()}
-        self._open: dict[tuple[str, int, str], IndexedShard] = {}
+    _splits: dict[str, "_Split"]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -47,6 +41,18 @@ class Dataset:
     def shard_samples(self, split: str, shard: str) -> int:
         """How many samples a shard has."""
         return self._splits[split].counts[self._splits[split].numbers[shard]]
+
+
+class Dataset(_Sharded):
+    """A raw dataset: samples as bytes, or decoded."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        about = _read(artifact, "dataset.json")
+        self.artifact = artifact
+        self.streams: dict[str, Stream] = {name: _STREAM.validate_python(stream) for name, stream in about["streams"].items()}
+        self.oracle: str | None = about["oracle"]  # who can read what a sample shows: "shapes"
+        self._splits = {name: _Split(split) for name, split in about["splits"].items()}
+        self._open: dict[tuple[str, int, str], IndexedShard] = {}
 
     def reader(self, split: str, shard: str, stream: str) -> IndexedShard:
         """One stream of one shard."""
@@ -115,7 +121,7 @@ class Ragged(NamedTuple):
         return [self.values[start:end] for start, end in zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True)]
 
 
-class Tokens:
+class Tokens(_Sharded):
     """A dataset of codes."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -127,21 +133,6 @@ class Tokens:
         }
         self._splits = {name: _Split(split) for name, split in about["splits"].items()}
         self._open: dict[tuple[str, int, str], _CodeShard] = {}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._splits)
-
-    def samples(self, split: str) -> int:
-        """How many samples a split has; 0 if there is no such split."""
-        return self._splits[split].samples if split in self._splits else 0
-
-    def shards(self, split: str) -> tuple[str, ...]:
-        return self._splits[split].names
-
-    def shard_samples(self, split: str, shard: str) -> int:
-        """How many samples a shard has."""
-        return self._splits[split].counts[self._splits[split].numbers[shard]]
 
     def reader(self, split: str, shard: str, stream: str) -> IndexedShard:
         """One stream of one shard."""

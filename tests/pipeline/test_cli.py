@@ -257,19 +257,14 @@ def test_colours_appear_only_where_they_are_wanted(file):
 
 
 def test_a_reader_that_has_gone_is_no_error(file):
-    done = subprocess.run(
-        f"{sys.executable} -m worldloom.pipeline schema | true; exit ${{PIPESTATUS[0]}}",
-        shell=True,
-        executable="/bin/bash",
-        capture_output=True,
-        text=True,
-    )
+    program = f"{sys.executable} -m worldloom.pipeline schema | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_run_whose_reader_has_gone_runs_on(file, tmp_path):
     program = f"{sys.executable} -m worldloom.pipeline run {file} --only data | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(program, shell=True, executable="/bin/bash", capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "out").glob("artifacts/data/*/DONE.json"))
 
