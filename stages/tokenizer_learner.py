@@ -192,7 +192,7 @@ def image_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> ImageTokenize
         found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
         raise ValueError(f"stream: {settings.stream!r} is no stream of pictures of this dataset, which has {found}")
     about = settings.tokenizer
-    if not isinstance(about, Dvae) and about.place_after is None:
+    if not isinstance(about, Dvae) and about.codebook != "fsq" and about.place_after is None:
         about = about.model_copy(update={"place_after": min(PLACE_AFTER, settings.steps // 10)})
     return ImageTokenizer(build_autoencoder(about, settings.seed), about, stream.size)
 

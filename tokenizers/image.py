@@ -15,6 +15,7 @@ from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
 from worldloom.tokenizers.convnet import ConvDecoder, ConvEncoder
 from worldloom.tokenizers.dvae import split_output
+from worldloom.tokenizers.fsq_quantizer import FsqQuantizer
 from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae
 from worldloom.tokenizers.pixels import from_mapped, from_signed, to_mapped, to_signed
@@ -101,7 +102,7 @@ class ImageTokenizer:
                 f"{folder}: config.json has format {config.get('format')!r} and kind {config.get('kind')!r}, expected {FORMAT} and 'image'"
             )
         try:
-            settings: VqGan | VqVae | Dvae = TypeAdapter(ImageTokenizerSettings).validate_python(config["tokenizer"])
+            settings: VqGan | VqVae | Dvae = TypeAdapter(ImageTokenizerSettings).validate_json(json.dumps(config["tokenizer"]))
         except ValidationError as error:
             raise ValueError(f"{folder}: config.json does not describe an image tokenizer: {error}") from None
         tokenizer = cls(build_autoencoder(settings, seed=0), settings, config["size"])
@@ -179,14 +180,16 @@ def to_pictures(settings: VqGan | VqVae | Dvae, output: Tensor) -> Tensor:
 
 def _parts_of(
     settings: VqGan | VqVae | Dvae, seed: int, generator: torch.Generator
-) -> tuple[ConvEncoder, VectorQuantizer | GumbelQuantizer, ConvDecoder]:
+) -> tuple[ConvEncoder, VectorQuantizer | FsqQuantizer | GumbelQuantizer, ConvDecoder]:
     network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
     size, width = settings.codebook_size, settings.code_width
-    quantizer: VectorQuantizer | GumbelQuantizer
+    quantizer: VectorQuantizer | FsqQuantizer | GumbelQuantizer
     if isinstance(settings, Dvae):
         quantizer = GumbelQuantizer(
             size, width, Upkeep(place_after=-1, restart_every=0, least_use=settings.least_use, seed=seed), generator
         )
+    elif settings.fsq_levels is not None:
+        quantizer = FsqQuantizer(settings.fsq_levels, Upkeep(place_after=-1, restart_every=0, least_use=settings.least_use, seed=seed))
     else:
         upkeep = Upkeep(
             place_after=PLACE_AFTER if settings.place_after is None else settings.place_after,

@@ -1,5 +1,6 @@
 """Settings of the image tokenizers, one model a type. Imports no torch: pipeline files are validated without it."""
 
+from math import prod
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -34,8 +35,12 @@ class _Autoencoder(_Settings):
 
 
 class _VectorQuantized(_Autoencoder):
-    codebook: Literal["ema", "gradient"] = Field(
-        default="ema", description="how codes learn: moving averages of their vectors, or by gradient"
+    codebook: Literal["ema", "gradient", "fsq"] = Field(
+        default="ema",
+        description="how codes learn: moving averages of their vectors, or by gradient; fsq: not at all, channels are rounded to levels",
+    )
+    fsq_levels: tuple[int, ...] | None = Field(
+        default=None, description="for fsq: levels of each channel; their product is codebook_size (8, 8, 8 for 512; 5 or more are best)"
     )
     commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
     decay: Annotated[float, Field(ge=0, lt=1, description="of the codebook's moving averages")] = 0.99
@@ -46,6 +51,19 @@ class _VectorQuantized(_Autoencoder):
     restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
     dead_below: NonNegativeFloat = Field(default=0.03, description="a code used less than this share of even use is dead")
     least_use: Share = Field(default=0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+
+    @model_validator(mode="after")
+    def _levels_are_those_of_fsq(self) -> Self:
+        if (self.codebook == "fsq") != (self.fsq_levels is not None):
+            raise ValueError(f"fsq_levels goes with codebook: fsq and only with it, got codebook {self.codebook} and {self.fsq_levels}")
+        if self.fsq_levels is None:
+            return self
+        if prod(self.fsq_levels) != self.codebook_size:
+            raise ValueError(f"fsq_levels make {prod(self.fsq_levels)} codes, codebook_size is {self.codebook_size}; make them equal")
+        learnt = ("code_width", "commitment", "decay", "place_after", "restart_every", "dead_below")
+        if moot := [name for name in learnt if getattr(self, name) != type(self).model_fields[name].default]:
+            raise ValueError(f"{', '.join(moot)} cannot change anything under fsq, which has no codebook to keep; leave it out")
+        return self
 
 
 class VqGan(_VectorQuantized):

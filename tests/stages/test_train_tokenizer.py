@@ -22,6 +22,7 @@ SMALL = {"codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "code_wid
 TYPES: dict[str, dict[str, Any]] = {
     "vqgan": {"type": "vqgan", **SMALL, "place_after": 2, "discriminator_width": 4, "adversarial_from": 0.5},
     "vqvae": {"type": "vqvae", **SMALL, "place_after": 2, "codebook": "gradient"},
+    "fsq": {"type": "vqvae", "codebook_size": 15, "downsample": 4, "width": 4, "blocks": 1, "codebook": "fsq", "fsq_levels": (5, 3)},
     "dvae": {"type": "dvae", **SMALL},
 }
 

@@ -15,6 +15,7 @@ SIZE = 24
 SETTINGS = [
     VqGan(codebook_size=11, downsample=8, width=4, blocks=1, code_width=3),
     VqVae(codebook_size=11, downsample=4, width=4, blocks=1, code_width=3, codebook="gradient"),
+    VqVae(codebook_size=15, downsample=4, width=4, blocks=1, codebook="fsq", fsq_levels=(5, 3)),
     Dvae(codebook_size=11, downsample=8, patch=4, width=4, blocks=1, code_width=5),
 ]
 
@@ -136,3 +137,17 @@ def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, change: dict, mess
 def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         VqGan(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"codebook": "fsq"}, "fsq_levels goes with codebook: fsq and only with it, got codebook fsq and None"),
+        ({"fsq_levels": (8, 8, 8)}, "only with it, got codebook ema"),
+        ({"codebook": "fsq", "fsq_levels": (5, 3)}, "fsq_levels make 15 codes, codebook_size is 512"),
+        ({"codebook": "fsq", "fsq_levels": (8, 8, 8), "decay": 0.9}, "decay cannot change anything under fsq"),
+    ],
+)
+def test_settings_that_fsq_would_ignore_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VqVae.model_validate(wrong)

@@ -1,0 +1,82 @@
+"""Finite scalar quantization (arXiv:2309.15505): no codebook, no loss of its own; every channel is rounded to one of a few levels.
+
+B batch, D channels, L levels of a channel, h x w grid. A code is a mixed-radix number whose lowest digit is channel 0, in int64.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from worldloom.tokenizers.codebooks import CodeStatistics, Upkeep
+from worldloom.tokenizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.ranks import sum_over_ranks
+
+MARGIN = 1e-3  # the bound reaches this share beyond the outermost levels, so that they can be left again
+MOST_LEVELS = 256  # of a channel; from about 1,000 on the margin would add a level
+
+
+class FsqQuantizer(nn.Module):
+    """`bound(z)` squashes channel c into its range by tanh, rounding picks the level, gradients pass straight through the rounding.
+
+    The bound is the paper's: half a step of offset for even counts, shifted so that 0 maps to 0. What the decoder reads lies in [-1, 1].
+    """
+
+    half_D: Tensor
+    offset_D: Tensor
+    shift_D: Tensor
+    levels_D: Tensor
+    place_D: Tensor
+
+    def __init__(self, levels: Sequence[int], upkeep: Upkeep) -> None:
+        super().__init__()
+        if not levels or min(levels) < 3 or max(levels) > MOST_LEVELS:
+            raise ValueError(f"every channel has 3 to {MOST_LEVELS} levels (5 or more work best), got {list(levels)}")
+        self.codebook_size = math.prod(levels)
+        self.in_width = self.out_width = len(levels)
+        self.statistics = CodeStatistics(self.codebook_size, upkeep)
+        counts = torch.tensor(levels, dtype=torch.float64)
+        half = (counts - 1) * (1 + MARGIN) / 2
+        offset = torch.where(counts % 2 == 0, 0.5, 0.0).double()
+        # They follow from the settings, so they are no part of the saved weights.
+        for name, value in (("half_D", half), ("offset_D", offset), ("shift_D", (offset / half).atanh())):
+            self.register_buffer(name, value.float(), persistent=False)
+        self.register_buffer("levels_D", torch.tensor(levels), persistent=False)
+        self.register_buffer("place_D", torch.tensor([math.prod(levels[:c]) for c in range(len(levels))]), persistent=False)
+
+    def forward(self, z: Tensor) -> Quantized:
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self.bound(z.float().movedim(1, -1))
+            rounded = bounded + (bounded.round() - bounded).detach()
+            codes = self._codes(rounded.detach())
+            if self.training:
+                self._count(codes)
+            return Quantized(z=(rounded / self._width()).movedim(-1, 1), codes=codes, loss=z.new_zeros((), dtype=torch.float32))
+
+    def bound(self, z: Tensor) -> Tensor:
+        """[..., D] -> [..., D]: rounding it gives exactly L different integers, from -floor(L / 2) on."""
+        return (z + self.shift_D.float()).tanh() * self.half_D.float() - self.offset_D.float()
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """[B, D, h, w] -> int64 codes [B, h, w]."""
+        return self._codes(self.bound(z.float().movedim(1, -1)).round())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 codes [B, h, w] -> [B, D, h, w]."""
+        check_codes(codes, self.codebook_size)
+        digits = codes[..., None] // self.place_D % self.levels_D
+        return ((digits - self.levels_D // 2) / self._width()).movedim(-1, 1)
+
+    def _codes(self, rounded: Tensor) -> Tensor:
+        # Rounded before the cast: a truncating cast of a value that was scaled to [-1, 1] and back is wrong from 26 levels on.
+        return ((rounded.round().long() + self.levels_D // 2) * self.place_D).sum(-1)
+
+    def _width(self) -> Tensor:
+        return (self.levels_D // 2).float()
+
+    @torch.no_grad()
+    def _count(self, codes: Tensor) -> None:
+        self.statistics.count(sum_over_ranks(torch.bincount(codes.flatten(), minlength=self.codebook_size).float()))
+        self.statistics.updates += 1
