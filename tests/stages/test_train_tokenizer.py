@@ -22,7 +22,7 @@ SMALL = {"codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "code_wid
 TYPES: dict[str, dict[str, Any]] = {
     "vqgan": {"type": "vqgan", **SMALL, "place_after": 2, "discriminator_width": 4, "adversarial_from": 0.5},
     "vqvae": {"type": "vqvae", **SMALL, "place_after": 2, "codebook": "gradient"},
-    "fsq": {"type": "vqvae", "codebook_size": 15, "downsample": 4, "width": 4, "blocks": 1, "codebook": "fsq", "fsq_levels": (5, 3)},
+    "fsq": {"type": "vqvae", "codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "codebook": "fsq", "fsq_levels": (3, 3)},
     "dvae": {"type": "dvae", **SMALL},
 }
 
@@ -46,7 +46,7 @@ def make(folder: Path, data: Artifact, settings: TrainTokenizer, worker: Worker 
 def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, data: Artifact, kind: str) -> None:
     made = make(tmp_path, data, settings_of(TYPES[kind]))
     tokenizer = ImageTokenizer.from_pretrained(made.folder / "tokenizer")
-    assert (tokenizer.settings.type, tokenizer.shape) == (kind, (4, 4))
+    assert (tokenizer.settings.type, tokenizer.shape) == (TYPES[kind]["type"], (4, 4))
     figures = json.loads(made.content("figures.json"))
     expected = {"psnr", "psnr_pooled", "psnr_validation", "ssim", "codebook_use", "perplexity"}
     assert set(figures) == {f"view.{name}" for name in expected}

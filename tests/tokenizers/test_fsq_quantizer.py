@@ -22,7 +22,6 @@ def test_every_code_comes_back_from_its_vector(levels: tuple[int, ...]) -> None:
     # The vector as a rounded channel, and the same through the encoder's side of the bound.
     half = torch.tensor([count // 2 for count in levels]).view(1, -1, 1, 1)
     assert torch.equal(fsq._codes((vectors * half).round().movedim(1, -1)), codes)
-    z = fsq.half_D.new_tensor([1.0])
     bounded = (vectors * half).double().movedim(1, -1)
     z = ((bounded + fsq.offset_D.double()) / fsq.half_D.double()).atanh() - fsq.shift_D.double()
     assert torch.equal(fsq.encode(z.movedim(-1, 1).float()), codes)
