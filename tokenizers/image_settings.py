@@ -39,7 +39,7 @@ class _VectorQuantized(_Autoencoder):
         default="ema",
         description="how codes learn: moving averages of their vectors, or by gradient; fsq: not at all, channels are rounded to levels",
     )
-    fsq_levels: tuple[int, ...] | None = Field(
+    fsq_levels: tuple[Annotated[int, Field(ge=3, le=256)], ...] | None = Field(
         default=None, description="for fsq: levels of each channel; their product is codebook_size (8, 8, 8 for 512; 5 or more are best)"
     )
     commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")

@@ -143,6 +143,7 @@ def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) ->
     ("wrong", "message"),
     [
         ({"codebook": "fsq"}, "fsq_levels goes with codebook: fsq and only with it, got codebook fsq and None"),
+        ({"codebook": "fsq", "fsq_levels": (2, 256)}, "greater than or equal to 3"),
         ({"fsq_levels": (8, 8, 8)}, "only with it, got codebook ema"),
         ({"codebook": "fsq", "fsq_levels": (5, 3)}, "fsq_levels make 15 codes, codebook_size is 512"),
         ({"codebook": "fsq", "fsq_levels": (8, 8, 8), "decay": 0.9}, "decay cannot change anything under fsq"),
