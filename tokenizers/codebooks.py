@@ -102,6 +102,12 @@ class CodeStatistics(Float32State):
                 f"or check that the pictures differ"
             )
 
+    @torch.no_grad()
+    def tally(self, codes: Tensor) -> None:
+        """One update for quantizers that keep no codebook: counts this rank's codes with those of the others."""
+        self.count(sum_over_ranks(torch.bincount(codes.flatten(), minlength=len(self.idle_K)).float()))
+        self.updates += 1
+
     def dead(self, batch: int) -> Tensor:
         """Indices of codes to restart after a global batch of `batch` vectors; empty when it is not the time."""
         every = self.upkeep.restart_every

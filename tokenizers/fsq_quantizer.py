@@ -7,20 +7,20 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from worldloom.tokenizers.codebooks import CodeStatistics, Upkeep
+from worldloom.tokenizers.codebooks import CodeStatistics, Float32State, Upkeep
 from worldloom.tokenizers.quantized import Quantized, check_codes
-from worldloom.tokenizers.ranks import sum_over_ranks
 
 MARGIN = 1e-3  # the bound reaches this share beyond the outermost levels, so that they can be left again
 MOST_LEVELS = 256  # of a channel; from about 1,000 on the margin would add a level
 
 
-class FsqQuantizer(nn.Module):
+class FsqQuantizer(Float32State):
     """`bound(z)` squashes channel c into its range by tanh, rounding picks the level, gradients pass straight through the rounding.
 
-    The bound is the paper's: half a step of offset for even counts, shifted so that 0 maps to 0. What the decoder reads lies in [-1, 1].
+    Even counts have an offset of half a step. The shift is atanh where the paper's listing has tan, so that 0 maps to exactly 0.
+    What the decoder reads lies in [-1, 1].
     """
 
     half_D: Tensor
@@ -51,12 +51,12 @@ class FsqQuantizer(nn.Module):
             rounded = bounded + (bounded.round() - bounded).detach()
             codes = self._codes(rounded.detach())
             if self.training:
-                self._count(codes)
+                self.statistics.tally(codes)
             return Quantized(z=(rounded / self._width()).movedim(-1, 1), codes=codes, loss=z.new_zeros((), dtype=torch.float32))
 
     def bound(self, z: Tensor) -> Tensor:
         """[..., D] -> [..., D]: rounding it gives exactly L different integers, from -floor(L / 2) on."""
-        return (z + self.shift_D.float()).tanh() * self.half_D.float() - self.offset_D.float()
+        return (z + self.shift_D).tanh() * self.half_D - self.offset_D
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -75,8 +75,3 @@ class FsqQuantizer(nn.Module):
 
     def _width(self) -> Tensor:
         return (self.levels_D // 2).float()
-
-    @torch.no_grad()
-    def _count(self, codes: Tensor) -> None:
-        self.statistics.count(sum_over_ranks(torch.bincount(codes.flatten(), minlength=self.codebook_size).float()))
-        self.statistics.updates += 1

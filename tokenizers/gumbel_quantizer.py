@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from worldloom.tokenizers.codebooks import CodeStatistics, Float32State, Upkeep
 from worldloom.tokenizers.quantized import Quantized, check_codes
-from worldloom.tokenizers.ranks import sum_over_ranks
 
 
 class GumbelQuantizer(Float32State):
@@ -38,7 +37,7 @@ class GumbelQuantizer(Float32State):
             loss = self.kl_weight * kl_from_uniform(logits_NK).mean()
             if self.training:
                 out_ND = self._soft(logits_NK) @ self.embedding.float()
-                self._count(codes_N)
+                self.statistics.tally(codes_N)
             else:
                 out_ND = self.embedding.float()[codes_N]
         return Quantized(z=out_ND.view(B, H, W, -1).permute(0, 3, 1, 2), codes=codes_N.view(B, H, W), loss=loss)
@@ -59,12 +58,6 @@ class GumbelQuantizer(Float32State):
         generator = torch.Generator(logits_NK.device)
         generator.manual_seed((self.statistics.upkeep.seed * 1_000_003 + int(self.statistics.updates)) * 4093 + rank)
         return gumbel_softmax(logits_NK, self.temperature, generator)
-
-    @torch.no_grad()
-    def _count(self, codes_N: Tensor) -> None:
-        count_K = torch.bincount(codes_N, minlength=self.codebook_size).float()
-        self.statistics.count(sum_over_ranks(count_K))
-        self.statistics.updates += 1
 
 
 def gumbel_softmax(logits_NK: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
