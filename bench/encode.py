@@ -34,7 +34,7 @@ def figures() -> Iterator[Figure]:
     """The default VQ-GAN, untrained: what its codes are does not change what they cost."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        tokenizer = ImageTokenizer(build_autoencoder(VqGan(), seed=0), VqGan(), SIZE)
+        tokenizer = ImageTokenizer(build_autoencoder(VqGan(), seed=0), VqGan(), SIZE, SIZE)
         inputs = {
             "data": make_pictures(root, "data", SIZE, SHARDS, SAMPLES),
             "tokenizers.frame": make_artifact(root, "codes", "tokenizer", lambda out: tokenizer.save_pretrained(out / "tokenizer")),

@@ -48,8 +48,10 @@ def _wrong_streams(name: str, stages: Mapping[str, StageSettings]) -> Iterator[P
         path = ("stages", name, *link.path)
         if link.stream not in streams:
             yield Problem(path, f"the dataset has no stream called {link.stream!r}; {nearest(link.stream, streams)}")
-        elif link.kind not in (None, streams[link.stream].kind):
-            yield Problem(path, f"a stream of kind {link.kind} is needed, and {link.stream} is of kind {streams[link.stream].kind}")
+        elif link.kinds and streams[link.stream].kind not in link.kinds:
+            yield Problem(
+                path, f"a stream of kind {' or '.join(link.kinds)} is needed, and {link.stream} is of kind {streams[link.stream].kind}"
+            )
 
 
 def _cycle(stages: Mapping[str, StageSettings]) -> Iterator[Problem]:

@@ -39,13 +39,13 @@ class StreamLink(NamedTuple):
 
     path: Path
     stream: str
-    kind: str | None
+    kinds: tuple[str, ...]  # () for any
 
 
 def stream_links(settings: StageSettings) -> tuple[StreamLink, ...]:
     """Every setting that names a stream of the dataset, in the order of the fields."""
     return tuple(
-        StreamLink(path, value, mark.kind)
+        StreamLink(path, value, mark.kinds)
         for path, value, marks in _walk_model(settings, ())
         for mark in marks
         if isinstance(mark, StreamName) and isinstance(value, str)

@@ -98,7 +98,8 @@ class TokenStream(NamedTuple):
     """One stream of a tokens artifact."""
 
     kind: str
-    codebook_size: int
+    codebook_size: int  # of one level
+    levels: int  # codes at one place; where there are more than one, they are the last axis of `shape`
     shape: tuple[int, ...] | None  # codes of a sample, None where their number varies
     dtype: str
     tokenizer: str  # fingerprint

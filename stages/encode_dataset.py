@@ -163,13 +163,15 @@ class ShardInProgress:
 
 def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any], batch_size: int) -> list[Any]:
     """The codes of each value, None for None. Kinds that are stacked are encoded in batches of exactly `batch_size`."""
+    import numpy as np
+
     from worldloom.stages.streams import kind_of
 
     kind = kind_of(tokenizer.kind)
     there = [value for value in values if value is not None]
     if not there:
         return [None] * len(values)
-    filling = [] if kind.padding is None else [kind.padding(there[0])] * (batch_size - len(there))
+    filling = [] if kind.form is None else [np.zeros_like(there[0])] * (batch_size - len(there))
     codes = iter(tokenizer.encode(kind.batch(there + filling)))
     return [None if value is None else next(codes) for value in values]
 
@@ -263,6 +265,7 @@ def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "T
         stream: {
             "kind": tokenizer.kind,
             "codebook_size": tokenizer.codebook_size,
+            "levels": tokenizer.levels,
             "shape": None if tokenizer.shape is None else list(tokenizer.shape),
             "dtype": code_type(tokenizer.codebook_size),
             "tokenizer": tokenizer.fingerprint,

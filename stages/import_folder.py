@@ -186,7 +186,7 @@ def _values(settings: ImportFolder, root: Path, picture: "Picture", content: byt
     values: dict[str, bytes] = {}
     for name, stream in settings.streams.items():
         if isinstance(stream, ImageStream):
-            values[name] = stream_image.encode(stream_image.decode(content, stream))
+            values[name] = stream_image.encode(stream_image.decode(content, stream), stream)
         elif isinstance(stream, TextStream) and (picture.caption is not None or picture.caption_file is not None):
             caption = picture.caption
             if picture.caption_file is not None:
@@ -196,7 +196,7 @@ def _values(settings: ImportFolder, root: Path, picture: "Picture", content: byt
             caption = " ".join((caption or "").removeprefix("\ufeff").split())
             if not caption:
                 raise InputRejected("empty_input", "the caption is empty")
-            values[name] = stream_text.encode(caption)
+            values[name] = stream_text.encode(caption, stream)
     return values
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import StageSettings, Stream
+from worldloom.stages.settings import ImageStream, StageSettings, Stream
 from worldloom.stages.worker import Worker
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def _samples(settings: MakeShapes, shard: Shard) -> Iterator[tuple[str, dict[str
 
     for i, (thing, caption) in enumerate(_imagined(settings, shard), start=shard.start):
         values = {
-            name: caption.encode() if stream.kind == "text" else kind_of(stream.kind).encode(shapes.draw(thing, stream.size))
+            name: kind_of("image").encode(shapes.draw(thing, stream.height), stream)
+            if isinstance(stream, ImageStream)
+            else caption.encode()
             for name, stream in settings.streams.items()
         }
         yield f"{shard.split}-{i:09d}", values
@@ -124,7 +126,7 @@ def _imagined(settings: MakeShapes, shard: Shard) -> Iterator[tuple["Thing", str
 def estimate(settings: MakeShapes, inputs: Mapping[str, Estimate]) -> Estimate:
     """Pictures of one shape compress to about a quarter of a byte a pixel beyond 150 bytes, captions are short."""
     samples = settings.samples + settings.validation + settings.held_out
-    contents = [150 + stream.size**2 // 4 if stream.kind == "image" else 50 for stream in settings.streams.values()]
+    contents = [150 + stream.height * stream.width // 4 if isinstance(stream, ImageStream) else 50 for stream in settings.streams.values()]
     return Estimate(samples, bytes=samples * sum(map(member_bytes, contents)), streams=settings.streams)
 
 

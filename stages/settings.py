@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -37,15 +37,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class StreamName:
-    """Marks a string that names a stream of the dataset that the same settings refer to; `kind` is what it must be, None any."""
+    """Marks a string that names a stream of the dataset that the same settings refer to; `kinds` are those it may be of, () any."""
 
-    kind: Literal["text", "image"] | None = None
+    kinds: tuple[str, ...] = ()
 
 
 DatasetRef = Annotated[str, Reference("dataset"), Field(description="name of a stage that makes or imports a dataset")]
 TokenizerRef = Annotated[str, Reference("tokenizer"), Field(description="name of a stage that trains a tokenizer")]
 TokensRef = Annotated[str, Reference("tokens"), Field(description="name of a stage that encodes a dataset")]
 WorldRef = Annotated[str, Reference("world_model"), Field(description="name of a stage that trains a world model")]
+
+
+Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 class TextStream(Settings):
@@ -55,13 +58,66 @@ class TextStream(Settings):
 
 
 class ImageStream(Settings):
-    """Square RGB pictures."""
+    """RGB pictures, uint8 [height, width, 3]."""
 
     kind: Literal["image"]
-    size: Annotated[int, Field(ge=8, le=4096, description="height and width in pixels, after decoding and cropping")]
+    size: Side | tuple[Side, Side] = Field(description="pixels after decoding and cropping: one side of a square, or [height, width]")
+    resample: Literal["lanczos", "nearest"] = Field(
+        default="lanczos", description="how pictures are brought to their size; nearest keeps the labels of a mask as they are"
+    )
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
 
 
-Stream = Annotated[TextStream | ImageStream, Field(discriminator="kind")]
+class VideoStream(Settings):
+    """Clips of RGB frames without sound, uint8 [frames, height, width, 3]."""
+
+    kind: Literal["video"]
+    size: Side | tuple[Side, Side] = Field(description="pixels after decoding and cropping: one side of a square, or [height, width]")
+    frames: Annotated[int, Field(ge=1, le=4096, description="frames of a clip")]
+    frame_rate: PositiveFloat = Field(description="frames a second; others are resampled by their timestamps")
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+
+class AudioStream(Settings):
+    """Sounds, float32 [channels, samples] in [-1, 1]."""
+
+    kind: Literal["audio"]
+    sample_rate: Annotated[int, Field(ge=1_000, le=192_000, description="samples a second (Hz); others are resampled")]
+    seconds: Annotated[float, Field(gt=0, le=600, description="length; longer sounds are cut at the end, shorter ones filled with silence")]
+    channels: Literal[1, 2] = Field(default=1, description="1: mono, the mean of what there is; 2: stereo, mono is doubled")
+
+    @property
+    def samples(self) -> int:
+        """Samples of each channel."""
+        return max(1, round(self.sample_rate * self.seconds))
+
+
+class ActionStream(Settings):
+    """Numbers at every step of a clip: actions, rewards, ends of episodes; float32 [steps, dimensions]."""
+
+    kind: Literal["action"]
+    steps: Annotated[int, Field(ge=1, le=100_000, description="rows of numbers in a sample")]
+    dimensions: Annotated[int, Field(ge=1, le=256, description="numbers of a row")] = 1
+    choices: Annotated[int, Field(ge=2, le=65_536)] | None = Field(
+        default=None, description="discrete: every number is one of 0 .. choices - 1; null: real numbers"
+    )
+
+
+Stream = Annotated[TextStream | ImageStream | VideoStream | AudioStream | ActionStream, Field(discriminator="kind")]
 
 
 def dump(settings: BaseModel) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pictures on disk: PNG, JPEG or WebP bytes to one canonical picture and back.
 
 Canonical is: upright (EXIF orientation applied), sRGB, 8 bits (16 are scaled, not clipped), no alpha (composed on white), the
-first frame, the largest centred square of it, resized by Lanczos to the stream's size. What the header claims is judged
+first frame, the largest centred part of the stream's aspect, resized to the stream's size. What the header claims is judged
 before anything is allocated for it.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream
-from worldloom.stages.stream_kind import StreamKind
+from worldloom.stages.stream_kind import Form, StreamKind
 
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 40_000_000
@@ -60,9 +60,9 @@ def decode(content: bytes | memoryview, stream: ImageStream) -> NDArray[np.uint8
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
             _judge(claim._replace(width=image.width, height=image.height), len(content))
             if image.format == "JPEG":
-                image.draft(image.mode, (2 * stream.size, 2 * stream.size))  # decodes a large photograph at a fraction of its size
+                image.draft(image.mode, (2 * max(stream.height, stream.width),) * 2)  # decodes a large photograph at a fraction of its size
             image.load()
-            return np.asarray(_square(_upright(_to_srgb(image)), stream.size))
+            return np.asarray(_fit(_upright(_to_srgb(image)), stream))
     except InputRejected:
         raise
     except MemoryError:
@@ -74,11 +74,11 @@ def decode(content: bytes | memoryview, stream: ImageStream) -> NDArray[np.uint8
         raise InputRejected("image_corrupt" if claim.complete else "image_truncated", detail) from error
 
 
-def encode(value: NDArray[np.uint8]) -> bytes:
+def encode(value: NDArray[np.uint8], stream: ImageStream) -> bytes:
     """PNG of a uint8 [H, W, 3] picture."""
-    stream = io.BytesIO()
-    Image.fromarray(value).save(stream, format="PNG", compress_level=6)
-    return stream.getvalue()
+    content = io.BytesIO()
+    Image.fromarray(value).save(content, format="PNG", compress_level=6)
+    return content.getvalue()
 
 
 def batch(values: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -86,9 +86,9 @@ def batch(values: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.stack(values)
 
 
-def blank(value: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A black picture of the same size, to fill up a batch."""
-    return np.zeros_like(value)
+def form(stream: ImageStream) -> Form:
+    """uint8 [height, width, 3]."""
+    return Form((stream.height, stream.width, 3), "uint8")
 
 
 def read_claim(content: bytes) -> Claim:
@@ -220,12 +220,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, stream: ImageStream) -> Image.Image:
+    """The largest centred part of the stream's aspect, resized."""
+    height, width = stream.height, stream.width
+    scale = min(image.width / width, image.height / height)
+    across, down = (max(1, round(side * scale)) for side in (width, height))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    if image.size != (across, down):
+        image = image.crop((left, top, left + across, top + down))
+    way = Image.Resampling.NEAREST if stream.resample == "nearest" else Image.Resampling.LANCZOS
+    return image if image.size == (width, height) else image.resize((width, height), way)
 
 
-KIND = StreamKind(extension="png", decode=decode, encode=encode, batch=batch, padding=blank)
+KIND = StreamKind(extensions=("png", "jpg", "jpeg", "webp"), decode=decode, encode=encode, batch=batch, form=form)

@@ -21,7 +21,7 @@ def decode(content: bytes | memoryview, stream: TextStream) -> str:
         raise InputRejected("text_not_utf8", f"byte {error.start} is not UTF-8") from None
 
 
-def encode(value: str) -> bytes:
+def encode(value: str, stream: TextStream) -> bytes:
     return value.encode("utf-8")
 
 
@@ -29,4 +29,4 @@ def batch(values: Sequence[str]) -> list[str]:
     return list(values)
 
 
-KIND = StreamKind(extension="txt", decode=decode, encode=encode, batch=batch, padding=None)
+KIND = StreamKind(extensions=("txt",), decode=decode, encode=encode, batch=batch, form=None)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
-from worldloom.stages.picture_batches import Pictures
 from worldloom.stages.train_tokenizer import TrainTokenizer
-from worldloom.tokenizers.codebooks import perplexity
+from worldloom.stages.value_batches import Values
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import VqGan
 from worldloom.tokenizers.measures import psnr, ssim
+from worldloom.tokenizers.quantizers.codebooks import perplexity
 
 AT_ONCE = 64  # pictures
 SHOWN = 12
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
     """Measures every split but the training's (that one too, where there is no other) and writes figures.json, pictures and card.json."""
     name = settings.stream
-    splits = {split: pictures for split in SPLITS if len(pictures := Pictures(dataset, split, name))}
+    splits = {split: pictures for split in SPLITS if len(pictures := Values(dataset, split, name))}
     unseen = [split for split in splits if split != "train"] or ["train"]
     with deterministic(threads):
         measured = {split: measure(tokenizer, splits[split], settings.measured) for split in unseen}
@@ -60,7 +60,7 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
     write_card(out, _card(settings, tokenizer, measured, picture))
 
 
-def measure(tokenizer: ImageTokenizer, pictures: Pictures, most: int) -> Measured:
+def measure(tokenizer: ImageTokenizer, pictures: Values, most: int) -> Measured:
     """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
     index = _spaced(len(pictures), most)
     ratios, similarities, errors = [], [], []
@@ -92,7 +92,7 @@ def _spaced(count: int, most: int) -> NDArray[np.int64]:
 
 def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str) -> Card:
     name, (split, main) = settings.stream, next(iter(measured.items()))
-    height, width = tokenizer.shape
+    height, width = tokenizer.shape[:2]
     distance = ""
     if isinstance(settings.tokenizer, VqGan) and settings.tokenizer.perceptual_weight and settings.tokenizer.perceptual_weights is None:
         distance = " The perceptual network is random with a fixed seed."

@@ -12,24 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloom.stages.dataset import Dataset
 from worldloom.stages.learner import Learner, Player, Precision, Turn, resolve_precision
-from worldloom.stages.picture_batches import PictureBatches
 from worldloom.stages.settings import ImageStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
-from worldloom.tokenizers.autoencoder import DiscreteAutoencoder, Reconstruction
-from worldloom.tokenizers.codebooks import perplexity
+from worldloom.stages.value_batches import ValueBatches
+from worldloom.tokenizers.autoencoder import Reconstruction
 from worldloom.tokenizers.discriminator import PatchDiscriminator, smallest_side
 from worldloom.tokenizers.dvae import kl_share, kl_weight, logit_laplace_nll, split_output, temperature
-from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
-from worldloom.tokenizers.image import PLACE_AFTER, ImageTokenizer, build_autoencoder, to_network, to_pictures
+from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
+from worldloom.tokenizers.learned import LearnedTokenizer
 from worldloom.tokenizers.measures import psnr
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
+from worldloom.tokenizers.quantizers.codebooks import perplexity
+from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge
 from worldloom.tokenizers.vqvae import reconstruction_loss
 
 MEASURE_EVERY = 10  # steps between PSNRs of a training batch
+VARIANCE_OF = 1024  # pictures
 
 
 class VqGanLearner:
@@ -40,9 +41,8 @@ class VqGanLearner:
 
     def __init__(
         self,
-        autoencoder: DiscreteAutoencoder,
+        tokenizer: LearnedTokenizer,
         settings: VqGan,
-        size: int,
         steps: int,
         learning_rate: float,
         betas: tuple[float, float],
@@ -50,7 +50,8 @@ class VqGanLearner:
         seed: int,
         precision: Precision,
     ) -> None:
-        self.autoencoder = autoencoder
+        self.tokenizer = tokenizer
+        self.autoencoder = autoencoder = tokenizer.autoencoder
         self.settings = settings
         self.precision = precision
         self.start = round(settings.adversarial_from * steps)
@@ -60,7 +61,7 @@ class VqGanLearner:
         players = [Player("generator", autoencoder, learning_rate, betas, weight_decay)]
         if settings.adversarial_weight and self.start < steps:
             smallest = smallest_side(settings.discriminator_layers)
-            if size < smallest:
+            if (size := min(tokenizer.value_shape[-3:-1])) < smallest:
                 raise ValueError(
                     f"a discriminator of {settings.discriminator_layers} layers needs pictures of at least {smallest} pixels, "
                     f"these have {size}; set tokenizer.discriminator_layers lower or tokenizer.adversarial_weight to 0"
@@ -72,7 +73,7 @@ class VqGanLearner:
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
         self.autoencoder.train()
-        x = _input(self.autoencoder, self.settings, batch)
+        x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
         xhat = made.pictures.float()
@@ -84,7 +85,7 @@ class VqGanLearner:
                     real_features = self.perceptual.features(x)
                 distance = self.perceptual.distance(real_features, self.perceptual.features(xhat))
             losses[self.perceptual.name] = self.settings.perceptual_weight * distance
-        metrics = _metrics(self.autoencoder, self.settings, batch, made, step)
+        metrics = _metrics(self.tokenizer, batch, made, step)
         factor = gate(step, self.start, self.ramp)
         if self.discriminator is None or factor == 0:
             yield Turn("generator", losses, metrics, {"pictures": len(x)})
@@ -116,7 +117,7 @@ class VqVaeLearner:
 
     def __init__(
         self,
-        autoencoder: DiscreteAutoencoder,
+        tokenizer: LearnedTokenizer,
         settings: VqVae,
         variance: float,
         learning_rate: float,
@@ -124,7 +125,8 @@ class VqVaeLearner:
         weight_decay: float,
         precision: Precision,
     ) -> None:
-        self.autoencoder = autoencoder
+        self.tokenizer = tokenizer
+        self.autoencoder = autoencoder = tokenizer.autoencoder
         self.settings = settings
         self.variance = variance
         self.precision = precision
@@ -132,11 +134,11 @@ class VqVaeLearner:
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
         self.autoencoder.train()
-        x = _input(self.autoencoder, self.settings, batch)
+        x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
         losses = {"reconstruction": reconstruction_loss(x, made.pictures, self.variance), "codebook": made.quantized.loss}
-        yield Turn("generator", losses, _metrics(self.autoencoder, self.settings, batch, made, step), {"pictures": len(x)})
+        yield Turn("generator", losses, _metrics(self.tokenizer, batch, made, step), {"pictures": len(x)})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -150,7 +152,7 @@ class DvaeLearner:
 
     def __init__(
         self,
-        autoencoder: DiscreteAutoencoder,
+        tokenizer: LearnedTokenizer,
         settings: Dvae,
         steps: int,
         learning_rate: float,
@@ -158,7 +160,8 @@ class DvaeLearner:
         weight_decay: float,
         precision: Precision,
     ) -> None:
-        self.autoencoder = autoencoder
+        self.tokenizer = tokenizer
+        self.autoencoder = autoencoder = tokenizer.autoencoder
         self.settings = settings
         self.precision = precision
         self.fall = round(settings.temperature_fall * steps)
@@ -171,11 +174,11 @@ class DvaeLearner:
         assert isinstance(quantizer, GumbelQuantizer)
         quantizer.temperature = temperature(step, self.fall, self.settings.temperature)
         quantizer.kl_weight = kl_share(kl_weight(step, self.rise, self.settings.kl_weight), self.settings.downsample)
-        x = _input(self.autoencoder, self.settings, batch)
+        x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
         losses = {"nll": logit_laplace_nll(x, *split_output(made.pictures)).mean(), "kl": made.quantized.loss}
-        metrics = _metrics(self.autoencoder, self.settings, batch, made, step)
+        metrics = _metrics(self.tokenizer, batch, made, step)
         yield Turn("generator", losses, {**metrics, "temperature": quantizer.temperature}, {"pictures": len(x)})
 
     def state(self) -> dict[str, Any]:
@@ -185,33 +188,31 @@ class DvaeLearner:
         pass
 
 
-def image_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> ImageTokenizer:
-    """The untrained tokenizer that the settings ask for; ValueError where the stream is not there, not pictures, or does not divide."""
-    stream = dataset.streams.get(settings.stream)
-    if not isinstance(stream, ImageStream):
-        found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
-        raise ValueError(f"stream: {settings.stream!r} is no stream of pictures of this dataset, which has {found}")
-    about = settings.tokenizer
-    if not isinstance(about, Dvae) and about.codebook != "fsq" and about.place_after is None:
-        about = about.model_copy(update={"place_after": min(PLACE_AFTER, settings.steps // 10)})
-    return ImageTokenizer(build_autoencoder(about, settings.seed), about, stream.size)
+def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageTokenizer:
+    """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's pictures."""
+    form = {"height": stream.height, "width": stream.width}
+    return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
 
 
-def learner_of(settings: TrainTokenizer, tokenizer: ImageTokenizer, batches: PictureBatches) -> Learner:
+def learner_of(settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: ValueBatches) -> Learner:
     """The learner of the tokenizer's type."""
-    about, autoencoder = settings.tokenizer, tokenizer.autoencoder
+    about = settings.tokenizer
     precision = resolve_precision(settings.precision)
     rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
     if isinstance(about, VqGan):
-        return VqGanLearner(autoencoder, about, tokenizer.size, settings.steps, rate, betas, decay, settings.seed, precision)
+        return VqGanLearner(tokenizer, about, settings.steps, rate, betas, decay, settings.seed, precision)
     if isinstance(about, VqVae):
-        return VqVaeLearner(autoencoder, about, batches.variance(), rate, betas, decay, precision)
-    return DvaeLearner(autoencoder, about, settings.steps, rate, betas, decay, precision)
+        return VqVaeLearner(tokenizer, about, variance(batches), rate, betas, decay, precision)
+    return DvaeLearner(tokenizer, about, settings.steps, rate, betas, decay, precision)
 
 
-def _input(autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any) -> Tensor:
-    pictures = torch.as_tensor(np.asarray(batch)).to(next(autoencoder.parameters()).device)
-    return to_network(settings, pictures)
+def variance(batches: ValueBatches) -> float:
+    """Of the first pictures of the first epoch, in [-1, 1]: what a VQ-VAE divides its error by."""
+    return max(float((batches.some(VARIANCE_OF) / 127.5).var()), 1e-6)
+
+
+def _input(tokenizer: LearnedTokenizer, batch: Any) -> Tensor:
+    return tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(tokenizer.device))
 
 
 def _autocast(x: Tensor, precision: Precision) -> AbstractContextManager[Any]:
@@ -223,13 +224,11 @@ def _perceptual(settings: VqGan) -> PerceptualLoss:
 
 
 @torch.no_grad()
-def _metrics(
-    autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, batch: Any, made: Reconstruction, step: int
-) -> Mapping[str, Tensor | float]:
+def _metrics(tokenizer: LearnedTokenizer, batch: Any, made: Reconstruction, step: int) -> Mapping[str, Tensor | float]:
     """Use and perplexity of the codebook, and now and then the PSNR of this batch."""
-    statistics = autoencoder.quantizer.statistics
+    statistics = tokenizer.autoencoder.quantizer.statistics
     metrics: dict[str, Tensor | float] = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
     if step % MEASURE_EVERY == 0:
         pictures = torch.as_tensor(np.asarray(batch)).to(made.pictures.device)
-        metrics["psnr"] = psnr(pictures, to_pictures(settings, made.pictures)).mean()
+        metrics["psnr"] = psnr(pictures, tokenizer.to_values(made.pictures)).mean()
     return metrics

@@ -17,7 +17,7 @@ class TrainTextTokenizer(StageSettings):
 
     run: Literal["train_text_tokenizer"]
     data: DatasetRef
-    stream: Annotated[str, StreamName("text")] = Field(description="the stream of texts to learn")
+    stream: Annotated[str, StreamName(("text",))] = Field(description="the stream of texts to learn")
     vocab_size: Annotated[int, Field(ge=261, le=1 << 20, description="pieces, at most; 260 are control pieces and bytes")] = 512
     model_type: Literal["bpe", "unigram"] = "bpe"
     most_sentences: PositiveInt = Field(1_000_000, description="texts to learn from, from the start of the training split")

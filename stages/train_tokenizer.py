@@ -1,4 +1,4 @@
-"""Trains an image tokenizer on one stream of a dataset: VQ-GAN (the default), VQ-VAE or dVAE."""
+"""Trains a tokenizer on one stream of a dataset: VQ-GAN (the default), VQ-VAE or dVAE."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
-from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan
+from worldloom.tokenizers.image_settings import ImageTokenizerSettings, VqGan
 
 
 class TrainTokenizer(TrainingSettings):
@@ -20,50 +20,52 @@ class TrainTokenizer(TrainingSettings):
 
     run: Literal["train_tokenizer"]
     data: DatasetRef
-    stream: Annotated[str, StreamName("image")] = Field(description="the stream of pictures to learn")
-    tokenizer: ImageTokenizerSettings = VqGan()
+    stream: Annotated[str, StreamName(("image", "video", "audio"))] = Field(description="the stream to learn")
+    tokenizer: ImageTokenizerSettings = VqGan()  # of every kind that is trained
     batch_size: PositiveInt = Field(32, description="pictures a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
     measured: PositiveInt = Field(2_000, description="pictures of each split that the final figures are taken from, at most")
 
     @model_validator(mode="after")
     def _places_codes_before_it_ends(self) -> Self:
-        after = None if isinstance(self.tokenizer, Dvae) else self.tokenizer.place_after
+        after = getattr(getattr(self.tokenizer, "quantizer", None), "place_after", None)
         if after is not None and after >= self.steps - 1:
             raise ValueError(
-                f"tokenizer.place_after ({after}) must be below steps ({self.steps}) by two or more; leave it out to have it follow steps"
+                f"tokenizer.quantizer.place_after ({after}) must be below steps ({self.steps}) by two or more; "
+                f"leave it out to have it follow steps"
             )
         return self
 
 
 def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
-    """Trains; rank 0 then writes the tokenizer, measures it on pictures that training has not seen, and shows some."""
+    """Trains; rank 0 then writes the tokenizer, measures it on values that training has not seen, and shows some."""
     from dataclasses import replace
 
     from worldloom.stages.dataset import Dataset
-    from worldloom.stages.picture_batches import PictureBatches
-    from worldloom.stages.tokenizer_figures import report_tokenizer
-    from worldloom.stages.tokenizer_learner import image_tokenizer, learner_of
+    from worldloom.stages.tokenizer_kinds import kind_of_tokenizer
     from worldloom.stages.training import train
+    from worldloom.stages.value_batches import ValueBatches
 
     if (out / "card.json").exists():
         return
     dataset = Dataset(inputs["data"])
-    tokenizer = image_tokenizer(settings, dataset)
-    batches = PictureBatches(dataset, "train", settings.stream, settings.batch_size, settings.seed, worker)
+    kind = kind_of_tokenizer(settings, dataset)
+    tokenizer = kind.build(settings, dataset.streams[settings.stream])
+    batches = ValueBatches(dataset, "train", settings.stream, settings.batch_size, settings.seed, worker)
     # The adaptive weight needs whole parameters, so a profile's ZeRO 3 stops at 2 here.
-    train(learner_of(settings, tokenizer, batches), settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
+    train(kind.learner(settings, tokenizer, batches), settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
     if worker.rank == 0:
+        kind.report(settings, tokenizer, dataset, out, worker.threads)
         tokenizer.save_pretrained(out / "tokenizer")
-        report_tokenizer(settings, tokenizer, dataset, out, worker.threads)
 
 
 def finish(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """What there is, read back."""
     import json
+    from math import prod
 
     config = json.loads((out / "tokenizer" / "config.json").read_bytes())
-    return {"codebook_size": config["codebook_size"], "codes_per_sample": config["shape"][0] * config["shape"][1]}
+    return {"codebook_size": config["codebook_size"], "codes_per_sample": prod(config["shape"])}
 
 
 def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str, str]:
@@ -79,7 +81,9 @@ def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str
 def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estimate:
     """Codes of one picture."""
     stream = (inputs["data"].streams or {}).get(settings.stream)
-    return Estimate(codes=(stream.size // settings.tokenizer.downsample) ** 2) if isinstance(stream, ImageStream) else Estimate()
+    return (
+        Estimate(codes=stream.height * stream.width // settings.tokenizer.downsample**2) if isinstance(stream, ImageStream) else Estimate()
+    )
 
 
 STAGE = StageKind(

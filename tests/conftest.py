@@ -29,9 +29,10 @@ class UntrainedWorld(Untrained):
 def _tokenizer(settings: UntrainedTokenizer, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
     from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
     from worldloom.tokenizers.image_settings import VqVae
+    from worldloom.tokenizers.quantizers.settings import Ema
 
-    parts = VqVae(codebook_size=17, downsample=8, width=4, blocks=1, code_width=3)
-    ImageTokenizer(build_autoencoder(parts, seed=1).eval(), parts, settings.size).save_pretrained(out / "tokenizer")
+    parts = VqVae(codebook_size=17, downsample=8, width=4, blocks=1, quantizer=Ema(code_width=3))
+    ImageTokenizer(build_autoencoder(parts, seed=1).eval(), parts, settings.size, settings.size).save_pretrained(out / "tokenizer")
 
 
 def _world(settings: UntrainedWorld, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from worldloom.tokenizers.convnet import ConvDecoder, ConvEncoder
-from worldloom.tokenizers.quantized import Quantized, Quantizer
+from worldloom.tokenizers.networks.convnet import ConvDecoder, ConvEncoder
+from worldloom.tokenizers.quantizers.quantized import Quantized, Quantizer
 
 
 class Reconstruction(NamedTuple):

@@ -1,11 +1,10 @@
 """Settings of the image tokenizers, one model a type. Imports no torch: pipeline files are validated without it."""
 
-from math import prod
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, QuantizerSettings, Share
 
 
 class _Settings(BaseModel):
@@ -22,7 +21,6 @@ class _Autoencoder(_Settings):
     ] = 2
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
-    code_width: Annotated[int, Field(ge=2, le=4096, description="numbers in one code's vector")] = 32
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:
@@ -35,35 +33,18 @@ class _Autoencoder(_Settings):
 
 
 class _VectorQuantized(_Autoencoder):
-    codebook: Literal["ema", "gradient", "fsq"] = Field(
-        default="ema",
-        description="how codes learn: moving averages of their vectors, or by gradient; fsq: not at all, channels are rounded to levels",
-    )
-    fsq_levels: tuple[Annotated[int, Field(ge=3, le=256)], ...] | None = Field(
-        default=None, description="for fsq: levels of each channel; their product is codebook_size (8, 8, 8 for 512; 5 or more are best)"
-    )
-    commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
-    decay: Annotated[float, Field(ge=0, lt=1, description="of the codebook's moving averages")] = 0.99
-    place_after: Annotated[int, Field(ge=-1)] | None = Field(
-        default=None,
-        description="steps before k-means places the codes in the data; -1: random start; null: 50, or a tenth of fewer than 500 steps",
-    )
-    restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
-    dead_below: NonNegativeFloat = Field(default=0.03, description="a code used less than this share of even use is dead")
-    least_use: Share = Field(default=0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+    quantizer: AnyQuantizer = Field(default=Ema(), description="how the encoder's vectors become codes")
 
     @model_validator(mode="after")
-    def _levels_are_those_of_fsq(self) -> Self:
-        if (self.codebook == "fsq") != (self.fsq_levels is not None):
-            raise ValueError(f"fsq_levels goes with codebook: fsq and only with it, got codebook {self.codebook} and {self.fsq_levels}")
-        if self.fsq_levels is None:
-            return self
-        if prod(self.fsq_levels) != self.codebook_size:
-            raise ValueError(f"fsq_levels make {prod(self.fsq_levels)} codes, codebook_size is {self.codebook_size}; make them equal")
-        learnt = ("code_width", "commitment", "decay", "place_after", "restart_every", "dead_below")
-        if moot := [name for name in learnt if getattr(self, name) != type(self).model_fields[name].default]:
-            raise ValueError(f"{', '.join(moot)} cannot change anything under fsq, which has no codebook to keep; leave it out")
+    def _codebook_is_the_quantizers(self) -> Self:
+        codes = self.quantizer.codes()
+        if codes is not None and codes != self.codebook_size:
+            raise ValueError(f"quantizer.levels make {codes} codes, codebook_size is {self.codebook_size}; make them equal")
         return self
+
+    def resolved(self, steps: int) -> Self:
+        """The same with what follows from the length of the training written out."""
+        return self.model_copy(update={"quantizer": self.quantizer.resolved(steps)})
 
 
 class VqGan(_VectorQuantized):
@@ -96,10 +77,10 @@ class VqVae(_VectorQuantized):
 
 
 class Dvae(_Autoencoder):
-    """Discrete VAE (arXiv:2102.12092, appendix A). `code_width` is the width of the decoder's input."""
+    """Discrete VAE (arXiv:2102.12092, appendix A)."""
 
     type: Literal["dvae"] = "dvae"
-    code_width: Annotated[int, Field(ge=2, le=4096)] = 128
+    code_width: Annotated[int, Field(ge=2, le=4096, description="width of the decoder's input")] = 128
     kl_weight: NonNegativeFloat = Field(
         default=6.6, description="of KL(q || uniform); summed over codes, divided by the number of pixel values"
     )
@@ -110,7 +91,11 @@ class Dvae(_Autoencoder):
     temperature_fall: Share = Field(
         default=0.6, description="share of the steps over which the temperature falls (150,000 updates in the paper)"
     )
-    least_use: Share = Field(default=0.01, description="share of codes used under which the training is stopped as collapsed; 0: never")
+    counting: QuantizerSettings = Field(default=QuantizerSettings(), description="when the use of the codes is too low")
+
+    def resolved(self, steps: int) -> Self:
+        """The same: nothing of it follows from the length of the training."""
+        return self
 
 
 ImageTokenizerSettings = Annotated[VqGan | VqVae | Dvae, Field(discriminator="type")]

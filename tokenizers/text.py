@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import sentencepiece
@@ -27,7 +27,8 @@ ModelType = Literal["bpe", "unigram"]
 class TextTokenizer:
     """Texts to arrays of sentencepiece ids."""
 
-    kind = "text"
+    kind: ClassVar[str] = "text"
+    levels = 1
     shape = None
 
     def __init__(self, model: bytes) -> None:

@@ -1,7 +1,7 @@
 """What every tokenizer is: samples to codes and back, the codes local integers 0 .. codebook_size - 1."""
 
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -9,11 +9,16 @@ import numpy as np
 class Tokenizer(Protocol):
     """Deterministic, batch-invariant, and the same after `save_pretrained` and `from_pretrained`."""
 
-    kind: str  # the kind of stream it serves: "text", "image"
+    kind: ClassVar[str]  # the kind of stream it serves: "text", "image", "video", "audio", "action"
 
     @property
     def codebook_size(self) -> int:
-        """How many codes there are."""
+        """How many codes there are; of one level, where there are several."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """Codes at one place, each of a codebook of its own; where there are more than one, they are the last axis of `shape`."""
         ...
 
     @property
@@ -27,7 +32,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, batch: Any) -> Any:
-        """Pictures, uint8 [B, H, W, 3] -> int64 array [B, h, w]; texts, a list of B strings -> a list of B int64 arrays."""
+        """Values [B, *form] -> int64 array [B, *shape]; texts, a list of B strings -> a list of B int64 arrays."""
         ...
 
     def decode(self, codes: Any) -> Any:

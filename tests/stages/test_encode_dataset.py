@@ -23,7 +23,7 @@ from worldloom.tokenizers.image_settings import VqVae
 from worldloom.tokenizers.load import load_tokenizer
 from worldloom.tokenizers.text import train_text
 
-STREAMS = {"caption": TextStream(kind="text"), "frame": ImageStream(kind="image", size=8)}
+STREAMS = {"caption": TextStream(kind="text"), "frame": ImageStream(kind="image", height=8, width=8)}
 SIZES = {"train": (5, 7, 1), "validation": (2,)}  # samples a shard
 BATCH = 3
 
@@ -69,8 +69,8 @@ def root(tmp_path_factory):
         return {}
 
     make(root, "data", run, finish, "dataset")
-    settings = VqVae(codebook_size=300, downsample=4, width=4, blocks=1, code_width=3, place_after=-1)
-    frame = ImageTokenizer(build_autoencoder(settings, seed=0), settings, size=8)
+    settings = VqVae(codebook_size=300, downsample=4, width=4, blocks=1, quantizer=Ema(code_width=3, place_after=-1))
+    frame = ImageTokenizer(build_autoencoder(settings, seed=0), settings, height=8, width=8)
     text = train_text((caption(i) for i in range(40)), vocab_size=300)
     for name, tokenizer in (("frame_codes", frame), ("caption_codes", text)):
         make(root, name, lambda s, i, out, w, t=tokenizer: t.save_pretrained(out / "tokenizer"), lambda *_: {}, "tokenizer")

@@ -4,25 +4,31 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.stages.picture_batches import PictureBatches
 from worldloom.stages.tokenizer_learner import DvaeLearner, VqGanLearner, VqVaeLearner, learner_of
 from worldloom.stages.train_tokenizer import TrainTokenizer
-from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer
-from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
+from worldloom.stages.value_batches import ValueBatches
+from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
+from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
+from worldloom.tokenizers.quantizers.settings import Ema
 
 
-class Even(PictureBatches):
+class Even(ValueBatches):
     """Stands in for batches of which only the variance is asked."""
 
     def __init__(self) -> None:
         pass
 
-    def variance(self) -> float:
-        return 1.0
+    def some(self, most: int) -> np.ndarray:
+        return np.array([0.0, 255.0])
 
 
-SMALL: dict[str, Any] = {"codebook_size": 13, "downsample": 4, "width": 4, "blocks": 1, "code_width": 3}
+SMALL: dict[str, Any] = {"codebook_size": 13, "downsample": 4, "width": 4, "blocks": 1}
+RANDOM = Ema(code_width=3, place_after=-1)
+
+
+def untrained(settings: VqGan | VqVae | Dvae) -> ImageTokenizer:
+    return ImageTokenizer.build(settings, {"height": 16, "width": 16}, seed=0)
 
 
 def pictures(count: int = 6) -> np.ndarray:
@@ -33,7 +39,7 @@ def vqgan(**changes: object) -> VqGanLearner:
     settings = VqGan(
         **{
             **SMALL,
-            "place_after": -1,
+            "quantizer": RANDOM,
             "discriminator_width": 4,
             "adversarial_from": 0.5,
             "adversarial_ramp": 0.2,
@@ -41,7 +47,7 @@ def vqgan(**changes: object) -> VqGanLearner:
             **changes,
         }
     )
-    return VqGanLearner(build_autoencoder(settings, 0), settings, 16, 10, 1e-3, (0.9, 0.95), 0.0, 0, "fp32")
+    return VqGanLearner(untrained(settings), settings, 10, 1e-3, (0.9, 0.95), 0.0, 0, "fp32")
 
 
 def gradients(module: torch.nn.Module) -> list[bool]:
@@ -100,13 +106,13 @@ def test_without_adversarial_weight_there_is_one_player() -> None:
 @pytest.mark.parametrize("tokenizer", [VqGan(**SMALL), VqVae(**SMALL), Dvae(**SMALL)], ids=lambda tokenizer: tokenizer.type)
 def test_weight_decay_reaches_the_autoencoder_of_every_type(tokenizer: VqGan | VqVae | Dvae) -> None:
     settings = TrainTokenizer(run="train_tokenizer", data="data", stream="view", tokenizer=tokenizer, weight_decay=0.25)
-    learner = learner_of(settings, ImageTokenizer(build_autoencoder(tokenizer, 0), tokenizer, 16), Even())
+    learner = learner_of(settings, untrained(tokenizer), Even())
     assert [player.weight_decay for player in learner.players if player.name == "generator"] == [0.25]
 
 
 def test_the_dvaes_schedules_are_set_for_the_step() -> None:
-    settings = Dvae(**SMALL, kl_rise=0.5, temperature_fall=0.5, temperature=0.25)
-    learner = DvaeLearner(build_autoencoder(settings, 0), settings, 40, 1e-3, (0.9, 0.95), 0.0, "fp32")
+    settings = Dvae(**SMALL, code_width=3, kl_rise=0.5, temperature_fall=0.5, temperature=0.25)
+    learner = DvaeLearner(untrained(settings), settings, 40, 1e-3, (0.9, 0.95), 0.0, "fp32")
     quantizer, found = learner.autoencoder.quantizer, {}
     assert isinstance(quantizer, GumbelQuantizer)
     for step in (0, 10, 20, 39):
@@ -124,11 +130,11 @@ def test_pictures_too_small_for_the_discriminator_are_refused() -> None:
 
 
 def test_every_type_learns_a_picture_by_heart() -> None:
-    vae, gumbel = VqVae(**SMALL, place_after=5), Dvae(**SMALL, kl_weight=0.0)
+    vae, gumbel = VqVae(**SMALL, quantizer=Ema(code_width=3, place_after=5)), Dvae(**SMALL, code_width=3, kl_weight=0.0)
     learners = (
         vqgan(adversarial_weight=0.0),
-        VqVaeLearner(build_autoencoder(vae, 0), vae, 0.3, 1e-3, (0.9, 0.95), 0.0, "fp32"),
-        DvaeLearner(build_autoencoder(gumbel, 0), gumbel, 40, 1e-3, (0.9, 0.95), 0.0, "fp32"),
+        VqVaeLearner(untrained(vae), vae, 0.3, 1e-3, (0.9, 0.95), 0.0, "fp32"),
+        DvaeLearner(untrained(gumbel), gumbel, 40, 1e-3, (0.9, 0.95), 0.0, "fp32"),
     )
     batch = np.repeat(pictures(1) // 2 * 0 + np.array([200, 40, 90], np.uint8), 4, axis=0)
     for learner in learners:
@@ -145,8 +151,8 @@ def test_every_type_learns_a_picture_by_heart() -> None:
 
 
 def test_bfloat16_is_for_the_networks_and_not_for_codes_and_losses() -> None:
-    settings = VqGan(**SMALL, place_after=-1, adversarial_from=0.0, discriminator_width=4)
-    learner = VqGanLearner(build_autoencoder(settings, 0), settings, 16, 10, 1e-3, (0.9, 0.95), 0.0, 0, "bf16")
+    settings = VqGan(**SMALL, quantizer=RANDOM, adversarial_from=0.0, discriminator_width=4)
+    learner = VqGanLearner(untrained(settings), settings, 10, 1e-3, (0.9, 0.95), 0.0, 0, "bf16")
     for turn in learner.turns(pictures(), 5):
         assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in turn.losses.values())
     assert all(value.dtype in (torch.float32, torch.int64) for value in learner.autoencoder.state_dict().values())

@@ -18,12 +18,13 @@ from worldloom.stages.worker import Interrupted, Worker
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import VqGan
 
-SMALL = {"codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "code_width": 3}
+SMALL = {"codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1}
+EMA = {"type": "ema", "code_width": 3, "place_after": 2}
 TYPES: dict[str, dict[str, Any]] = {
-    "vqgan": {"type": "vqgan", **SMALL, "place_after": 2, "discriminator_width": 4, "adversarial_from": 0.5},
-    "vqvae": {"type": "vqvae", **SMALL, "place_after": 2, "codebook": "gradient"},
-    "fsq": {"type": "vqvae", "codebook_size": 9, "downsample": 4, "width": 4, "blocks": 1, "codebook": "fsq", "fsq_levels": (3, 3)},
-    "dvae": {"type": "dvae", **SMALL},
+    "vqgan": {"type": "vqgan", **SMALL, "quantizer": EMA, "discriminator_width": 4, "adversarial_from": 0.5},
+    "vqvae": {"type": "vqvae", **SMALL, "quantizer": {**EMA, "type": "gradient"}},
+    "fsq": {"type": "vqvae", **SMALL, "quantizer": {"type": "fsq", "levels": (3, 3)}},
+    "dvae": {"type": "dvae", **SMALL, "code_width": 3},
 }
 
 

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.load import load_tokenizer
+from worldloom.tokenizers.quantizers.settings import Ema, Fsq, Gradient
 
 SIZE = 24
 SETTINGS = [
-    VqGan(codebook_size=11, downsample=8, width=4, blocks=1, code_width=3),
-    VqVae(codebook_size=11, downsample=4, width=4, blocks=1, code_width=3, codebook="gradient"),
-    VqVae(codebook_size=15, downsample=4, width=4, blocks=1, codebook="fsq", fsq_levels=(5, 3)),
+    VqGan(codebook_size=11, downsample=8, width=4, blocks=1, quantizer=Ema(code_width=3)),
+    VqVae(codebook_size=11, downsample=4, width=4, blocks=1, quantizer=Gradient(code_width=3)),
+    VqVae(codebook_size=15, downsample=4, width=4, blocks=1, quantizer=Fsq(levels=(5, 3))),
     Dvae(codebook_size=11, downsample=8, patch=4, width=4, blocks=1, code_width=5),
 ]
 
@@ -28,7 +29,7 @@ def tokenizer(settings: VqGan | VqVae | Dvae = SETTINGS[0], seed: int = 3) -> Im
         for value in autoencoder.state_dict().values():
             if value.is_floating_point():
                 value.add_(0.3 * torch.randn(value.shape, generator=generator))
-    return ImageTokenizer(autoencoder, settings, SIZE)
+    return ImageTokenizer(autoencoder, settings, SIZE, SIZE)
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -72,7 +73,7 @@ def test_the_fingerprint_changes_with_one_weight_and_with_settings() -> None:
     with torch.no_grad():
         next(image.autoencoder.parameters()).view(-1)[0] += 1e-6
     assert image.fingerprint != first
-    other = ImageTokenizer(tokenizer().autoencoder, SETTINGS[0].model_copy(update={"commitment": 0.3}), SIZE)
+    other = ImageTokenizer(tokenizer().autoencoder, SETTINGS[0].model_copy(update={"adversarial_weight": 0.3}), SIZE, SIZE)
     assert other.fingerprint != first
 
 
@@ -107,7 +108,7 @@ def test_unsigned_codes_from_a_shard_are_read() -> None:
 
 def test_a_picture_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="pictures of 20 pixels cannot be divided into cells of 8"):
-        ImageTokenizer(build_autoencoder(SETTINGS[0], 0), SETTINGS[0], 20)
+        ImageTokenizer(build_autoencoder(SETTINGS[0], 0), SETTINGS[0], 20, 20)
 
 
 def test_files_of_another_run_are_refused(tmp_path: Path) -> None:
@@ -142,13 +143,13 @@ def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) ->
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"codebook": "fsq"}, "fsq_levels goes with codebook: fsq and only with it, got codebook fsq and None"),
-        ({"codebook": "fsq", "fsq_levels": (2, 256)}, "greater than or equal to 3"),
-        ({"fsq_levels": (8, 8, 8)}, "only with it, got codebook ema"),
-        ({"codebook": "fsq", "fsq_levels": (5, 3)}, "fsq_levels make 15 codes, codebook_size is 512"),
-        ({"codebook": "fsq", "fsq_levels": (8, 8, 8), "decay": 0.9}, "decay cannot change anything under fsq"),
+        ({"type": "fsq"}, "levels"),
+        ({"type": "fsq", "levels": (2, 256)}, "greater than or equal to 3"),
+        ({"type": "ema", "levels": (8, 8, 8)}, "Extra inputs are not permitted"),
+        ({"type": "fsq", "levels": (5, 3)}, "make 15 codes, codebook_size is 512"),
+        ({"type": "fsq", "levels": (8, 8, 8), "decay": 0.9}, "Extra inputs are not permitted"),
     ],
 )
 def test_settings_that_fsq_would_ignore_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        VqVae.model_validate(wrong)
+        VqVae.model_validate({"quantizer": wrong})

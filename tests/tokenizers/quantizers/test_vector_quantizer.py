@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from worldloom.tokenizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
-from worldloom.tokenizers.vector_quantizer import VectorQuantizer
+from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
+from worldloom.tokenizers.quantizers.vector_quantizer import VectorQuantizer
 
 QUIET = Upkeep(place_after=-1, restart_every=0, least_use=0)
 B, K, D, H, W = 2, 7, 3, 5, 4

@@ -5,21 +5,22 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from worldloom.tokenizers.codebooks import CodeStatistics
+from worldloom.tokenizers.quantizers.codebooks import CodeStatistics
 
 
 class Quantized(NamedTuple):
-    """B batch, D code width, h x w grid."""
+    """B batch, D code width; the grid has as many axes as the data: [h, w] of a picture."""
 
-    z: Tensor  # [B, D, h, w]: what the decoder reads; gradients pass to the encoder
-    codes: Tensor  # int64 [B, h, w]
+    z: Tensor  # [B, D, *grid]: what the decoder reads; gradients pass to the encoder
+    codes: Tensor  # int64 [B, *grid]
     loss: Tensor  # scalar, float32: the quantizer's own loss, its weights applied
 
 
 class Quantizer(Protocol):
     """Maps the encoder's output to codes and codes to what the decoder reads; an nn.Module."""
 
-    codebook_size: int
+    codebook_size: int  # codes of one level
+    levels: int  # codes at one place of the grid; where there are more than one, `codes` and what encode gives have them as a last axis
     in_width: int  # channels it takes from the encoder
     out_width: int  # channels it hands to the decoder
 
@@ -29,15 +30,15 @@ class Quantizer(Protocol):
         ...
 
     def __call__(self, z: Tensor) -> Quantized:
-        """[B, in_width, h, w] -> Quantized; in training mode it may also update its statistics."""
+        """[B, in_width, *grid] -> Quantized; in training mode it may also update its statistics."""
         ...
 
     def encode(self, z: Tensor) -> Tensor:
-        """[B, in_width, h, w] -> int64 codes [B, h, w]; never random."""
+        """[B, in_width, *grid] -> int64 codes [B, *grid]; never random."""
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 codes [B, h, w] -> [B, out_width, h, w]; ValueError for a code out of range."""
+        """int64 codes [B, *grid] -> [B, out_width, *grid]; ValueError for a code out of range."""
         ...
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from worldloom.tokenizers.nearest import nearest_codes
+from worldloom.tokenizers.quantizers.nearest import nearest_codes
 
 
 def kmeans(vectors_ND: Tensor, clusters: int, rounds: int, generator: torch.Generator) -> Tensor:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worldloom.tokenizers.codebooks import CodeStatistics, Float32State, Upkeep
-from worldloom.tokenizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.quantizers.codebooks import CodeStatistics, Float32State, Upkeep
+from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
 
 MARGIN = 1e-3  # the bound reaches this share beyond the outermost levels, so that they can be left again
 MOST_LEVELS = 256  # of a channel; from about 1,000 on the margin would add a level
@@ -34,6 +34,7 @@ class FsqQuantizer(Float32State):
         if not levels or min(levels) < 3 or max(levels) > MOST_LEVELS:
             raise ValueError(f"every channel has 3 to {MOST_LEVELS} levels (5 or more work best), got {list(levels)}")
         self.codebook_size = math.prod(levels)
+        self.levels = 1
         self.in_width = self.out_width = len(levels)
         self.statistics = CodeStatistics(self.codebook_size, upkeep)
         counts = torch.tensor(levels, dtype=torch.float64)

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldloom.tokenizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
-from worldloom.tokenizers.nearest import nearest_codes
-from worldloom.tokenizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
+from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
+from worldloom.tokenizers.quantizers.nearest import nearest_codes
+from worldloom.tokenizers.quantizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
 
 UPKEEP = Upkeep(place_after=1, restart_every=2, dead_below=0.9, decay=0.7, least_use=0)
 BATCH, UPDATES = 10, 9

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.tokenizers.codebooks import CodebookCollapse, EmaCodebook, GradientCodebook, Upkeep, perplexity
-from worldloom.tokenizers.nearest import nearest_codes
+from worldloom.tokenizers.quantizers.codebooks import CodebookCollapse, EmaCodebook, GradientCodebook, Upkeep, perplexity
+from worldloom.tokenizers.quantizers.nearest import nearest_codes
 
 QUIET = Upkeep(place_after=-1, restart_every=0, least_use=0)  # averages only
 

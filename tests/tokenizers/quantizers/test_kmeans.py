@@ -1,6 +1,6 @@
 import torch
 
-from worldloom.tokenizers.kmeans import draw_by_error, kmeans
+from worldloom.tokenizers.quantizers.kmeans import draw_by_error, kmeans
 
 
 def test_centres_find_clusters_that_stand_apart() -> None:

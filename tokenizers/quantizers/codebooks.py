@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from worldloom.tokenizers.kmeans import draw_by_error, kmeans
-from worldloom.tokenizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
+from worldloom.tokenizers.quantizers.kmeans import draw_by_error, kmeans
+from worldloom.tokenizers.quantizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
 
 POOL = 1 << 15  # vectors of the global batch that a restart or k-means looks at
 EPSILON = 1e-5  # of the Laplace smoothing

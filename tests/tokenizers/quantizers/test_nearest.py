@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldloom.tokenizers.nearest import TILE, nearest_codes
+from worldloom.tokenizers.quantizers.nearest import TILE, nearest_codes
 
 
 def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from worldloom.tokenizers.codebooks import CodeStatistics, Float32State, Upkeep
-from worldloom.tokenizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.quantizers.codebooks import CodeStatistics, Float32State, Upkeep
+from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
 
 
 class GumbelQuantizer(Float32State):
@@ -23,6 +23,7 @@ class GumbelQuantizer(Float32State):
     def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
         super().__init__()
         self.codebook_size = self.in_width = size
+        self.levels = 1
         self.out_width = width
         self.temperature = 1.0
         self.kl_weight = 0.0

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldloom.stages import picture_batches
+from worldloom.stages import value_batches
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset
-from worldloom.stages.picture_batches import PictureBatches, Pictures
+from worldloom.stages.value_batches import ValueBatches, Values
 from worldloom.stages.worker import Worker
 
 STREAM = "view"  # of tiny_root: 12 pictures of 16 pixels to train on, in two shards
@@ -20,8 +20,8 @@ def dataset(tiny_root: Path) -> Dataset:
     return Dataset(Artifact.open(tiny_root / "artifacts" / "data" / "0123456789abcdef"))
 
 
-def batches(dataset: Dataset, worker: Worker | None = None, seed: int = 3) -> PictureBatches:
-    return PictureBatches(dataset, "train", STREAM, batch_size=4, seed=seed, worker=worker or Worker())
+def batches(dataset: Dataset, worker: Worker | None = None, seed: int = 3) -> ValueBatches:
+    return ValueBatches(dataset, "train", STREAM, batch_size=4, seed=seed, worker=worker or Worker())
 
 
 def take(source: Iterator[Any], count: int) -> list[Any]:
@@ -52,9 +52,9 @@ def test_the_ranks_parts_together_are_the_global_batch(dataset: Dataset) -> None
 
 
 def test_pictures_that_are_not_kept_are_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Pictures(dataset, "train", STREAM)
-    monkeypatch.setattr(picture_batches, "CACHE_BYTES", 0)
-    read = Pictures(dataset, "train", STREAM)
+    kept = Values(dataset, "train", STREAM)
+    monkeypatch.setattr(value_batches, "CACHE_BYTES", 0)
+    read = Values(dataset, "train", STREAM)
     index = np.array([5, 0, 11, 5])
     assert kept.kept and not read.kept
     assert np.array_equal(kept[index], read[index]) and np.array_equal(kept[index], kept[index])
@@ -72,4 +72,4 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(dataset: Dataset) -> N
 
 def test_a_split_without_pictures_is_refused(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="no sample of the split 'nowhere'"):
-        PictureBatches(dataset, "nowhere", STREAM, 4, 0, Worker())
+        ValueBatches(dataset, "nowhere", STREAM, 4, 0, Worker())

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from worldloom.tokenizers.codebooks import Upkeep
-from worldloom.tokenizers.fsq_quantizer import FsqQuantizer
+from worldloom.tokenizers.quantizers.codebooks import Upkeep
+from worldloom.tokenizers.quantizers.fsq_quantizer import FsqQuantizer
 
 PRESETS = [(8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5)]
 

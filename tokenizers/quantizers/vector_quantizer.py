@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from worldloom.tokenizers.codebooks import Codebook, CodeStatistics
-from worldloom.tokenizers.nearest import nearest_codes
-from worldloom.tokenizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.quantizers.codebooks import Codebook, CodeStatistics
+from worldloom.tokenizers.quantizers.nearest import nearest_codes
+from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
 
 
 class VectorQuantizer(nn.Module):
@@ -20,6 +20,7 @@ class VectorQuantizer(nn.Module):
         self.commitment = commitment
         self.codebook_weight = codebook_weight
         self.codebook_size = codebook.size
+        self.levels = 1
         self.in_width = self.out_width = codebook.width
 
     @property

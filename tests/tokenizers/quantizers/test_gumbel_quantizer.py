@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from worldloom.tokenizers.codebooks import Upkeep
-from worldloom.tokenizers.gumbel_quantizer import GumbelQuantizer, gumbel_softmax, kl_from_uniform
+from worldloom.tokenizers.quantizers.codebooks import Upkeep
+from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer, gumbel_softmax, kl_from_uniform
 
 B, K, D, H, W = 2, 7, 3, 5, 4
 

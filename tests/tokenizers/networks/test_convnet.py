@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldloom.tokenizers.convnet import ConvDecoder, ConvEncoder, depth_to_space, space_to_depth
+from worldloom.tokenizers.networks.convnet import ConvDecoder, ConvEncoder, depth_to_space, space_to_depth
 
 
 @pytest.mark.parametrize("patch, downsample", [(2, 2), (2, 8), (4, 8), (8, 8), (2, 16)])

@@ -1,0 +1,38 @@
+"""How a tokenizer of each kind of stream is built, taught and judged: one record a kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.learner import Learner
+from worldloom.stages.tokenizer_figures import report_tokenizer
+from worldloom.stages.tokenizer_learner import image_tokenizer, learner_of
+from worldloom.stages.train_tokenizer import TrainTokenizer
+from worldloom.stages.value_batches import ValueBatches
+from worldloom.tokenizers.learned import LearnedTokenizer
+
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """What the stage needs to know of a kind of stream."""
+
+    build: Callable[[TrainTokenizer, Any], LearnedTokenizer]  # settings, the stream's -> untrained
+    learner: Callable[[TrainTokenizer, Any, ValueBatches], Learner]
+    report: Callable[[TrainTokenizer, Any, Dataset, Path, int], None]  # writes figures.json, pictures, card.json; sets tokenizer.measured
+
+
+TOKENIZER_KINDS: dict[str, TokenizerKind] = {"image": TokenizerKind(image_tokenizer, learner_of, report_tokenizer)}
+
+
+def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKind:
+    """The record for the stream to learn; ValueError where the dataset has no such stream, or one that is not learnt by an autoencoder."""
+    stream = dataset.streams.get(settings.stream)
+    if stream is None or stream.kind not in TOKENIZER_KINDS:
+        found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
+        raise ValueError(
+            f"stream: {settings.stream!r} is no stream of this dataset that train_tokenizer can learn ({', '.join(TOKENIZER_KINDS)}); "
+            f"the dataset has {found}"
+        )
+    return TOKENIZER_KINDS[stream.kind]

@@ -1,0 +1,195 @@
+"""What every tokenizer around a DiscreteAutoencoder shares: its files, fingerprint and batches. Kinds differ in values and networks."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
+
+FORMAT = 2
+
+
+class LearnedTokenizer(ABC):
+    """Values of one fixed form to codes of one fixed shape and back; in float32, deterministic.
+
+    A kind is a subclass: it says what its values are, and how they become the networks' input and come back.
+    """
+
+    kind: ClassVar[str]
+    values: ClassVar[str]  # what they are called in messages: "pictures"
+    batch: ClassVar[int] = 16  # values at a time, always exactly this many, so that codes do not depend on what else is in a batch
+    value_type: ClassVar[torch.dtype]
+
+    def __init__(self, autoencoder: DiscreteAutoencoder, settings: Any) -> None:
+        self.autoencoder = autoencoder
+        self.settings = settings
+        self.measured = ""  # a section of README.md, in Markdown: what whoever trained it found
+
+    @property
+    @abstractmethod
+    def value_shape(self) -> tuple[int, ...]:
+        """Shape of one value."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one value's codes; the last axis is the levels' where there are several."""
+
+    @property
+    @abstractmethod
+    def form(self) -> dict[str, Any]:
+        """What config.json says of the values; with the settings, all that `build` needs."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: Any, form: Mapping[str, Any], seed: int) -> Self:
+        """Untrained, in fp32 on the CPU, the same for the same seed; ValueError where settings and form do not go together."""
+
+    @classmethod
+    @abstractmethod
+    def read_settings(cls, value: Any) -> Any:
+        """The settings from what config.json says; ValueError where they are none of this kind."""
+
+    @abstractmethod
+    def to_network(self, values: Tensor) -> Tensor:
+        """[B, *value_shape] -> what the encoder reads, float32."""
+
+    @abstractmethod
+    def to_values(self, output: Tensor) -> Tensor:
+        """What the decoder writes -> [B, *value_shape]."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of one level."""
+        return self.autoencoder.quantizer.codebook_size
+
+    @property
+    def levels(self) -> int:
+        """Codes at one place of the grid."""
+        return self.autoencoder.quantizer.levels
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over config.json and the weights."""
+        return hashlib.sha256(self._config() + self._weights()).hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.autoencoder.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, batch: NDArray[Any] | Tensor) -> NDArray[np.int64]:
+        """Values [B, *value_shape] -> int64 codes [B, *shape]; ValueError for another shape or type."""
+        values = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements=["W"]))
+        if values.dtype != self.value_type or tuple(values.shape[1:]) != self.value_shape or values.ndim == 0:
+            raise ValueError(
+                f"this tokenizer reads {self.values} [B, {', '.join(map(str, self.value_shape))}] of {self.value_type}, "
+                f"got {values.dtype} {tuple(values.shape)}; bring them to that form first"
+            )
+        self.autoencoder.eval()
+        found = [self.autoencoder.encode(self.to_network(part)).cpu() for part in self._parts(values)]
+        codes = torch.cat(found)[: len(values)] if found else torch.zeros((0, *self.shape), dtype=torch.int64)
+        return codes.numpy()
+
+    @torch.inference_mode()
+    def decode(self, codes: NDArray[Any] | Tensor) -> NDArray[Any]:
+        """Integer codes [B, *shape] -> values [B, *value_shape]; ValueError for codes out of range or another grid."""
+        grid = torch.as_tensor(np.asarray(codes).astype(np.int64, casting="safe") if isinstance(codes, np.ndarray) else codes)
+        if grid.ndim == 0 or tuple(grid.shape[1:]) != self.shape:
+            raise ValueError(f"this tokenizer writes grids of {self.shape} codes, got an array of shape {tuple(grid.shape)}")
+        self.autoencoder.eval()
+        found = [self.to_values(self.autoencoder.decode(part.long())).cpu() for part in self._parts(grid)]
+        return (torch.cat(found)[: len(grid)] if found else torch.zeros((0, *self.value_shape), dtype=self.value_type)).numpy()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes config.json, model.safetensors and README.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(self._weights())
+        (folder / "config.json").write_bytes(self._config())
+        (folder / "README.md").write_text(self._readme(), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Reads what `save_pretrained` wrote; ValueError where files are damaged or do not fit each other."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("format") != FORMAT or config.get("kind") != cls.kind:
+            raise ValueError(
+                f"{folder}: config.json has format {config.get('format')!r} and kind {config.get('kind')!r}, "
+                f"expected {FORMAT} and {cls.kind!r}"
+            )
+        try:
+            tokenizer = cls.build(cls.read_settings(config["tokenizer"]), config["form"], seed=0)
+        except ValueError as error:
+            raise ValueError(f"{folder}: config.json does not describe a tokenizer of {cls.values}: {error}") from None
+        weights = load_file(folder / "model.safetensors")
+        expected = tokenizer.autoencoder.state_dict()
+        wrong = sorted(set(weights) ^ set(expected)) + sorted(
+            key
+            for key in set(weights) & set(expected)
+            if weights[key].shape != expected[key].shape or weights[key].dtype != expected[key].dtype
+        )
+        if wrong:
+            raise ValueError(
+                f"{folder}: model.safetensors does not fit config.json at {', '.join(wrong[:5])}; the files are of different runs"
+            )
+        tokenizer.autoencoder.load_state_dict(weights)
+        tokenizer.autoencoder.eval().requires_grad_(False)
+        return tokenizer
+
+    def _parts(self, values: Tensor) -> list[Tensor]:
+        """Batches of exactly `batch`, the last one padded with zeros, on the weights' device."""
+        missing = -len(values) % self.batch
+        padded = torch.cat([values, values.new_zeros((missing, *values.shape[1:]))]) if missing else values
+        return [part.to(self.device) for part in torch.split(padded, self.batch)] if len(values) else []
+
+    def _config(self) -> bytes:
+        config = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "type": self.settings.type,
+            "form": self.form,
+            "shape": list(self.shape),
+            "codebook_size": self.codebook_size,
+            "levels": self.levels,
+            "tokenizer": self.settings.model_dump(mode="json"),
+        }
+        return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+
+    def _weights(self) -> bytes:
+        weights: bytes = save({name: value.cpu().contiguous() for name, value in sorted(self.autoencoder.state_dict().items())})
+        return weights
+
+    def _readme(self) -> str:
+        each = " x ".join(map(str, self.value_shape))
+        return (
+            f"# Tokenizer of {self.values} ({self.settings.type})\n\n"
+            f"{self.values.capitalize()} of {each} to {' x '.join(map(str, self.shape))} codes of {self.codebook_size}, and back.\n\n"
+            "```python\n"
+            "from pathlib import Path\n\nfrom worldloom.tokenizers.load import load_tokenizer\n\n"
+            'tokenizer = load_tokenizer(Path("."))\n'
+            f"codes = tokenizer.encode({self.values})  # {self.value_type} [B, {each.replace(' x ', ', ')}] -> int64 codes\n"
+            f"{self.values} = tokenizer.decode(codes)\n"
+            "```\n"
+            f"{self.measured and chr(10) + self.measured}"
+        )
+
+
+@contextmanager
+def first_weights(seed: int) -> Iterator[torch.Generator]:
+    """Within it torch's layers draw their first weights from `seed`; gives a generator of the same seed for what draws from one."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield torch.Generator().manual_seed(seed)
+    finally:
+        torch.set_rng_state(state)

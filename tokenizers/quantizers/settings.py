@@ -1,0 +1,79 @@
+"""Settings of the quantizers, one model a type. Imports no torch: pipeline files are validated without it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0, le=1)]
+MOST_STEPS_BEFORE_PLACING = 50  # the encoder has found its scale by then
+
+
+class QuantizerSettings(BaseModel):
+    """What all quantizers share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    least_use: Share = Field(default=0.01, description="share of codes used under which a training has collapsed; 0: never")
+    patience: PositiveInt = Field(default=500, description="steps in collapse before the training is stopped")
+
+    def resolved(self, steps: int) -> Self:
+        """The same with what follows from the length of the training written out."""
+        return self
+
+    def codes(self) -> int | None:
+        """How many codes these settings make; None where any number will do."""
+        return None
+
+    @property
+    def depth(self) -> int:
+        """Codes that stand at one place of the grid, one for each level."""
+        return 1
+
+
+class LearntCodebook(QuantizerSettings):
+    """A codebook of vectors that follow the data."""
+
+    code_width: Annotated[int, Field(ge=2, le=4096, description="numbers in one code's vector")] = 32
+    commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(e)|^2 (beta in the papers)")
+    decay: Annotated[float, Field(ge=0, lt=1, description="of the codebook's moving averages")] = 0.99
+    place_after: Annotated[int, Field(ge=-1)] | None = Field(
+        default=None,
+        description="steps before k-means places the codes in the data; -1: random start; null: 50, or a tenth of fewer than 500 steps",
+    )
+    restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
+    dead_below: NonNegativeFloat = Field(default=0.03, description="a code used less than this share of even use is dead")
+
+    def resolved(self, steps: int) -> Self:
+        return (
+            self if self.place_after is not None else self.model_copy(update={"place_after": min(MOST_STEPS_BEFORE_PLACING, steps // 10)})
+        )
+
+
+class Ema(LearntCodebook):
+    """Codes are moving averages of the vectors that chose them (arXiv:1711.00937, appendix A.1)."""
+
+    type: Literal["ema"] = "ema"
+
+
+class Gradient(LearntCodebook):
+    """Codes learn by gradient (arXiv:1711.00937)."""
+
+    type: Literal["gradient"] = "gradient"
+
+
+class Fsq(QuantizerSettings):
+    """Finite scalar quantization (arXiv:2309.15505): channels are rounded to levels, there is no codebook to learn."""
+
+    type: Literal["fsq"] = "fsq"
+    levels: Annotated[tuple[Annotated[int, Field(ge=3, le=256)], ...], Field(min_length=1)] = Field(
+        description="levels of each channel; their product is codebook_size (8, 8, 8 for 512; 5 or more are best)"
+    )
+
+    def codes(self) -> int:
+        product = 1
+        for levels in self.levels:
+            product *= levels
+        return product
+
+
+AnyQuantizer = Annotated[Ema | Gradient | Fsq, Field(discriminator="type")]
