@@ -61,7 +61,10 @@ def make_pictures(root: Path, name: str, size: int, shards: int, samples: int) -
             with commits.attempt(f"train/shard-{number:06d}") as attempt:
                 with RawShard(attempt, "train", f"shard-{number:06d}", streams) as raw:
                     for row in range(samples):
-                        raw.add(f"{number:06d}-{row:06d}", {"frame": stream_image.encode(picture(size, number * samples + row))})
+                        raw.add(
+                            f"{number:06d}-{row:06d}",
+                            {"frame": stream_image.encode(picture(size, number * samples + row), streams["frame"])},
+                        )
                 attempt.commit(raw.keys, (), raw.counts)
         commits.finish([f"train/shard-{number:06d}" for number in range(shards)])
         write_dataset_json(out, streams, {"train": [(f"shard-{number:06d}", samples) for number in range(shards)]})

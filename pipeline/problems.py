@@ -46,9 +46,19 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 def problems_of(error: ValidationError, model: type[BaseModel], tree: Any, above: Path = ()) -> Iterator[Problem]:
     """The problems that pydantic found in `tree`, which lies below `above` in the file."""
-    for detail in error.errors(include_url=False, include_context=True):
+    for detail in _of_the_nearest_alternative(error.errors(include_url=False, include_context=True), tree):
         tag = (str(detail["ctx"]["discriminator"]).strip("'"),) if detail["type"] == "union_tag_invalid" else ()
         yield Problem((*above, *_place(detail, tree), *tag), _rule(detail, model))
+
+
+def _of_the_nearest_alternative(details: Sequence[ErrorDetails], tree: Any) -> Iterator[ErrorDetails]:
+    """One error for a value that may be of several types (a number or a pair): that of the type which it is nearest to."""
+    places = [_place(detail, tree) for detail in details]
+    for number, (detail, place) in enumerate(zip(details, places, strict=True)):
+        others = [at for at, there in enumerate(places) if at != number and there[: len(place)] == place]
+        nearer = [at for at in others if places[at] != place or not details[at]["type"].endswith("_type") or at < number]
+        if not detail["type"].endswith("_type") or not nearer:
+            yield detail
 
 
 def _place(detail: ErrorDetails, tree: Any) -> Path:

@@ -99,11 +99,11 @@ class TokenStream(NamedTuple):
 
     kind: str
     codebook_size: int  # of one level
-    levels: int  # codes at one place; where there are more than one, they are the last axis of `shape`
     shape: tuple[int, ...] | None  # codes of a sample, None where their number varies
     dtype: str
     tokenizer: str  # fingerprint
     max_length: int  # codes of the longest sample
+    levels: int = 1  # codes at one place; where there are more than one, they are the last axis of `shape`
 
     @property
     def length(self) -> int | None:

@@ -3,7 +3,9 @@
 Where the dataset names an oracle, an answer is right if the oracle reads from it exactly what it reads from the question.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import exp, log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,21 +147,23 @@ def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]
 @torch.inference_mode()
 def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -> Bits:
     """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training."""
-    streams = world.vocabulary.streams
-    # One choice for every stream, then the order of streams, then the full softmax (see next_token).
-    nats, counts = np.zeros(len(streams) + 2), np.zeros(len(streams) + 2)
+    nats, counts = Counter[str](), Counter[str]()  # by stream (its levels together), for the order of streams, and for the full softmax
     unmasked, positions = 0.0, 0
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
         woven = weave(world.grammar, *_documents(world, split, part, seed))
         # Two passes, because each example leaves out what nothing is to be learnt from, which without the full softmax is more.
-        masked, free = (_losses(world, next_token(woven, world.grammar, np.asarray(part), seed, share)) for share in (0.0, 1.0))
-        nats += masked.sums.numpy()
-        counts += masked.counts.numpy()
+        example, full = (next_token(woven, world.grammar, np.asarray(part), seed, share) for share in (0.0, 1.0))
+        masked, free = _losses(world, example), _losses(world, full)
+        for choice, lost, labels in zip(example.choices, masked.sums.tolist(), masked.counts.tolist(), strict=True):
+            nats[choice.name] += lost
+            counts[choice.name] += labels
         unmasked += float(free.sums.sum())
         positions += int(free.counts.sum())
         between()
-    per_token = {stream.name: float(nats[s] / counts[s] / np.log(2)) for s, stream in enumerate(streams) if counts[s]}
-    return Bits(per_token, float(np.exp((nats.sum() - unmasked) / positions)))
+    per_token = {
+        stream.name: nats[stream.name] / counts[stream.name] / log(2) for stream in world.vocabulary.streams if counts[stream.name]
+    }
+    return Bits(per_token, exp((sum(nats.values()) - unmasked) / positions))
 
 
 def _losses(world: OpenWorld, example: Example) -> Losses:

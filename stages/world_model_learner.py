@@ -81,7 +81,9 @@ class WorldModelLearner:
             found = self.model.losses(example)
             losses[name] = found.total * (ranks / max(weight, 1.0))
             for choice, nats, labels in zip(example.choices, found.sums, found.counts, strict=True):
-                metrics[f"loss/{choice.name}" if name == "next_token" else f"loss/{name}.{choice.name}"] = Mean(nats, labels)
+                series = f"loss/{choice.name}" if name == "next_token" else f"loss/{name}.{choice.name}"
+                other = metrics.get(series)
+                metrics[series] = Mean(nats, labels) if other is None else Mean(other.total + nats, other.weight + labels)
         return Turn(self.players[0].name, losses, metrics, {"tokens": predicted}, step=last)
 
 

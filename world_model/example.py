@@ -21,7 +21,7 @@ class Run(NamedTuple):
 class Choice(NamedTuple):
     """Positions whose labels were chosen from the same ids, so that one small softmax serves them all."""
 
-    name: str  # under which the loss is reported: a stream, "order" or "full"
+    name: str  # under which the loss is reported: a stream (one choice for each of its levels), "order" or "full"
     places: Tensor  # int64 [n]: which of the example's N positions
     ranges: tuple[tuple[int, int], ...]  # the ids [first, last) that the softmax is over: its columns, in this order
     labels: Tensor  # int64 [n]: columns

@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 class Segment(NamedTuple):
     stream: str
-    codes: np.ndarray  # int64, local codes
+    codes: np.ndarray  # int64, local codes; where there are levels, those of a place side by side
 
 
 class Grammar:
@@ -73,7 +73,7 @@ class Grammar:
         closing = ids.closing(state.stream)
         may_go_on = state.codes < stream.max_length and (stream.fixed or state.left > 2)
         may_close = state.codes >= stream.min_length
-        ranges = [ids.span(state.stream)] * may_go_on + [range(closing, closing + 1)] * may_close
+        ranges = [ids.level(state.stream, state.codes % stream.levels)] * may_go_on + [range(closing, closing + 1)] * may_close
         return tuple(sorted(ranges, key=lambda ids: ids.start))
 
     def step(self, state: State, token: int) -> State:
@@ -110,7 +110,8 @@ class Grammar:
                 first = at + 1
             elif before.stream >= 0 and state.stream == BETWEEN:
                 stream = self.vocabulary.streams[before.stream]
-                segments.append(Segment(stream.name, tokens[first:at] - self.vocabulary.span(before.stream).start))
+                codes = (tokens[first:at] - self.vocabulary.span(before.stream).start) % stream.codebook_size
+                segments.append(Segment(stream.name, codes))
         if state.stream != END:
             raise IllegalToken(f"the sample ends {self._where(state)}, without <eos>")
         return segments
@@ -124,7 +125,8 @@ class Grammar:
             return f"text piece {token}"
         for number, stream in enumerate(ids.streams):
             if token in ids.span(number):
-                return f"code {token - ids.span(number).start} of <{stream.name}>"
+                level, code = divmod(token - ids.span(number).start, stream.codebook_size)
+                return f"code {code} of <{stream.name}>" + f", level {level}" * (stream.levels > 1)
         return f"id {token}, which is not in the vocabulary of {ids.size}"
 
     def _where(self, state: State) -> str:

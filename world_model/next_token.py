@@ -99,11 +99,13 @@ def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.n
     choices = []
     for s, stream in enumerate(ids.streams):
         index = np.flatnonzero(restricted == s)
-        span = ids.span(s)
-        ranges = [(span.start, span.stop)]
-        if not stream.fixed:
-            ranges.append((ids.closing(s), ids.closing(s) + 1))
-        choices.append(_choice(stream.name, index, ranges, labels, None))
+        level = (labels[index] - ids.span(s).start) // stream.codebook_size  # of one level only, the closing token counts to it
+        for number in range(stream.levels):
+            span = ids.level(s, number)
+            ranges = [(span.start, span.stop)]
+            if not stream.fixed:
+                ranges.append((ids.closing(s), ids.closing(s) + 1))
+            choices.append(_choice(stream.name, index if stream.levels == 1 else index[level == number], ranges, labels, None))
     index = np.flatnonzero(restricted >= S)
     bits = restricted[index] - S
     indicators = [(ids.indicator(s), ids.indicator(s) + 1) for s in range(S)]

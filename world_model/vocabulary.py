@@ -1,7 +1,8 @@
 """The ids of the world model: text pieces first, then controls, then one contiguous span for every stream that is not text.
 
 Text comes first so that a text-only tool sees an ordinary text tokenizer; several text streams share its span. Text can never produce a
-control, whatever it says, because controls lie outside its span.
+control, whatever it says, because controls lie outside its span. Where several codes stand at one place (levels of a residual codec,
+dimensions of an action), each level has a part of the span for itself, and they come one after the other, level 0 first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,22 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class CodeStream:
-    """One stream of codes: `shape` where every sample has prod(shape) codes, else None and at most `max_length` of them."""
+    """One stream of codes: `shape` where every sample has prod(shape) codes, else None and at most `max_length` of them.
+
+    `codebook_size` is that of one level; where there are several `levels`, they are the last axis of `shape`.
+    """
 
     name: str
     kind: str
     codebook_size: int
     shape: tuple[int, ...] | None
     max_length: int
+    levels: int = 1
+
+    @property
+    def span_size(self) -> int:
+        """Ids that the stream takes."""
+        return self.levels * self.codebook_size
 
     @property
     def fixed(self) -> bool:
@@ -33,7 +43,9 @@ class CodeStream:
         return self.max_length if self.fixed else 0
 
 
-def code_stream(name: str, kind: str, codebook_size: int, shape: Sequence[int] | None = None, max_length: int | None = None) -> CodeStream:
+def code_stream(
+    name: str, kind: str, codebook_size: int, shape: Sequence[int] | None = None, max_length: int | None = None, levels: int = 1
+) -> CodeStream:
     """A stream whose length is given by its shape or, where that is None, bounded by `max_length`."""
     if shape is None and max_length is None:
         raise ValueError(f"stream {name!r} has neither a shape nor a max_length: give one, so that a segment is known to end")
@@ -41,7 +53,9 @@ def code_stream(name: str, kind: str, codebook_size: int, shape: Sequence[int] |
     assert length is not None
     if length < 1 or codebook_size < 1:
         raise ValueError(f"stream {name!r} has {codebook_size} codes and segments of {length}: both must be at least 1")
-    return CodeStream(name, kind, codebook_size, None if shape is None else tuple(shape), length)
+    if levels != 1 and (levels < 1 or shape is None or not len(shape) or shape[-1] != levels):
+        raise ValueError(f"stream {name!r} has {levels} levels, so its shape must end with {levels}, got {shape}")
+    return CodeStream(name, kind, codebook_size, None if shape is None else tuple(shape), length, levels)
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,10 @@ class Vocabulary:
     @classmethod
     def of(cls, streams: Mapping[str, Mapping[str, Any]]) -> "Vocabulary":
         """The vocabulary of a token dataset: `streams` is what its dataset.json says, by name."""
-        made = tuple(code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length")) for name, s in streams.items())
+        made = tuple(
+            code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length"), s.get("levels", 1))
+            for name, s in streams.items()
+        )
         return cls(made, max((s.codebook_size for s in made if s.kind == TEXT), default=0))
 
     def __post_init__(self) -> None:
@@ -78,13 +95,13 @@ class Vocabulary:
             if stream.kind == TEXT:
                 spans.append(range(stream.codebook_size))
             else:
-                spans.append(range(first, first + stream.codebook_size))
-                first += stream.codebook_size
+                spans.append(range(first, first + stream.span_size))
+                first += stream.span_size
         return tuple(spans)
 
     @cached_property
     def size(self) -> int:
-        codes = sum(stream.codebook_size for stream in self.streams if stream.kind != TEXT)
+        codes = sum(stream.span_size for stream in self.streams if stream.kind != TEXT)
         return self.text_size + len(self.controls) + codes
 
     @property
@@ -122,8 +139,13 @@ class Vocabulary:
         return self.text_size + 5 + 2 * stream
 
     def span(self, stream: int) -> range:
-        """The ids of the codes of stream number `stream`: code c is id span.start + c."""
+        """The ids of the codes of stream number `stream`: code c of level l is id span.start + l * codebook_size + c."""
         return self._spans[stream]
+
+    def level(self, stream: int, level: int) -> range:
+        """The ids of the codes of one level."""
+        size = self.streams[stream].codebook_size
+        return self._spans[stream][level * size : (level + 1) * size]
 
     def to_json(self) -> dict[str, Any]:
         streams = [
@@ -133,6 +155,7 @@ class Vocabulary:
                 "codebook_size": s.codebook_size,
                 "shape": None if s.shape is None else list(s.shape),
                 "max_length": s.max_length,
+                "levels": s.levels,
             }
             for s in self.streams
         ]

@@ -4,7 +4,8 @@ All documents of a batch are written at once, without a Python step for a docume
 legal set that it was chosen from, so that the loss need not run the automaton:
 
     FORCED                nothing else could stand there
-    s                     inside a segment of stream s: its span and, where its length varies, its closing token
+    s                     inside a segment of stream s: its span (of the level whose turn it is) and, where its length varies, its closing
+                          token
     S + bits              between segments, S streams in all: <eos>, and the indicator of every stream s with bit s set
 """
 
@@ -21,7 +22,7 @@ FORCED = -1
 class Codes(NamedTuple):
     """The codes of one stream for B samples, one behind the other."""
 
-    values: np.ndarray  # integers, [sum(lengths)]
+    values: np.ndarray  # integers, [sum(lengths)]; where there are levels, those of a place side by side
     lengths: np.ndarray  # integers, [B]; 0 for a sample without this stream
 
 
@@ -86,7 +87,8 @@ def weave(grammar: Grammar, order: np.ndarray, codes: Mapping[str, Codes]) -> Wo
         target = spread(opens + 1, counts)
         woven = np.asarray(values)[source].astype(np.int64)
         _check_codes(stream.name, woven, stream.codebook_size)
-        tokens[target] = woven + span.start
+        level = spread(np.zeros_like(opens), counts) % stream.levels
+        tokens[target] = woven + level * stream.codebook_size + span.start
         legal[target] = s
         closes = opens + counts + 1
         tokens[closes] = ids.closing(s)

@@ -68,13 +68,13 @@ def test_settings_that_cannot_change_the_output_are_left_out_at_every_depth():
 
 class Streams(StageSettings):
     run: Literal["streams"] = "streams"
-    stream: Annotated[str, StreamName("text")] = "caption"
+    stream: Annotated[str, StreamName(("text", "image"))] = "caption"
     weights: dict[Annotated[str, StreamName()], float] = Field(default={})
 
 
 def test_names_of_streams_are_found_in_values_and_in_keys():
-    found = [(link.path, link.stream, link.kind) for link in stream_links(Streams(weights={"frame": 0.5}))]
-    assert found == [(("stream",), "caption", "text"), (("weights", "frame"), "frame", None)]
+    found = [(link.path, link.stream, link.kinds) for link in stream_links(Streams(weights={"frame": 0.5}))]
+    assert found == [(("stream",), "caption", ("text", "image")), (("weights", "frame"), "frame", ())]
 
 
 def test_other_settings_stay_in():

@@ -48,7 +48,7 @@ def raw(tmp_path_factory):
             with Commits.of(out).attempt(f"{split}/{name}") as attempt:
                 with RawShard(attempt, split, name, STREAMS) as shard:
                     for i in range(first[split], first[split] + count):
-                        values = {"caption": f"text {i}".encode(), "frame": stream_image.encode(picture(i))}
+                        values = {"caption": f"text {i}".encode(), "frame": stream_image.encode(picture(i), STREAMS["frame"])}
                         shard.add(f"{split}-{i:03d}", values if i % 3 else {"caption": values["caption"]})
                 attempt.commit(shard.keys, (), shard.counts)
             first[split] += count

@@ -24,7 +24,7 @@ from worldloom.tokenizers.quantizers.settings import Ema
 from worldloom.tokenizers.load import load_tokenizer
 from worldloom.tokenizers.text import train_text
 
-STREAMS = {"caption": TextStream(kind="text"), "frame": ImageStream(kind="image", height=8, width=8)}
+STREAMS = {"caption": TextStream(kind="text"), "frame": ImageStream(kind="image", size=8)}
 SIZES = {"train": (5, 7, 1), "validation": (2,)}  # samples a shard
 BATCH = 3
 
@@ -58,7 +58,7 @@ def root(tmp_path_factory):
                 with Commits.of(out).attempt(f"{split}/shard-{number:06d}") as attempt:
                     with RawShard(attempt, split, f"shard-{number:06d}", STREAMS) as raw:
                         for i in range(i, i + count):  # noqa: B020 - samples are numbered across shards
-                            values = {"caption": caption(i).encode(), "frame": stream_image.encode(picture(i))}
+                            values = {"caption": caption(i).encode(), "frame": stream_image.encode(picture(i), STREAMS["frame"])}
                             raw.add(f"s{i:03d}", values if i % 5 != 4 else {"caption": values["caption"]})
                         i += 1
                     attempt.commit(raw.keys, (), raw.counts)

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream
-from worldloom.stages.stream_image import MAX_BYTES, MAX_METADATA_BYTES, batch, blank, decode, encode, read_claim
+from worldloom.stages.stream_image import MAX_BYTES, MAX_METADATA_BYTES, batch, decode, encode, form, read_claim
 
 STREAM = ImageStream(kind="image", size=24)
 
@@ -53,16 +53,16 @@ def near(one, other, tolerance=4):
 
 def test_a_picture_of_the_right_size_comes_back_exactly():
     picture = np.random.default_rng(0).integers(256, size=(24, 24, 3)).astype(np.uint8)
-    assert np.array_equal(decode(encode(picture), STREAM), picture)
+    assert np.array_equal(decode(encode(picture, STREAM), STREAM), picture)
 
 
 def test_encoding_gives_the_same_bytes_every_time():
-    assert encode(corners()) == encode(corners().copy())
+    assert encode(corners(), STREAM) == encode(corners().copy(), STREAM)
 
 
 def test_batches_are_stacked_and_filled_with_black():
-    assert batch([corners(), blank(corners())]).shape == (2, 24, 24, 3)
-    assert not blank(corners()).any()
+    values = batch([corners(), corners()])
+    assert values.shape == (2, *form(STREAM).shape) == (2, 24, 24, 3) and values.dtype == form(STREAM).dtype
 
 
 @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("JPEG", {"quality": 95, "subsampling": 0}), ("WEBP", {"lossless": True})])

@@ -13,7 +13,7 @@ STREAM = TextStream(kind="text")
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_every_text_comes_back(text):
-    assert decode(encode(text), STREAM) == text
+    assert decode(encode(text, STREAM), STREAM) == text
 
 
 @pytest.mark.parametrize("text", ["\0", "a\u202eb", "\u200b", "e\u0301", "\u00e9", "<image> [MASK] </frame>", " two  spaces "])

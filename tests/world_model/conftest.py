@@ -17,6 +17,7 @@ STREAMS = {
     "caption": {"kind": "text", "codebook_size": 13, "shape": None, "max_length": 6},
     "frame": {"kind": "image", "codebook_size": 17, "shape": [2, 3], "max_length": 6},
     "sound": {"kind": "audio", "codebook_size": 5, "shape": None, "max_length": 4},
+    "push": {"kind": "action", "codebook_size": 7, "shape": [3, 2], "max_length": 6, "levels": 2},
 }
 IDS = Vocabulary.of(STREAMS)
 GRAMMAR = Grammar(IDS)
@@ -42,9 +43,9 @@ def tiny_model(seed: int = 0, **changes) -> WorldModel:
 def some_documents(count: int, seed: int = 0) -> Woven:
     """Random samples; any of their streams may be missing, in any order."""
     generator = np.random.default_rng(seed)
-    order = np.full((count, 3), -1)
+    order = np.full((count, len(STREAMS)), -1)
     for row in order:
-        kept = generator.permutation(3)[: generator.integers(0, 4)]
+        kept = generator.permutation(len(STREAMS))[: generator.integers(0, len(STREAMS) + 1)]
         row[: len(kept)] = kept
     codes = {}
     for number, stream in enumerate(IDS.streams):

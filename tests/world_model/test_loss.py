@@ -18,10 +18,12 @@ def plain_losses(worlds, example, hidden, weight, full):
             continue
         if legal < 0:
             allowed = {int(example.labels[place])}
-        elif legal < 3:
-            allowed = set(ids.span(legal)) | (set() if ids.streams[legal].fixed else {ids.closing(legal)})
+        elif legal < 4:
+            stream = ids.streams[legal]
+            level = (int(example.labels[place]) - ids.span(legal).start) // stream.codebook_size if stream.levels > 1 else 0
+            allowed = set(ids.level(legal, level)) | (set() if stream.fixed else {ids.closing(legal)})
         else:
-            allowed = {ids.eos} | {ids.indicator(s) for s in range(3) if (legal - 3) >> s & 1}
+            allowed = {ids.eos} | {ids.indicator(s) for s in range(4) if (legal - 4) >> s & 1}
         mask = torch.ones(ids.size, dtype=torch.bool)
         mask[list(allowed)] = False
         logits = logits.index_put((torch.tensor(place),), logits[place].masked_fill(mask, -torch.inf))
@@ -54,7 +56,7 @@ def test_equal_logits_cost_the_logarithm_of_the_legal_sets_size(worlds):
     example = next_token(worlds.some_documents(50), worlds.GRAMMAR, np.arange(50), 1)
     hidden = torch.zeros(len(example.inputs), 4)
     losses = cross_entropy(hidden, torch.zeros(worlds.IDS.size, 4), example.choices, example.weights)
-    sizes = {"caption": 14, "frame": 17, "sound": 6, "full": worlds.IDS.size}
+    sizes = {"caption": 14, "frame": 17, "sound": 6, "push": 7, "full": worlds.IDS.size}
     for choice, total, count in zip(example.choices, losses.sums.tolist(), losses.counts.tolist(), strict=True):
         if choice.name in sizes:
             assert total / count == pytest.approx(log(sizes[choice.name]), rel=1e-6)

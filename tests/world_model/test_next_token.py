@@ -84,7 +84,7 @@ def weave_part(woven, rows):
 def test_weights_go_to_the_labels_of_their_stream(worlds):
     example = next_token(worlds.some_documents(60), worlds.GRAMMAR, np.arange(60), seed=1, weights={"frame": 3.0, "order": 0.5})
     by_name = {choice.name: example.weights[choice.places].unique().tolist() for choice in example.choices}
-    assert by_name == {"caption": [1.0], "frame": [3.0], "sound": [1.0], "order": [0.5], "full": [0.5, 1.0, 3.0]}
+    assert by_name == {"caption": [1.0], "frame": [3.0], "sound": [1.0], "push": [1.0], "order": [0.5], "full": [0.5, 1.0, 3.0]}
 
 
 def test_a_weight_for_an_unknown_stream_is_refused(worlds):

@@ -11,16 +11,24 @@ STREAMS = {
     "frame": {"kind": "image", "codebook_size": 11, "shape": [2, 3], "max_length": 6},
     "title": {"kind": "text", "codebook_size": 5, "shape": None, "max_length": 3},
     "sound": {"kind": "audio", "codebook_size": 3, "shape": None, "max_length": 4},
+    "push": {"kind": "action", "codebook_size": 4, "shape": [5, 2], "max_length": 10, "levels": 2},
 }
 
 
 def test_text_comes_first_then_controls_then_one_span_a_stream():
     ids = Vocabulary.of(STREAMS)
     controls = ("<bos>", "<eos>", "<pad>", "<mask>", "<caption>", "</caption>", "<frame>", "</frame>")
-    assert ids.controls == (*controls, "<title>", "</title>", "<sound>", "</sound>")
+    assert ids.controls == (*controls, "<title>", "</title>", "<sound>", "</sound>", "<push>", "</push>")
     assert (ids.bos, ids.eos, ids.pad, ids.mask) == (7, 8, 9, 10)
-    assert [ids.span(s) for s in range(4)] == [range(7), range(19, 30), range(5), range(30, 33)]
-    assert ids.size == 33
+    assert [ids.span(s) for s in range(5)] == [range(7), range(21, 32), range(5), range(32, 35), range(35, 43)]
+    assert [ids.level(4, level) for level in range(2)] == [range(35, 39), range(39, 43)]
+    assert ids.size == 43
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((5, 2), 3), (None, 2), ((), 2), ((4,), 0)])
+def test_levels_are_the_last_axis_of_a_fixed_shape(shape, levels):
+    with pytest.raises(ValueError, match=rf"stream 'push' has {levels} levels, so its shape must end with {levels}"):
+        code_stream("push", "action", 4, shape=shape, max_length=4, levels=levels)
 
 
 def test_indicators_and_closings_are_the_controls_of_their_stream():

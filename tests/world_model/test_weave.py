@@ -29,15 +29,19 @@ def test_the_legal_set_of_every_token_is_what_the_automaton_says(worlds):
     woven, ids = worlds.some_documents(50), worlds.IDS
     at = 0
     for tokens in worlds.documents_of(woven):
-        masks = worlds.legal_masks(tokens)
+        masks, before, inside = worlds.legal_masks(tokens), FORCED, 0
         for mask, legal in zip(masks, woven.legal[at : at + len(tokens)], strict=True):
             if legal == FORCED:
                 assert mask.sum() == 1
                 continue
             if legal < len(ids.streams):
                 said = set(ids.span(legal)) | (set() if ids.streams[legal].fixed else {ids.closing(legal)})
+                if (levels := ids.streams[legal].levels) > 1:
+                    inside = inside + 1 if before == legal else 0
+                    said = set(ids.level(legal, inside % levels))
             else:
-                said = {ids.eos} | {ids.indicator(s) for s in range(3) if (legal - 3) >> s & 1}
+                said = {ids.eos} | {ids.indicator(s) for s in range(4) if (legal - 4) >> s & 1}
+            before = legal
             assert said == set(mask.nonzero()[:, 0].tolist())
         at += len(tokens)
 
@@ -79,7 +83,7 @@ def test_a_stream_that_the_grammar_leaves_out_is_refused(worlds):
         weave_one(Grammar(worlds.IDS, ["caption"]), [("sound", [1])])
 
 
-@pytest.mark.parametrize(("order", "message"), [([[3]], "numbers 0..2 or -1, got 3..3"), ([[-1, 0]], "-1 may only stand behind")])
+@pytest.mark.parametrize(("order", "message"), [([[4]], "numbers 0..3 or -1, got 4..4"), ([[-1, 0]], "-1 may only stand behind")])
 def test_an_order_that_means_nothing_is_refused(worlds, order, message):
     with pytest.raises(ValueError, match=message):
         weave(worlds.GRAMMAR, np.array(order), {"caption": Codes(np.array([1]), np.array([1]))})
