@@ -44,7 +44,7 @@ class TrainWorldModel(TrainingSettings):
     run: Literal["train_world_model"]
     tokens: TokensRef
     model: Model = Model()
-    objectives: dict[Literal["next_token"], PositiveFloat] = Field(
+    objectives: dict[Literal["next_token", "masked"], PositiveFloat] = Field(
         {"next_token": 1.0}, min_length=1, description="the share of documents that each serves, in proportion"
     )
     rows: PositiveInt = Field(16, description="rows of a step; a multiple of the training workers")
@@ -126,6 +126,7 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
     seen = int(read(out / "logs" / "metrics.jsonl")[-1]["tokens"])
     write_figures(out, {"world.parameters": parameters, "world.tokens_seen": seen})
     streams = tuple(f"loss/{name}" for name in tokens.streams)
+    hidden = tuple(f"loss/masked.{name}" for name in tokens.streams if "masked" in settings.objectives)
     rows = (
         ("parameters", parameters),
         ("vocabulary", model.shape.vocab_size),
@@ -136,6 +137,7 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
     )
     blocks = (
         Curves(series=streams, title="Loss of each stream", unit="nats per token"),
+        *([Curves(series=hidden, title="Loss of each stream's hidden codes", unit="nats per code")] if hidden else []),
         Curves(series=("loss/order", "loss/full"), title="Loss of the order of streams, and of the full softmax", unit="nats per token"),
         Curves(series=("gradient_norm/world",), title="Gradient norm before clipping"),
         Curves(series=("learning_rate",), title="Learning rate"),

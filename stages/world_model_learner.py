@@ -7,32 +7,38 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from worldloom.stages.learner import Mean, Player, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.token_batches import TokenBatch
-from worldloom.world_model.example import Example
+from worldloom.world_model.example import Example, join
 from worldloom.world_model.grammar import Grammar
-from worldloom.world_model.next_token import next_token
+from worldloom.world_model.masked import masked
+from worldloom.world_model.next_token import ORDER, next_token
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import Woven
 
 _OBJECTIVE = 3  # what a draw is for; others are in token_batches
 
-Name = Literal["next_token"]
+Name = Literal["next_token", "masked"]
 # (woven documents, grammar, their places, seed) -> example
 Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
 def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets."""
-    known: dict[Name, Objective] = {"next_token": partial(next_token, full_share=full_share, weights=weights)}
+    known: dict[Name, Objective] = {
+        "next_token": partial(next_token, full_share=full_share, weights=weights),
+        "masked": partial(masked, weights={name: weight for name, weight in weights.items() if name != ORDER}),
+    }
     return {name: (known[name], share / sum(shares.values())) for name, share in shares.items()}
 
 
 class WorldModelLearner:
-    """One player. A document serves one objective, drawn for its place; the loss is a mean over all labels of the global batch."""
+    """One player. A document serves one objective, drawn for its place; the loss is a mean over all labels of the global batch.
+
+    Documents of all objectives lie in one batch and go through the model together.
+    """
 
     def __init__(
         self, model: WorldModel, grammar: Grammar, player: Player, objectives: Mapping[str, tuple[Objective, float]], seed: int, parts: int
@@ -74,16 +80,18 @@ class WorldModelLearner:
         return examples
 
     def _turn(self, examples: Mapping[str, Example], weight: float, predicted: int, last: bool) -> Turn:
-        losses: dict[str, Tensor] = {}
         metrics: dict[str, Mean] = {}
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        for name, example in examples.items():
-            found = self.model.losses(example)
-            losses[name] = found.total * (ranks / max(weight, 1.0))
-            for choice, nats, labels in zip(example.choices, found.sums, found.counts, strict=True):
-                series = f"loss/{choice.name}" if name == "next_token" else f"loss/{name}.{choice.name}"
+        example = join(examples)
+        found = self.model.losses(example)
+        for choice, nats, labels in zip(example.choices, found.sums, found.counts, strict=True):
+            objective, _, stream = choice.name.partition(".")
+            plain = stream if objective == "next_token" else choice.name
+            for series in (f"loss/{plain}", *([f"loss/{objective}"] if len(examples) > 1 else [])):
                 other = metrics.get(series)
                 metrics[series] = Mean(nats, labels) if other is None else Mean(other.total + nats, other.weight + labels)
+        name = next(iter(examples)) if len(examples) == 1 else "all"
+        losses = {name: found.total * (ranks / max(weight, 1.0))}
         return Turn(self.players[0].name, losses, metrics, {"tokens": predicted}, step=last)
 
 

@@ -1,4 +1,4 @@
-"""Causal attention inside documents, and inside nothing else.
+"""Attention inside documents, and inside nothing else: causal, or over the whole document.
 
 N positions of all documents, H query heads, K key and value heads (H a multiple of K), E width of a head; G documents of L tokens.
 """
@@ -38,11 +38,11 @@ class PackedAttention:
 
 def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run]) -> Tensor:
     H, mixed, first = qkv.shape[1] - 2 * kv_heads, [], 0
-    for documents, length in runs:
+    for documents, length, causal in runs:
         last = first + documents * length
         heads = qkv[first:last].view(documents, length, *qkv.shape[1:]).transpose(1, 2)
         query, key, value = torch.split(heads, [H, kv_heads, kv_heads], dim=1)
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=kv_heads != H)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=kv_heads != H)
         mixed.append(out.transpose(1, 2).flatten(0, 1))
         first = last
     # Without documents, when a batch was split into more parts than it has, an empty part of the queries keeps the graph whole.
@@ -50,7 +50,7 @@ def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run]) -> Tensor:
 
 
 class _ShortAttention(torch.autograd.Function):
-    """softmax(q k / sqrt(E), causal) v by batched products; the probabilities, H x L of them a position, are kept for the way back."""
+    """softmax(q k / sqrt(E)) v by batched products; the probabilities, H x L of them a position, are kept for the way back."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, kv_heads: int, runs: tuple[Run, ...]) -> Tensor:
@@ -58,10 +58,10 @@ class _ShortAttention(torch.autograd.Function):
         H = heads - 2 * kv_heads
         out = qkv.new_empty(N, H, E)
         kept, first = list[Tensor](), 0
-        for documents, length in runs:
+        for documents, length, causal in runs:
             last = first + documents * length
             query, key, value = (_gather(x, documents, kv_heads) for x in torch.split(qkv[first:last], [H, kv_heads, kv_heads], dim=1))
-            p = _probabilities(torch.bmm(query, key.transpose(1, 2)), length, 1 / sqrt(E))
+            p = _probabilities(torch.bmm(query, key.transpose(1, 2)), length, 1 / sqrt(E), causal)
             _scatter(out[first:last], p @ value, documents, kv_heads)
             kept += [query, key, value, p]
             first = last
@@ -75,7 +75,7 @@ class _ShortAttention(torch.autograd.Function):
         K = ctx.kv_heads
         d_qkv = d.new_empty(N, H + 2 * K, E)
         kept, first = ctx.saved_tensors, 0
-        for number, (documents, length) in enumerate(ctx.runs):
+        for number, (documents, length, _) in enumerate(ctx.runs):
             last = first + documents * length
             query, key, value, p = kept[4 * number : 4 * number + 4]
             d_mixed = _gather(d[first:last], documents, K)
@@ -102,11 +102,11 @@ def _scatter(target: Tensor, x: Tensor, documents: int, kv_heads: int) -> None:
     target.view(documents, N // documents, kv_heads, J // kv_heads, E).copy_(by_head)
 
 
-def _probabilities(scores: Tensor, length: int, scale: float) -> Tensor:
-    """The causal softmax of scores [G K, (H/K) L, L] times `scale`, taken in fp32, given in the type of `scores`."""
+def _probabilities(scores: Tensor, length: int, scale: float, causal: bool) -> Tensor:
+    """The softmax, causal or not, of scores [G K, (H/K) L, L] times `scale`, taken in fp32, given in the type of `scores`."""
     wide = torch.promote_types(scores.dtype, torch.float32)
-    future = torch.full((length, length), -torch.inf, dtype=wide).triu_(1)
-    by_query = torch.add(future, scores.view(-1, length, length), alpha=scale)
+    unseen = torch.full((length, length), -torch.inf, dtype=wide).triu_(1) if causal else torch.zeros((), dtype=wide)
+    by_query = torch.add(unseen, scores.view(-1, length, length), alpha=scale)
     return torch.softmax(by_query, dim=-1).to(scores.dtype).view(scores.shape)
 
 

@@ -4,6 +4,7 @@ Sorting puts documents of one length side by side, so that attention sees each r
 is padded, and no document can see another.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ class Run(NamedTuple):
 
     documents: int
     length: int  # tokens of each
+    causal: bool = True  # whether a position sees only what stands at or before it, or its whole document
 
 
 class Choice(NamedTuple):
@@ -26,10 +28,11 @@ class Choice(NamedTuple):
     ranges: tuple[tuple[int, int], ...]  # the ids [first, last) that the softmax is over: its columns, in this order
     labels: Tensor  # int64 [n]: columns
     allowed: Tensor | None  # bool [n, columns]; None where every column is
+    smoothing: float = 0.0  # share of the label's probability that is spread over all columns; never together with `allowed`
 
 
 class Example(NamedTuple):
-    """N positions of all documents; a label is the token behind its input."""
+    """N positions of all documents; a label is the token behind its input or, where codes were hidden, the token itself."""
 
     inputs: Tensor  # int64 [N]
     labels: Tensor  # int64 [N]
@@ -56,6 +59,19 @@ class Example(NamedTuple):
         )
         tensors = {name: getattr(self, name).to(device) for name in ("inputs", "labels", "positions", "weights", "legal")}
         return self._replace(**tensors, choices=choices)
+
+
+def join(examples: Mapping[str, Example]) -> Example:
+    """One example of several, so that one pass serves them all; choices are named after their example's key: "masked.frame"."""
+    sizes = [len(example.inputs) for example in examples.values()]
+    choices = [
+        choice._replace(name=f"{key}.{choice.name}", places=choice.places + first)
+        for (key, example), first in zip(examples.items(), np.cumsum([0, *sizes]).tolist(), strict=False)
+        for choice in example.choices
+    ]
+    parts = list(examples.values())
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "labels", "positions", "weights", "legal")}
+    return Example(**tensors, runs=tuple(run for part in parts for run in part.runs), choices=tuple(choices))
 
 
 def runs_of(lengths: np.ndarray) -> tuple[Run, ...]:

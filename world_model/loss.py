@@ -22,7 +22,7 @@ class Losses(NamedTuple):
     """Cross-entropy in nats; only `total` carries a gradient."""
 
     total: Tensor  # fp32 scalar: the sum over positions of weight x cross-entropy
-    sums: Tensor  # fp32 [choices]: the sum of the cross-entropy for every choice, weights left out
+    sums: Tensor  # fp32 [choices]: the sum of the cross-entropy for every choice, weights and smoothing left out
     counts: Tensor  # int64 [choices]: positions of every choice
 
 
@@ -57,11 +57,15 @@ class _CrossEntropy(torch.autograd.Function):
                 log_p_nC = torch.log_softmax(logits_nC, dim=1)
                 ce_n1 = -log_p_nC.gather(1, labels)
                 sums[number] += ce_n1.sum()
+                if choice.smoothing:
+                    ce_n1 = (1 - choice.smoothing) * ce_n1 - choice.smoothing * log_p_nC.mean(dim=1, keepdim=True)
                 total += (ce_n1 * weights_n1).sum()
                 if d_hidden is None or d_weight is None:
                     continue
                 d_logits_nC = log_p_nC.exp_()
-                d_logits_nC.scatter_add_(1, labels, torch.full_like(ce_n1, -1.0))
+                d_logits_nC.scatter_add_(1, labels, torch.full_like(ce_n1, choice.smoothing - 1.0))
+                if choice.smoothing:
+                    d_logits_nC -= choice.smoothing / d_logits_nC.shape[1]
                 d_logits_nC *= weights_n1
                 d_logits = d_logits_nC.to(hidden.dtype)
                 d_hidden.index_copy_(0, places, d_logits @ rows_CD)

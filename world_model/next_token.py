@@ -46,7 +46,7 @@ def next_token(
         inputs=torch.from_numpy(woven.tokens[at]),
         labels=torch.from_numpy(labels),
         positions=torch.from_numpy(places[at]),
-        weights=torch.from_numpy(_weights(grammar, legal, weights or {})),
+        weights=torch.from_numpy(weights_of(grammar, legal, weights or {})),
         legal=torch.from_numpy(legal),
         runs=runs_of(lengths),
         choices=_choices(grammar, labels, legal, full),
@@ -78,7 +78,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _weights(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+def weights_of(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+    """float32 [N]: what the label of each legal set counts; ValueError for a name that is neither a stream nor "order"."""
     ids = grammar.vocabulary
     known = {*(stream.name for stream in ids.streams), ORDER}
     if unknown := set(weights) - known:
@@ -105,18 +106,19 @@ def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.n
             ranges = [(span.start, span.stop)]
             if not stream.fixed:
                 ranges.append((ids.closing(s), ids.closing(s) + 1))
-            choices.append(_choice(stream.name, index if stream.levels == 1 else index[level == number], ranges, labels, None))
+            choices.append(choice_of(stream.name, index if stream.levels == 1 else index[level == number], ranges, labels, None))
     index = np.flatnonzero(restricted >= S)
     bits = restricted[index] - S
     indicators = [(ids.indicator(s), ids.indicator(s) + 1) for s in range(S)]
     openable = (bits[:, None] >> np.arange(S)) & 1 > 0
     allowed = np.concatenate([np.ones((len(index), 1), dtype=bool), openable], axis=1)
-    choices.append(_choice(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed))
-    choices.append(_choice(FULL, np.flatnonzero(full), [(0, ids.size)], labels, None))
+    choices.append(choice_of(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed))
+    choices.append(choice_of(FULL, np.flatnonzero(full), [(0, ids.size)], labels, None))
     return tuple(choices)
 
 
-def _choice(name: str, index: np.ndarray, ranges: list[tuple[int, int]], labels: np.ndarray, allowed: np.ndarray | None) -> Choice:
+def choice_of(name: str, index: np.ndarray, ranges: list[tuple[int, int]], labels: np.ndarray, allowed: np.ndarray | None) -> Choice:
+    """The labels at `index` as columns of the `ranges` of ids that they were chosen from."""
     first = np.cumsum([0, *(last - first for first, last in ranges)])
     mine, columns = labels[index], np.full(len(index), -1, dtype=np.int64)
     for offset, (start, stop) in zip(first, ranges, strict=False):

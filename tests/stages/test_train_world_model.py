@@ -98,13 +98,23 @@ def test_it_learns_what_the_caption_says_of_the_frame(tokens, tmp_path):
     assert world.vocabulary.streams[1].shape == (2, 2)
 
 
-def test_stopped_and_started_again_it_leaves_the_same_artifact(tokens, tmp_path):
-    whole = train(tokens, tmp_path / "whole")
+def test_two_objectives_learn_on_the_same_weights_and_each_shows_its_loss(tokens, tmp_path):
+    artifact = train(tokens, tmp_path, steps=150, warmup=5, learning_rate=1e-2, objectives={"next_token": 1.0, "masked": 1.0})
+    lines = losses(artifact.folder)
+    for name in ("loss/frame", "loss/masked.frame"):
+        assert lines[0][name] == pytest.approx(np.log(11), rel=0.1)
+        assert lines[-1][name] < 0.5
+    assert lines[-1]["loss/masked"] < lines[0]["loss/masked"] and lines[-1]["loss/next_token"] < lines[0]["loss/next_token"]
+
+
+@pytest.mark.parametrize("mixed", [{"next_token": 1.0}, {"next_token": 1.0, "masked": 2.0}], ids=["one objective", "two objectives"])
+def test_stopped_and_started_again_it_leaves_the_same_artifact(tokens, tmp_path, mixed):
+    whole = train(tokens, tmp_path / "whole", objectives=mixed)
     steps = [0]
     stopping = Worker(stopping=lambda: steps[0] == 5, report=lambda done, *_: steps.__setitem__(0, done))
     with pytest.raises(Interrupted):
-        train(tokens, tmp_path / "two", stopping)
-    resumed = train(tokens, tmp_path / "two")
+        train(tokens, tmp_path / "two", stopping, objectives=mixed)
+    resumed = train(tokens, tmp_path / "two", objectives=mixed)
     assert losses(resumed.folder) == losses(whole.folder)
     done = [(artifact.folder / "DONE.json").read_bytes() for artifact in (whole, resumed)]
     assert done[0] == done[1]

@@ -9,7 +9,7 @@ from worldloom.world_model import attention
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Run
 
-RUNS = (Run(2, 3), Run(1, 4), Run(3, 5))
+RUNS = (Run(2, 3), Run(1, 4, causal=False), Run(3, 5))
 N, H, K, E = 25, 4, 2, 6
 
 
@@ -19,12 +19,12 @@ def qkv() -> Tensor:
 
 def alone(x: Tensor) -> Tensor:
     """Each document by torch's kernel, key heads repeated by hand."""
-    lengths = [run.length for run in RUNS for _ in range(run.documents)]
+    runs = [run for run in RUNS for _ in range(run.documents)]
     mixed = []
-    for document in torch.split(x, lengths):
+    for run, document in zip(runs, torch.split(x, [run.length for run in runs]), strict=True):
         query, key, value = (part.transpose(0, 1) for part in torch.split(document, [H, K, K], dim=1))
         key, value = (part.repeat_interleave(H // K, dim=0) for part in (key, value))
-        mixed.append(F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(0, 1))
+        mixed.append(F.scaled_dot_product_attention(query, key, value, is_causal=run.causal).transpose(0, 1))
     return torch.cat(mixed)
 
 
@@ -46,6 +46,9 @@ def test_neither_another_document_nor_the_future_is_seen_at_all(short: int, monk
     # Position 11 is the second of the document at 10 .. 14.
     gradient = torch.autograd.grad(made[11].sum(), x)[0].flatten(1).abs().sum(1)
     assert gradient.nonzero()[:, 0].tolist() == [10, 11]
+    # Position 7 is the second of the document at 6 .. 9, which sees itself whole.
+    gradient = torch.autograd.grad(PackedAttention(RUNS)(0, x, K)[7].sum(), x)[0].flatten(1).abs().sum(1)
+    assert gradient.nonzero()[:, 0].tolist() == [6, 7, 8, 9]
 
 
 def test_no_documents_give_nothing_by_either_way() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.world_model.example import runs_of
+from worldloom.world_model.example import Run, runs_of
 from worldloom.world_model.next_token import next_token, uniform
 from worldloom.world_model.weave import Codes, Woven, weave
 
@@ -107,7 +107,7 @@ def test_segments_number_the_documents(worlds):
 
 
 def test_runs_are_neighbours_of_one_length():
-    assert runs_of(np.array([0, 2, 2, 5, 2])) == ((2, 2), (1, 5), (1, 2))
+    assert runs_of(np.array([0, 2, 2, 5, 2])) == (Run(2, 2), Run(1, 5), Run(1, 2))
 
 
 def test_draws_are_uniform_and_a_function_of_their_key():
