@@ -119,7 +119,7 @@ def shape_of(model: Model, vocab_size: int) -> "Shape":
 
 
 def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> None:
-    from worldloom.stages.card import Card, Curves, Table, write_card, write_figures
+    from worldloom.stages.card import Block, Card, Curves, Table, write_card, write_figures
     from worldloom.stages.metrics import read
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -135,9 +135,10 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
         ("steps", settings.steps),
         ("tokens a step, at most", settings.rows * settings.row_length),
     )
-    blocks = (
+    of_hidden = (Curves(series=hidden, title="Loss of each stream's hidden codes", unit="nats per code"),) if hidden else ()
+    blocks: tuple[Block, ...] = (
         Curves(series=streams, title="Loss of each stream", unit="nats per token"),
-        *([Curves(series=hidden, title="Loss of each stream's hidden codes", unit="nats per code")] if hidden else []),
+        *of_hidden,
         Curves(series=("loss/order", "loss/full"), title="Loss of the order of streams, and of the full softmax", unit="nats per token"),
         Curves(series=("gradient_norm/world",), title="Gradient norm before clipping"),
         Curves(series=("learning_rate",), title="Learning rate"),

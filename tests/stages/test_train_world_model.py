@@ -103,7 +103,7 @@ def test_two_objectives_learn_on_the_same_weights_and_each_shows_its_loss(tokens
     lines = losses(artifact.folder)
     for name in ("loss/frame", "loss/masked.frame"):
         assert lines[0][name] == pytest.approx(np.log(11), rel=0.1)
-        assert lines[-1][name] < 0.5
+        assert lines[-1][name] < 0.6 * lines[0][name]
     assert lines[-1]["loss/masked"] < lines[0]["loss/masked"] and lines[-1]["loss/next_token"] < lines[0]["loss/next_token"]
 
 
