@@ -219,6 +219,21 @@ def doctor(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a pipeline file, its root folder or the folder of one run")],
+    out: Annotated[Path, typer.Option(help="new folder to write")],
+    to: Annotated[Literal["hf"], typer.Option(help="hf: a plain Qwen3ForCausalLM, as transformers loads it")] = "hf",
+    stage: Annotated[str | None, typer.Option(help="the stage that trained the world, where a run has several")] = None,
+) -> None:
+    """Write a trained world as a folder that other libraries load."""
+    from worldloom.pipeline.found import find_artifact
+    from worldloom.stages.export_world import EXPORTS
+
+    for name in EXPORTS[to](find_artifact(run, "world_model", stage), out):
+        _say(f"{out / name}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of pipeline files, for editors."""
     from worldloom.pipeline.schema import schema_text

@@ -20,8 +20,8 @@ from worldloom.stages.shards import ShardDamaged
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
 from worldloom.tokenizers.image_settings import VqVae
-from worldloom.tokenizers.quantizers.settings import Ema
 from worldloom.tokenizers.load import load_tokenizer
+from worldloom.tokenizers.quantizers.settings import Ema
 from worldloom.tokenizers.text import train_text
 
 STREAMS = {"caption": TextStream(kind="text"), "frame": ImageStream(kind="image", size=8)}
