@@ -146,7 +146,10 @@ def _hero(stages: Sequence[_Stage]) -> Markup | None:
                     found = Gallery.model_validate_json(json.dumps(block))
                 except ValueError:
                     continue
-                items = [Item(file=item.file, caption=item.caption, verdict=item.verdict) for item in found.items[:HEADLINE_PICTURES]]
+                items = [
+                    Item(file=item.file, caption=item.caption, sound=item.sound, verdict=item.verdict)
+                    for item in found.items[:HEADLINE_PICTURES]
+                ]
                 heading = element("h2", {}, found.title) if found.title else None
                 return element("section", {"class": "hero"}, heading, report_blocks.gallery(items, stage.shown.folder, large=True))
     return None

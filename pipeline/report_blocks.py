@@ -13,10 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from worldloom.pipeline import report_charts
 from worldloom.pipeline.markup import Markup, element, join
-from worldloom.stages.card import Bars, Block, Cell, Curves, Gallery, Item, Picture, Table, Text
+from worldloom.stages.card import Bars, Block, Cell, Curves, Gallery, Item, Picture, Sound, Table, Text
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 MAX_PICTURE_BYTES = 8 * 1024 * 1024  # a report must stay a page that one can mail
+MAX_SOUND_BYTES = 2 * 1024 * 1024
 SMALL = 160  # pixels below which a picture is shown enlarged, with sharp pixels
 ROWS_SHOWN = 500
 _BLOCK: TypeAdapter[Block] = TypeAdapter(Block)
@@ -87,6 +88,11 @@ def _picture_block(block: Picture, folder: Path) -> Markup:
     return element("figure", {"class": "picture"}, image(folder, block.file, block.caption), element("figcaption", {}, block.caption))
 
 
+def _sound_block(block: Sound, folder: Path) -> Markup:
+    shown = [image(folder, block.picture, f"spectrogram: {block.caption}"), sound(folder, block.file, block.caption)]
+    return element("figure", {"class": "picture sound"}, shown, element("figcaption", {}, block.caption))
+
+
 def _gallery_block(block: Gallery, folder: Path) -> Markup:
     judged = [item for item in block.items if item.verdict]
     right = sum(item.verdict == "right" for item in judged)
@@ -116,6 +122,7 @@ _RENDERERS: dict[type, Callable[[Any, Path], Markup]] = {
     Text: _text_block,
     Table: _table_block,
     Picture: _picture_block,
+    Sound: _sound_block,
     Gallery: _gallery_block,
     Curves: _curves_block,
     Bars: _bars_block,
@@ -133,6 +140,7 @@ def _item(item: Item, folder: Path) -> Markup:
         "figure",
         {"class": " ".join(filter(None, ["item", "pair" if item.before else "", item.verdict]))},
         element("div", {"class": "pictures"}, shown),
+        sound(folder, item.sound, item.caption) if item.sound else None,
         element("figcaption", {}, verdict, item.caption, element("small", {}, item.detail) if item.detail else None),
     )
 
@@ -160,6 +168,18 @@ def image(folder: Path, file: str, caption: str) -> Markup:
             "loading": "lazy",
         },
     )
+
+
+def sound(folder: Path, file: str, caption: str) -> Markup:
+    """A WAV file of the artifact, inside the page, with buttons to play it."""
+    path = _inside(folder, file)
+    if path is None or path.stat().st_size > MAX_SOUND_BYTES:
+        return element("span", {"class": "missing"}, "sound missing" if path is None else "sound too large for this page")
+    content = path.read_bytes()
+    if not (content.startswith(b"RIFF") and content[8:12] == b"WAVE"):
+        return element("span", {"class": "missing"}, "not a WAV file")
+    source = f"data:audio/wav;base64,{base64.b64encode(content).decode('ascii')}"
+    return element("audio", {"controls": True, "preload": "none", "aria-label": caption, "src": source})
 
 
 def _png_size(content: bytes) -> Size | None:

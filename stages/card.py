@@ -49,11 +49,21 @@ class Picture(Settings):
     caption: str
 
 
+class Sound(Settings):
+    """A sound to listen to, with the picture of it."""
+
+    type: Literal["sound"] = "sound"
+    file: Inside
+    picture: Inside
+    caption: str
+
+
 class Item(Settings):
-    """A picture in a gallery; `before`, if given, is shown at its left (an original beside its reconstruction)."""
+    """A picture in a gallery; `before`, if given, is shown at its left (an original beside its reconstruction), `sound` can be played."""
 
     file: Inside
     caption: str
+    sound: Inside | None = None
     verdict: Verdict | None = None
     detail: str = ""
     before: Inside | None = None
@@ -88,7 +98,7 @@ class Bars(Settings):
     unit: str = ""
 
 
-Block = Annotated[Text | Table | Picture | Gallery | Curves | Bars, Field(discriminator="type")]
+Block = Annotated[Text | Table | Picture | Sound | Gallery | Curves | Bars, Field(discriminator="type")]
 
 
 class Card(Settings):
@@ -100,10 +110,12 @@ class Card(Settings):
 
 
 def write_card(out: Path, card: Card) -> None:
-    """Writes card.json; ValueError where a block names a picture that is not there."""
-    for file in _pictures(card):
+    """Writes card.json; ValueError where a block names a picture or sound that is not there."""
+    for file in _files(card):
         if not (out / file).is_file():
-            raise ValueError(f"the card {card.title!r} shows {file}, which is not in the artifact; write it first, by write_picture")
+            raise ValueError(
+                f"the card {card.title!r} shows {file}, which is not in the artifact; write it first, by write_picture, _clip or _sound"
+            )
     write_file(out / CARD, canonical_json(card.model_dump(mode="json")))
 
 
@@ -117,12 +129,20 @@ def write_figures(out: Path, figures: Mapping[str, float]) -> None:
 
 def write_picture(out: Path, name: str, picture: NDArray[np.uint8]) -> str:
     """Writes [H, W, 3] as pictures/<name>.png and returns that path, as cards want it."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise ValueError(f"{name!r} is no name for a picture; it may hold a-z, 0-9, _ and -")
-    file = f"pictures/{name}.png"
-    (out / "pictures").mkdir(exist_ok=True)
-    write_file(out / file, png(picture))
-    return file
+    return _written(out, f"pictures/{_checked(name)}.png", png(picture))
+
+
+def write_clip(out: Path, name: str, clip: NDArray[np.uint8], frame_rate: float) -> str:
+    """Writes uint8 [T, H, W, 3] as pictures/<name>.png, which browsers show moving, and returns that path."""
+    return _written(out, f"pictures/{_checked(name)}.png", animated_png(clip, frame_rate))
+
+
+def write_sound(out: Path, name: str, sound: NDArray[np.float32], sample_rate: int, caption: str) -> Sound:
+    """Writes float32 [channels, samples] as sounds/<name>.wav and its spectrogram as a picture; the block that shows both."""
+    from worldloom.stages.spectrogram import spectrogram
+
+    file = _written(out, f"sounds/{_checked(name)}.wav", wav(sound, sample_rate))
+    return Sound(file=file, picture=write_picture(out, f"{name}-spectrogram", spectrogram(sound)), caption=caption)
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:
@@ -136,11 +156,52 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(card: Card) -> list[str]:
+def animated_png(clip: NDArray[np.uint8], frame_rate: float) -> bytes:
+    """[T, H, W, 3] as one PNG file that moves for ever; readers that know only still pictures show its first frame."""
+    from PIL import Image
+
+    assert clip.ndim == 4 and clip.shape[3] == 3 and clip.dtype == np.uint8, f"expected uint8 [T, H, W, 3], got {clip.dtype} {clip.shape}"
+    if len(clip) == 1:
+        return png(clip[0])
+    first, *others = (Image.fromarray(np.ascontiguousarray(frame)) for frame in clip)
+    buffer = io.BytesIO()
+    first.save(buffer, format="PNG", save_all=True, append_images=others, duration=1000 / frame_rate, loop=0, compress_level=9)
+    return buffer.getvalue()
+
+
+def wav(sound: NDArray[np.float32], sample_rate: int) -> bytes:
+    """[channels, samples] as a WAV file of 16 bits; what lies outside [-1, 1] is clipped."""
+    import wave
+
+    levels = np.clip(np.asarray(sound, np.float64) * 32767, -32768, 32767).round().astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(levels.shape[0])
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(np.ascontiguousarray(levels.T).tobytes())
+    return buffer.getvalue()
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ValueError(f"{name!r} is no name for a picture or sound; it may hold a-z, 0-9, _ and -")
+    return name
+
+
+def _written(out: Path, file: str, content: bytes) -> str:
+    (out / file).parent.mkdir(exist_ok=True)
+    write_file(out / file, content)
+    return file
+
+
+def _files(card: Card) -> list[str]:
     files: list[str] = []
     for block in card.blocks:
         if isinstance(block, Picture):
             files.append(block.file)
+        elif isinstance(block, Sound):
+            files += [block.file, block.picture]
         elif isinstance(block, Gallery):
-            files.extend(file for item in block.items for file in (item.before, item.file) if file)
+            files.extend(file for item in block.items for file in (item.before, item.file, item.sound) if file)
     return files

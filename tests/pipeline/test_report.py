@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 
 from worldloom.pipeline.report import Shown, as_size, as_time, spoken, write_report
-from worldloom.stages.card import Bars, Block, Card, Curves, Gallery, Item, Picture, Table, Text, write_card, write_figures, write_picture
+from worldloom.stages.card import (
+    Bars,
+    Block,
+    Card,
+    Curves,
+    Gallery,
+    Item,
+    Picture,
+    Table,
+    Text,
+    write_card,
+    write_figures,
+    write_picture,
+    write_sound,
+)
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -107,6 +121,24 @@ def test_the_page_holds_everything_and_asks_for_nothing(run: Path, tmp_path: Pat
     assert data.folder
     shown = (page.all("img")[0]["src"] or "").removeprefix("data:image/png;base64,")
     assert base64.b64decode(shown) == (data.folder / file).read_bytes()
+
+
+def test_sounds_can_be_played_alone_and_beside_a_picture(run: Path, tmp_path: Path) -> None:
+    data = _stage(tmp_path, "data")
+    assert data.folder
+    block = write_sound(data.folder, "beep", np.zeros((1, 80), np.float32), 8_000, "a beep")
+    write_card(data.folder, Card(title="data", blocks=(block, Gallery(items=(Item(file=block.picture, caption="x", sound=block.file),)))))
+    page = Page(write_report(run, [data], "shapes"))
+    sounds = page.all("audio")
+    assert len(sounds) == 3  # the block, the gallery's item and the same at the top of the page
+    for attributes in sounds:
+        source = (attributes["src"] or "").removeprefix("data:audio/wav;base64,")
+        assert base64.b64decode(source) == (data.folder / block.file).read_bytes()
+        assert "controls" in attributes and attributes["aria-label"] in ("a beep", "x")
+    (data.folder / block.file).write_bytes(b"no sound")
+    assert "not a WAV file" in Page(write_report(run, [data], "shapes")).text
+    (data.folder / block.file).unlink()
+    assert "sound missing" in Page(write_report(run, [data], "shapes")).text
 
 
 def test_no_text_of_a_stage_becomes_code(run: Path, tmp_path: Path) -> None:
