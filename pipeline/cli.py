@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from worldloom.pipeline.config import Pipeline
     from worldloom.pipeline.plan import Plan
     from worldloom.pipeline.reporter import Reporter
+    from worldloom.pipeline.transcode import Done
 
 COMPLETE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3  # exit codes
 
@@ -163,7 +164,7 @@ def sample(
     image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
     give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,
     want: Annotated[list[str] | None, typer.Option("--want", metavar="STREAM", help="streams to make; by default those not given")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="file.png or folder")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="file.png (.wav, .json) or folder")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="of every draw; the same one gives the same samples")] = 0,
     temperature: Annotated[
@@ -183,6 +184,32 @@ def sample(
     )
     for line in sample_lines(samples):
         _say(line)  # a world may say anything, brackets too: no markup
+
+
+TokenizerArgument = Annotated[str, typer.Argument(metavar="TOKENIZER", help="a tokenizer's folder, or RUN:STAGE")]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="folder to write to; by default beside each file")]
+
+
+@app.command()
+def encode(
+    tokenizer: TokenizerArgument,
+    files: Annotated[list[Path], typer.Argument(help="pictures, sounds, clips, texts or actions")],
+    out: OutFolder = None,
+) -> None:
+    """Turn files into codes: NAME.codes.npy for each."""
+    from worldloom.pipeline.transcode import encode_files
+
+    _say_done(encode_files(tokenizer, files, out))
+
+
+@app.command()
+def decode(
+    tokenizer: TokenizerArgument, files: Annotated[list[Path], typer.Argument(help=".npy files of codes")], out: OutFolder = None
+) -> None:
+    """Turn codes back into pictures, sounds, clips, texts or actions."""
+    from worldloom.pipeline.transcode import decode_files
+
+    _say_done(decode_files(tokenizer, files, out))
 
 
 @app.command()
@@ -342,6 +369,15 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+def _say_done(files: Iterable["Done"]) -> None:
+    """One line a file; exit code 1 where one was refused."""
+    refused = 0
+    for source, target, said in files:
+        refused += target is None
+        typer.echo(f"{source}: {said}" if target is None else f"{source} -> {target}: {said}", err=target is None)
+    raise typer.Exit(FAILED if refused else COMPLETE)
 
 
 def _say(text: str) -> None:

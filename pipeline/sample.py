@@ -12,7 +12,7 @@ from worldloom.pipeline.found import find_artifact
 if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
 
-PICTURES = (".png",)
+SUFFIXES = (".png", ".wav", ".json")  # of pictures and clips, sounds, actions
 ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 
 
@@ -42,7 +42,8 @@ def sample_command(
 ) -> list[Sample]:
     """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
 
-    Pictures go to `out`: a name ending in .png (numbered where there are several), or a folder, which then gets the texts, too. `want`
+    What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
+    gets the texts, too. `want`
     names the streams to write, by default those not given; with nothing given, the model itself chooses. `give` holds values by stream
     name: text, or the path of a file. ValueError or FileNotFoundError say what is wrong and what to do.
     """
@@ -56,7 +57,7 @@ def sample_command(
     given = _given(world, caption, image, give or {})
     wanted = _wanted(world, given, want)
     if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
-        raise ValueError("say where the pictures go: --out picture.png, or --out folder/")
+        raise ValueError("say where what is no text goes: --out picture.png (or .wav, .json), or --out folder/")
     choosing = Choosing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     made = world.sample([given] * count, wanted, [seed + number for number in range(count)], choosing)
     return [
@@ -135,46 +136,39 @@ def _read_file(world: "OpenWorld", name: str, path: Path) -> Any:
 
 
 def _write(world: "OpenWorld", values: Mapping[str, Any], out: Path | None, number: int, count: int, scale: int, legal: bool) -> Sample:
+    from worldloom.stages.present import present
+
     texts = {name: value for name, value in values.items() if world.streams[name] == "text"}
     written = {name: value for name, value in values.items() if name not in texts}
     if out is None:
         return Sample(texts, {}, legal)
     place, alone = _place(out, number, count), len(written) == 1
     files = {}
-    for name, value in written.items():
-        files[name] = place(name, "png", alone)
-        _save(files[name], _enlarged(value, scale))
-    if not _is_file(out):
-        for name, text in texts.items():
-            files[name] = place(name, "txt", False)
-            files[name].write_text(text + "\n", encoding="utf-8")
+    for name, value in (written if _is_file(out) else values).items():
+        shown = present(value, world.dataset.streams[name], scale)
+        files[name] = place(name, shown.extension, alone and name in written)
+        files[name].write_bytes(shown.content)
     return Sample(texts, files, legal)
 
 
 def _is_file(out: Path) -> bool:
-    return out.suffix.lower() in PICTURES and not out.is_dir()
+    return out.suffix.lower() in SUFFIXES and not out.is_dir()
 
 
 def _place(out: Path, number: int, count: int) -> Callable[[str, str, bool], Path]:
     """Where a stream's value of sample `number` goes; `alone` where the sample has one file only."""
     if out.suffix and not out.is_dir() and not _is_file(out):
-        raise ValueError(f"{out} does not end in .png; pictures are written as PNG, or give a folder")
+        raise ValueError(f"{out} does not end in {', '.join(SUFFIXES)}; give such a file, or a folder")
     (out.parent if _is_file(out) else out).mkdir(parents=True, exist_ok=True)
     several = f"-{number:03d}" if count > 1 else ""
 
     def place(name: str, extension: str, alone: bool) -> Path:
         if _is_file(out):
+            if extension != out.suffix.lower()[1:]:
+                if alone:
+                    raise ValueError(f"{out} should end in .{extension}, as {name} is written; or give a folder")
+                return out.with_name(f"{out.stem}{several}.{name}.{extension}")
             return out.with_name(f"{out.stem}{several}{'' if alone else f'.{name}'}{out.suffix}")
         return out / f"sample-{number:03d}.{name}.{extension}"
 
     return place
-
-
-def _save(path: Path, picture: Any) -> None:
-    from worldloom.stages.card import png
-
-    path.write_bytes(png(picture))
-
-
-def _enlarged(picture: Any, scale: int) -> Any:
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -72,7 +72,7 @@ def test_values_are_given_by_stream_name_too(tiny_root: Path, tmp_path: Path) ->
         ({"want": ["sound"]}, "no stream 'sound' to want; it has view, words"),
         ({"give": {"sound": "x"}}, "no stream 'sound'; it has view, words"),
         ({"want": ["words"]}, "words is both given and wanted"),
-        ({"out": None}, "say where the pictures go: --out picture.png"),
+        ({"out": None}, "say where what is no text goes: --out picture.png"),
         ({"out": Path("picture.gif")}, "picture.gif does not end in .png"),
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"scale": 65}, "scale must be from 1 to 64, got 65"),
