@@ -5,6 +5,7 @@ from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.kind import StageKind
 from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
+from worldloom.stages.train_action_tokenizer import STAGE as TRAIN_ACTION_TOKENIZER
 from worldloom.stages.train_text_tokenizer import STAGE as TRAIN_TEXT_TOKENIZER
 from worldloom.stages.train_tokenizer import STAGE as TRAIN_TOKENIZER
 from worldloom.stages.train_world_model import STAGE as TRAIN_WORLD_MODEL
@@ -16,6 +17,7 @@ STAGES: dict[str, StageKind] = {
         IMPORT_FOLDER,
         TRAIN_TEXT_TOKENIZER,
         TRAIN_TOKENIZER,
+        TRAIN_ACTION_TOKENIZER,
         ENCODE_DATASET,
         TRAIN_WORLD_MODEL,
         EVALUATE_WORLD_MODEL,

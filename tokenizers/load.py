@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from worldloom.tokenizers.action import ActionTokenizer
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.text import TextTokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"image": ImageTokenizer, "text": TextTokenizer}
+TOKENIZERS: dict[str, type[Tokenizer]] = {"image": ImageTokenizer, "text": TextTokenizer, "action": ActionTokenizer}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
