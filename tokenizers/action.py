@@ -175,7 +175,6 @@ def centres_of(edges: NDArray[np.float64], binning: Uniform | Quantile | MuLaw) 
         largest = float(edges[-1])
         places = _compressed(edges / largest, binning.mu)
         return _expanded((places[1:] + places[:-1]) / 2, binning.mu) * largest
-        )
     middles: NDArray[np.float64] = (edges[1:] + edges[:-1]) / 2
     return middles
 
