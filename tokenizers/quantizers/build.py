@@ -5,17 +5,33 @@ import torch
 from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
 from worldloom.tokenizers.quantizers.fsq_quantizer import FsqQuantizer
 from worldloom.tokenizers.quantizers.quantized import Quantizer
-from worldloom.tokenizers.quantizers.settings import MOST_STEPS_BEFORE_PLACING, Ema, Fsq, Gradient, LearntCodebook, QuantizerSettings
+from worldloom.tokenizers.quantizers.residual_quantizer import ResidualQuantizer
+from worldloom.tokenizers.quantizers.settings import (
+    MOST_STEPS_BEFORE_PLACING,
+    Ema,
+    Fsq,
+    Gradient,
+    LearntCodebook,
+    QuantizerSettings,
+    Residual,
+)
 from worldloom.tokenizers.quantizers.vector_quantizer import VectorQuantizer
 
+CODEBOOKS: dict[str, type[EmaCodebook] | type[GradientCodebook]] = {"ema": EmaCodebook, "gradient": GradientCodebook}
 
-def build_quantizer(settings: Ema | Gradient | Fsq, codebook_size: int, seed: int, generator: torch.Generator) -> Quantizer:
+
+def build_quantizer(settings: Ema | Gradient | Residual | Fsq, codebook_size: int, seed: int, generator: torch.Generator) -> Quantizer:
     """Untrained; `generator` draws its first codes, `seed` decides every later draw."""
     upkeep = upkeep_of(settings, seed)
     if isinstance(settings, Fsq):
         return FsqQuantizer(settings.levels, upkeep)
-    codebook = EmaCodebook if isinstance(settings, Ema) else GradientCodebook
-    return VectorQuantizer(codebook(codebook_size, settings.code_width, upkeep, generator), settings.commitment)
+    if not isinstance(settings, Residual):
+        return VectorQuantizer(CODEBOOKS[settings.type](codebook_size, settings.code_width, upkeep, generator), settings.commitment)
+    # A level sees what is left for it only once those before it are placed; two updates later it is placed, too.
+    later = upkeep._replace(place_after=min(upkeep.place_after, 2))
+    kept = [(upkeep if level == 0 else later)._replace(seed=seed + level) for level in range(settings.levels)]
+    codebooks = [CODEBOOKS[settings.codebook](codebook_size, settings.code_width, each, generator) for each in kept]
+    return ResidualQuantizer(codebooks, settings.commitment, settings.dropout)
 
 
 def upkeep_of(settings: QuantizerSettings, seed: int) -> Upkeep:

@@ -1,6 +1,6 @@
 """Finite scalar quantization (arXiv:2309.15505): no codebook, no loss of its own; every channel is rounded to one of a few levels.
 
-B batch, D channels, L levels of a channel, h x w grid. A code is a mixed-radix number whose lowest digit is channel 0, in int64.
+B batch, D channels, L levels of a channel. A code is a mixed-radix number whose lowest digit is channel 0, in int64.
 """
 
 import math
@@ -61,11 +61,11 @@ class FsqQuantizer(Float32State):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """[B, D, h, w] -> int64 codes [B, h, w]."""
+        """[B, D, *grid] -> int64 codes [B, *grid]."""
         return self._codes(self.bound(z.float().movedim(1, -1)).round())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 codes [B, h, w] -> [B, D, h, w]."""
+        """int64 codes [B, *grid] -> [B, D, *grid]."""
         check_codes(codes, self.codebook_size)
         digits = codes[..., None] // self.place_D % self.levels_D
         return ((digits - self.levels_D // 2) / self._width()).movedim(-1, 1)

@@ -1,6 +1,6 @@
 """The discrete VAE's quantizer: a relaxed categorical code (arXiv:2102.12092, appendix A; Gumbel-softmax arXiv:1611.01144).
 
-B batch, K codes, D width of the decoder's input, h x w grid.
+B batch, K codes, D width of the decoder's input.
 """
 
 import math
@@ -31,9 +31,9 @@ class GumbelQuantizer(Float32State):
         self.embedding = nn.Parameter(torch.randn((size, width), generator=generator) / math.sqrt(width))
 
     def forward(self, z: Tensor) -> Quantized:
-        B, K, H, W = z.shape
         with torch.autocast(z.device.type, enabled=False):
-            logits_NK = z.float().permute(0, 2, 3, 1).reshape(-1, K)
+            last = z.float().movedim(1, -1)
+            logits_NK = last.reshape(-1, last.shape[-1])
             codes_N = logits_NK.argmax(-1)
             loss = self.kl_weight * kl_from_uniform(logits_NK).mean()
             if self.training:
@@ -41,17 +41,18 @@ class GumbelQuantizer(Float32State):
                 self.statistics.tally(codes_N)
             else:
                 out_ND = self.embedding.float()[codes_N]
-        return Quantized(z=out_ND.view(B, H, W, -1).permute(0, 3, 1, 2), codes=codes_N.view(B, H, W), loss=loss)
+        grid = last.shape[:-1]
+        return Quantized(z=out_ND.view(*grid, -1).movedim(-1, 1), codes=codes_N.view(grid), loss=loss)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """Logits [B, K, h, w] -> int64 codes [B, h, w]."""
+        """Logits [B, K, *grid] -> int64 codes [B, *grid]."""
         return z.float().argmax(1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 codes [B, h, w] -> [B, D, h, w]."""
+        """int64 codes [B, *grid] -> [B, D, *grid]."""
         check_codes(codes, self.codebook_size)
-        return self.embedding.float()[codes].permute(0, 3, 1, 2)
+        return self.embedding.float()[codes].movedim(-1, 1)
 
     def _soft(self, logits_NK: Tensor) -> Tensor:
         # Every rank draws its own noise, anew for each update: a function of numbers that are in every checkpoint.

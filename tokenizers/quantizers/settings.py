@@ -61,6 +61,19 @@ class Gradient(LearntCodebook):
     type: Literal["gradient"] = "gradient"
 
 
+class Residual(LearntCodebook):
+    """Several codebooks, each for what those before it leave (arXiv:2107.03312): `levels` codes at every place."""
+
+    type: Literal["residual"] = "residual"
+    levels: Annotated[int, Field(ge=2, le=64, description="codebooks, each of codebook_size codes")] = 4
+    codebook: Literal["ema", "gradient"] = "ema"
+    dropout: Share = Field(default=0.0, description="share of the training samples that use only their first levels, how many is drawn")
+
+    @property
+    def depth(self) -> int:
+        return self.levels
+
+
 class Fsq(QuantizerSettings):
     """Finite scalar quantization (arXiv:2309.15505): channels are rounded to levels, there is no codebook to learn."""
 
@@ -76,4 +89,4 @@ class Fsq(QuantizerSettings):
         return product
 
 
-AnyQuantizer = Annotated[Ema | Gradient | Fsq, Field(discriminator="type")]
+AnyQuantizer = Annotated[Ema | Gradient | Residual | Fsq, Field(discriminator="type")]

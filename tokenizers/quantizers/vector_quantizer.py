@@ -1,4 +1,4 @@
-"""Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv:1711.00937). B batch, D width, N = B h w vectors, K codes."""
+"""Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv:1711.00937). B batch, D width, N vectors of all grids, K codes."""
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,10 @@ class VectorQuantizer(nn.Module):
         return self.codebook.statistics
 
     def forward(self, z: Tensor) -> Quantized:
-        B, D, H, W = z.shape
+        """[B, D, *grid] -> Quantized."""
         with torch.autocast(z.device.type, enabled=False):
-            z_ND = z.float().permute(0, 2, 3, 1).reshape(-1, D)
+            last = z.float().movedim(1, -1)
+            z_ND = last.reshape(-1, last.shape[-1])
             passing = self.training and not self.codebook.placed()
             vectors_KD = self.codebook.vectors()
             codes_N = nearest_codes(z_ND, vectors_KD)
@@ -44,15 +45,15 @@ class VectorQuantizer(nn.Module):
                 out_ND = z_ND + (chosen_ND - z_ND).detach()
             if self.training:
                 self.codebook.update(z_ND.detach(), codes_N)
-        return Quantized(z=out_ND.view(B, H, W, D).permute(0, 3, 1, 2), codes=codes_N.view(B, H, W), loss=loss)
+        return Quantized(z=out_ND.view(last.shape).movedim(-1, 1), codes=codes_N.view(last.shape[:-1]), loss=loss)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """[B, D, h, w] -> int64 codes [B, h, w]."""
-        B, D, H, W = z.shape
-        return nearest_codes(z.permute(0, 2, 3, 1).reshape(-1, D), self.codebook.vectors()).view(B, H, W)
+        """[B, D, *grid] -> int64 codes [B, *grid]."""
+        last = z.movedim(1, -1)
+        return nearest_codes(last.reshape(-1, last.shape[-1]), self.codebook.vectors()).view(last.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 codes [B, h, w] -> [B, D, h, w]."""
+        """int64 codes [B, *grid] -> [B, D, *grid]."""
         check_codes(codes, self.codebook_size)
-        return self.codebook.vectors()[codes].permute(0, 3, 1, 2)
+        return self.codebook.vectors()[codes].movedim(-1, 1)
