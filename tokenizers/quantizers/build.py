@@ -4,6 +4,7 @@ import torch
 
 from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
 from worldloom.tokenizers.quantizers.fsq_quantizer import FsqQuantizer
+from worldloom.tokenizers.quantizers.lfq_quantizer import LfqQuantizer
 from worldloom.tokenizers.quantizers.quantized import Quantizer
 from worldloom.tokenizers.quantizers.residual_quantizer import ResidualQuantizer
 from worldloom.tokenizers.quantizers.settings import (
@@ -12,6 +13,7 @@ from worldloom.tokenizers.quantizers.settings import (
     Fsq,
     Gradient,
     LearntCodebook,
+    Lfq,
     QuantizerSettings,
     Residual,
 )
@@ -20,11 +22,16 @@ from worldloom.tokenizers.quantizers.vector_quantizer import VectorQuantizer
 CODEBOOKS: dict[str, type[EmaCodebook] | type[GradientCodebook]] = {"ema": EmaCodebook, "gradient": GradientCodebook}
 
 
-def build_quantizer(settings: Ema | Gradient | Residual | Fsq, codebook_size: int, seed: int, generator: torch.Generator) -> Quantizer:
+def build_quantizer(
+    settings: Ema | Gradient | Residual | Fsq | Lfq, codebook_size: int, seed: int, generator: torch.Generator
+) -> Quantizer:
     """Untrained; `generator` draws its first codes, `seed` decides every later draw."""
     upkeep = upkeep_of(settings, seed)
     if isinstance(settings, Fsq):
         return FsqQuantizer(settings.levels, upkeep)
+    if isinstance(settings, Lfq):
+        weights = settings.commitment, settings.entropy_weight, settings.diversity, settings.temperature
+        return LfqQuantizer(settings.bits, upkeep, *weights)
     if not isinstance(settings, Residual):
         return VectorQuantizer(CODEBOOKS[settings.type](codebook_size, settings.code_width, upkeep, generator), settings.commitment)
     # A level sees what is left for it only once those before it are placed; two updates later it is placed, too.

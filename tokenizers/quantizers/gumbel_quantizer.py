@@ -6,11 +6,11 @@ B batch, K codes, D width of the decoder's input.
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from worldloom.tokenizers.quantizers.codebooks import CodeStatistics, Float32State, Upkeep
 from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.quantizers.ranks import rank
 
 
 class GumbelQuantizer(Float32State):
@@ -56,9 +56,8 @@ class GumbelQuantizer(Float32State):
 
     def _soft(self, logits_NK: Tensor) -> Tensor:
         # Every rank draws its own noise, anew for each update: a function of numbers that are in every checkpoint.
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         generator = torch.Generator(logits_NK.device)
-        generator.manual_seed((self.statistics.upkeep.seed * 1_000_003 + int(self.statistics.updates)) * 4093 + rank)
+        generator.manual_seed((self.statistics.upkeep.seed * 1_000_003 + int(self.statistics.updates)) * 4093 + rank())
         return gumbel_softmax(logits_NK, self.temperature, generator)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from worldloom.tokenizers.quantizers.codebooks import Codebook, CodeStatistics
 from worldloom.tokenizers.quantizers.nearest import nearest_codes
 from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
+from worldloom.tokenizers.quantizers.ranks import rank, ranks
 
 
 class ResidualQuantizer(nn.Module):
@@ -98,8 +98,8 @@ class ResidualQuantizer(nn.Module):
         if not self.training or self.dropout == 0:
             return torch.full((samples,), self.levels, device=device)
         first = self._each()[0].statistics
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        generator = torch.Generator().manual_seed((first.upkeep.seed * 1_000_003 + int(first.updates)) * 4093 + rank)
-        drawn = torch.randint(1, self.levels + 1, (samples,), generator=generator)
-        cut = torch.rand(samples, generator=generator) < self.dropout
-        return torch.where(cut, drawn, self.levels).to(device)
+        # Drawn for the samples of all ranks, so that these do what one would do with all of them; each takes its own.
+        generator, whole = first.generator(), samples * ranks()
+        drawn = torch.randint(1, self.levels + 1, (whole,), generator=generator)
+        cut = torch.rand(whole, generator=generator) < self.dropout
+        return torch.where(cut, drawn, self.levels)[rank() * samples :][:samples].to(device)

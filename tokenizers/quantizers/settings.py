@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_STEPS_BEFORE_PLACING = 50  # the encoder has found its scale by then
@@ -89,4 +89,18 @@ class Fsq(QuantizerSettings):
         return product
 
 
-AnyQuantizer = Annotated[Ema | Gradient | Residual | Fsq, Field(discriminator="type")]
+class Lfq(QuantizerSettings):
+    """Lookup-free quantization (arXiv:2310.05737): the signs of the channels, there is no codebook to learn."""
+
+    type: Literal["lfq"] = "lfq"
+    bits: Annotated[int, Field(ge=1, le=20, description="channels, one bit each; codebook_size is two to this power")]
+    commitment: NonNegativeFloat = Field(default=0.25, description="weight of |z - sg(sign)|^2")
+    entropy_weight: NonNegativeFloat = Field(default=0.1, description="of the mean entropy of a vector's code, nats, less diversity")
+    diversity: NonNegativeFloat = Field(default=1.0, description="weight, within, of the entropy of the mean over the batch (gamma)")
+    temperature: PositiveFloat = Field(default=0.01, description="of the chances of codes that the entropies are of")
+
+    def codes(self) -> int:
+        return 1 << self.bits
+
+
+AnyQuantizer = Annotated[Ema | Gradient | Residual | Fsq | Lfq, Field(discriminator="type")]
