@@ -1,9 +1,14 @@
 """The kinds of streams there are."""
 
-from worldloom.stages import stream_action, stream_image, stream_text
+from worldloom.stages import stream_action, stream_audio, stream_image, stream_text
 from worldloom.stages.stream_kind import StreamKind
 
-KINDS: dict[str, StreamKind] = {"text": stream_text.KIND, "image": stream_image.KIND, "action": stream_action.KIND}
+KINDS: dict[str, StreamKind] = {
+    "text": stream_text.KIND,
+    "image": stream_image.KIND,
+    "audio": stream_audio.KIND,
+    "action": stream_action.KIND,
+}
 
 
 def kind_of(stream_kind: str) -> StreamKind:

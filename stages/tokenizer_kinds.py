@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worldloom.stages.audio_figures import report_audio
+from worldloom.stages.audio_learner import audio_learner, audio_tokenizer
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.learner import Learner
 from worldloom.stages.tokenizer_figures import report_tokenizer
@@ -18,12 +20,16 @@ from worldloom.tokenizers.learned import LearnedTokenizer
 class TokenizerKind:
     """What the stage needs to know of a kind of stream."""
 
+    types: tuple[str, ...]  # of tokenizers that learn such streams
     build: Callable[[TrainTokenizer, Any], LearnedTokenizer]  # settings, the stream's -> untrained
     learner: Callable[[TrainTokenizer, Any, ValueBatches], Learner]
     report: Callable[[TrainTokenizer, Any, Dataset, Path, int], None]  # writes figures.json, pictures, card.json; sets tokenizer.measured
 
 
-TOKENIZER_KINDS: dict[str, TokenizerKind] = {"image": TokenizerKind(image_tokenizer, learner_of, report_tokenizer)}
+TOKENIZER_KINDS: dict[str, TokenizerKind] = {
+    "image": TokenizerKind(("vqgan", "vqvae", "dvae"), image_tokenizer, learner_of, report_tokenizer),
+    "audio": TokenizerKind(("codec",), audio_tokenizer, audio_learner, report_audio),
+}
 
 
 def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKind:
@@ -35,4 +41,10 @@ def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKi
             f"stream: {settings.stream!r} is no stream of this dataset that train_tokenizer can learn ({', '.join(TOKENIZER_KINDS)}); "
             f"the dataset has {found}"
         )
-    return TOKENIZER_KINDS[stream.kind]
+    kind = TOKENIZER_KINDS[stream.kind]
+    if settings.tokenizer.type not in kind.types:
+        raise ValueError(
+            f"tokenizer.type: {settings.tokenizer.type!r} does not learn {settings.stream!r}, which is of kind {stream.kind}; "
+            f"set it to {' or '.join(kind.types)}"
+        )
+    return kind

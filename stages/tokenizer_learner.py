@@ -76,7 +76,7 @@ class VqGanLearner:
         x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
-        xhat = made.pictures.float()
+        xhat = made.output.float()
         losses = {"l1": (x - xhat).abs().mean(), "codebook": made.quantized.loss}
         if self.perceptual is not None:
             self.perceptual.to(x.device)
@@ -93,7 +93,7 @@ class VqGanLearner:
         with _autocast(x, self.precision):
             adversarial = generator_loss(self.discriminator.frozen(xhat))
         nll = sum((loss for name, loss in losses.items() if name != "codebook"), torch.zeros((), device=x.device))
-        weight = self.settings.adversarial_weight * adaptive_weight(nll, adversarial, self.autoencoder.decoder.last_weight)
+        weight = self.settings.adversarial_weight * adaptive_weight(nll, adversarial, self.autoencoder.last_weight)
         losses["adversarial"] = factor * weight * adversarial
         yield Turn("generator", losses, {**metrics, "adversarial_weight": weight, "adversarial_gate": factor}, {"pictures": len(x)})
         with _autocast(x, self.precision):
@@ -137,7 +137,7 @@ class VqVaeLearner:
         x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
-        losses = {"reconstruction": reconstruction_loss(x, made.pictures, self.variance), "codebook": made.quantized.loss}
+        losses = {"reconstruction": reconstruction_loss(x, made.output, self.variance), "codebook": made.quantized.loss}
         yield Turn("generator", losses, _metrics(self.tokenizer, batch, made, step), {"pictures": len(x)})
 
     def state(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class DvaeLearner:
         x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
-        losses = {"nll": logit_laplace_nll(x, *split_output(made.pictures)).mean(), "kl": made.quantized.loss}
+        losses = {"nll": logit_laplace_nll(x, *split_output(made.output)).mean(), "kl": made.quantized.loss}
         metrics = _metrics(self.tokenizer, batch, made, step)
         yield Turn("generator", losses, {**metrics, "temperature": quantizer.temperature}, {"pictures": len(x)})
 
@@ -191,6 +191,7 @@ class DvaeLearner:
 def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageTokenizer:
     """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's pictures."""
     form = {"height": stream.height, "width": stream.width}
+    assert isinstance(settings.tokenizer, VqGan | VqVae | Dvae)
     return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
 
 
@@ -203,6 +204,7 @@ def learner_of(settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: V
         return VqGanLearner(tokenizer, about, settings.steps, rate, betas, decay, settings.seed, precision)
     if isinstance(about, VqVae):
         return VqVaeLearner(tokenizer, about, variance(batches), rate, betas, decay, precision)
+    assert isinstance(about, Dvae)
     return DvaeLearner(tokenizer, about, settings.steps, rate, betas, decay, precision)
 
 
@@ -229,6 +231,6 @@ def _metrics(tokenizer: LearnedTokenizer, batch: Any, made: Reconstruction, step
     statistics = tokenizer.autoencoder.quantizer.statistics
     metrics: dict[str, Tensor | float] = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
     if step % MEASURE_EVERY == 0:
-        pictures = torch.as_tensor(np.asarray(batch)).to(made.pictures.device)
-        metrics["psnr"] = psnr(pictures, tokenizer.to_values(made.pictures)).mean()
+        pictures = torch.as_tensor(np.asarray(batch)).to(made.output.device)
+        metrics["psnr"] = psnr(pictures, tokenizer.to_values(made.output)).mean()
     return metrics

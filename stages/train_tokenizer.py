@@ -9,10 +9,13 @@ from pydantic import Field, PositiveInt, model_validator
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
+from worldloom.stages.settings import AudioStream, DatasetRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
-from worldloom.tokenizers.image_settings import ImageTokenizerSettings, VqGan
+from worldloom.tokenizers.audio_settings import Codec
+from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
+
+TokenizerSettings = Annotated[VqGan | VqVae | Dvae | Codec, Field(discriminator="type")]
 
 
 class TrainTokenizer(TrainingSettings):
@@ -21,10 +24,10 @@ class TrainTokenizer(TrainingSettings):
     run: Literal["train_tokenizer"]
     data: DatasetRef
     stream: Annotated[str, StreamName(("image", "video", "audio"))] = Field(description="the stream to learn")
-    tokenizer: ImageTokenizerSettings = VqGan()  # of every kind that is trained
-    batch_size: PositiveInt = Field(32, description="pictures a step, all workers together")
+    tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec for sounds")
+    batch_size: PositiveInt = Field(32, description="values a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
-    measured: PositiveInt = Field(2_000, description="pictures of each split that the final figures are taken from, at most")
+    measured: PositiveInt = Field(2_000, description="values of each split that the final figures are taken from, at most")
 
     @model_validator(mode="after")
     def _places_codes_before_it_ends(self) -> Self:
@@ -79,11 +82,14 @@ def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str
 
 
 def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Codes of one picture."""
+    """Codes of one value."""
     stream = (inputs["data"].streams or {}).get(settings.stream)
-    return (
-        Estimate(codes=stream.height * stream.width // settings.tokenizer.downsample**2) if isinstance(stream, ImageStream) else Estimate()
-    )
+    each, depth = settings.tokenizer.downsample, getattr(getattr(settings.tokenizer, "quantizer", None), "depth", 1)
+    if isinstance(stream, ImageStream):
+        return Estimate(codes=stream.height * stream.width // each**2 * depth)
+    if isinstance(stream, AudioStream):
+        return Estimate(codes=-(-stream.samples // each) * depth)
+    return Estimate()
 
 
 STAGE = StageKind(

@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 
 from worldloom.tokenizers.action import ActionTokenizer
+from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.text import TextTokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"image": ImageTokenizer, "text": TextTokenizer, "action": ActionTokenizer}
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "text": TextTokenizer,
+    "image": ImageTokenizer,
+    "audio": AudioTokenizer,
+    "action": ActionTokenizer,
+}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -92,7 +92,7 @@ def test_the_generators_loss_is_what_the_paper_adds_up() -> None:
     weight = turn.metrics["adversarial_weight"]
     assert set(turn.losses) == {"l1", "random_vgg", "codebook", "adversarial"}
     assert isinstance(weight, torch.Tensor) and not weight.requires_grad and weight > 0
-    last = learner.autoencoder.decoder.last_weight
+    last = learner.autoencoder.last_weight
     nll = torch.autograd.grad(turn.losses["l1"] + turn.losses["random_vgg"], last, retain_graph=True)[0].norm()
     adversarial = torch.autograd.grad(turn.losses["adversarial"], last, retain_graph=True)[0].norm()
     assert (adversarial / nll).item() == pytest.approx(0.8, rel=1e-2)  # equal gradients, times the weight of 0.8

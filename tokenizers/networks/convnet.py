@@ -18,7 +18,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int) -> None:
         super().__init__()
-        widths = _widths(width, patch, downsample)
+        widths = stage_widths(width, patch, downsample)
         self.patch, self.downsample = patch, downsample
         self.stem = Conv3(patch * patch * channels, widths[0])
         stages: list[nn.Module] = []
@@ -51,7 +51,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int) -> None:
         super().__init__()
-        widths = _widths(width, patch, downsample)[::-1]
+        widths = stage_widths(width, patch, downsample)[::-1]
         self.patch = patch
         self.stem = Conv3(code_width, widths[0])
         stages: list[nn.Module] = []
@@ -141,7 +141,7 @@ def depth_to_space(x: Tensor, side: int) -> Tensor:
     return cells.reshape(B, side * H, side * W, C // (side * side))
 
 
-def _widths(width: int, patch: int, downsample: int) -> list[int]:
+def stage_widths(width: int, patch: int, downsample: int) -> list[int]:
     """Widths of the stages at 1/patch ... 1/downsample of the resolution, halved from one to the next."""
     if patch < 2 or patch & (patch - 1) or downsample & (downsample - 1) or patch > downsample:
         raise ValueError(f"patch and downsample must be powers of two with 2 <= patch <= downsample, got {patch} and {downsample}")

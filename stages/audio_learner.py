@@ -1,0 +1,75 @@
+"""What trains a tokenizer of sounds: how the waveform and its log-mel spectrograms differ, and the quantizer's own loss."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldloom.stages.learner import Learner, Player, Precision, Turn, resolve_precision
+from worldloom.stages.settings import AudioStream
+from worldloom.stages.train_tokenizer import TrainTokenizer
+from worldloom.stages.value_batches import ValueBatches
+from worldloom.tokenizers.audio import AudioTokenizer
+from worldloom.tokenizers.audio_measures import multi_scale_mel_loss
+from worldloom.tokenizers.audio_settings import Codec
+from worldloom.tokenizers.autoencoder import Reconstruction
+from worldloom.tokenizers.quantizers.codebooks import perplexity
+
+LOUDNESS_OF = 1024  # sounds
+
+
+class CodecLearner:
+    """Waveform L1 over the sounds' own mean amplitude + multi-scale log-mel + commitment (arXiv:2210.13438, without discriminators)."""
+
+    def __init__(
+        self,
+        tokenizer: AudioTokenizer,
+        settings: Codec,
+        loudness: float,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        precision: Precision,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.loudness = loudness
+        self.precision = precision
+        self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
+
+    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
+        autoencoder = self.tokenizer.autoencoder.train()
+        x = self.tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(self.tokenizer.device))
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            made: Reconstruction = autoencoder(x)
+        xhat = made.output.float()
+        losses = {
+            "waveform": self.settings.waveform_weight * (x - xhat).abs().mean() / self.loudness,
+            "mel": self.settings.mel_weight * multi_scale_mel_loss(x, xhat, self.tokenizer.sample_rate),
+            "codebook": made.quantized.loss,
+        }
+        statistics = autoencoder.quantizer.statistics
+        metrics = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
+        yield Turn("generator", losses, metrics, {"sounds": len(x)})
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def audio_tokenizer(settings: TrainTokenizer, stream: AudioStream) -> AudioTokenizer:
+    """The untrained tokenizer that the settings ask for."""
+    assert isinstance(settings.tokenizer, Codec)
+    form = {"channels": stream.channels, "samples": stream.samples, "sample_rate": stream.sample_rate}
+    return AudioTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
+
+
+def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer, batches: ValueBatches) -> Learner:
+    """The learner of the tokenizer's type."""
+    assert isinstance(settings.tokenizer, Codec)
+    loudness = max(float(np.abs(batches.some(LOUDNESS_OF)).mean()), 1e-4)
+    precision = resolve_precision(settings.precision)
+    return CodecLearner(tokenizer, settings.tokenizer, loudness, settings.learning_rate, settings.betas, settings.weight_decay, precision)
