@@ -4,6 +4,7 @@ K codes, D width, N vectors of this rank's batch. Papers: arXiv:1711.00937 and i
 arXiv:2005.00341 (Jukebox), section 3.1, here from vectors that are badly served. Counts and sums are those of the global batch.
 """
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from worldloom.tokenizers.quantizers.kmeans import draw_by_error, kmeans
 from worldloom.tokenizers.quantizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
 
+LOG = logging.getLogger(__name__)
 POOL = 1 << 15  # vectors of the global batch that a restart or k-means looks at
 EPSILON = 1e-5  # of the Laplace smoothing
 
 
 class CodebookCollapse(RuntimeError):
-    """Too few codes are used although dead ones were restarted."""
+    """Too few codes are used, and the remedy, where there is one, did not help."""
 
 
 class Upkeep(NamedTuple):
@@ -30,7 +32,7 @@ class Upkeep(NamedTuple):
     decay: float = 0.99  # of all moving averages
     window: int = 100  # updates within which a code must be chosen to count as used
     least_use: float = 0.01  # share of codes used under which the training is in collapse; 0: never
-    patience: int = 500  # updates in collapse before CodebookCollapse
+    patience: int = 500  # updates in collapse before the codes are placed anew, and again before CodebookCollapse
     seed: int = 0  # of every draw, together with the number of the update
 
 
@@ -78,6 +80,7 @@ class CodeStatistics(Float32State):
     idle_K: Tensor
     updates: Tensor
     starved: Tensor
+    relapse: Tensor
 
     def __init__(self, size: int, upkeep: Upkeep) -> None:
         super().__init__()
@@ -88,24 +91,48 @@ class CodeStatistics(Float32State):
         self.register_buffer("idle_K", torch.zeros(size, dtype=torch.int64))  # updates since it was last chosen
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("starved", torch.zeros((), dtype=torch.int64))  # updates in collapse, in a row
+        # Updates out of collapse until the remedy is allowed once more: right after it codes count as used for a whole window.
+        self.register_buffer("relapse", torch.zeros((), dtype=torch.int64))
 
     def count(self, count_K: Tensor) -> None:
-        """Takes in the global batch's choices of each code; CodebookCollapse after too long with too little use."""
+        """Takes in the global batch's choices of each code."""
         self.average_K.lerp_(count_K, 1 - self.upkeep.decay)
         self.idle_K.add_(1).masked_fill_(count_K > 0, 0)
-        watching = self.updates >= self.upkeep.window
-        self.starved.copy_(torch.where(watching & (self.use() < self.upkeep.least_use), self.starved + 1, 0))
-        if self.starved > self.upkeep.patience:
+        collapsed = (self.updates >= self.upkeep.window) & (self.use() < self.upkeep.least_use)
+        self.starved.copy_(torch.where(collapsed, self.starved + 1, 0))
+        self.relapse.copy_(torch.where(collapsed, self.relapse, (self.relapse - 1).clamp(min=0)))
+
+    def needs_remedy(self) -> bool:
+        """True when patience with a collapse has run out and its codes are to be placed anew; CodebookCollapse if they just were."""
+        if self.starved <= self.upkeep.patience:
+            return False
+        every = self.upkeep.restart_every
+        restarts = f"dead codes restarted every {every} updates" if every else "restart_every is 0, so no dead code restarted"
+        if self.relapse > 0:
             raise CodebookCollapse(
-                f"the codebook collapsed: only {self.use().item():.1%} of {len(self.idle_K)} codes were chosen in the last "
-                f"{self.upkeep.window} updates although dead codes were restarted; lower codebook_size or the learning rate, "
-                f"or check that the pictures differ"
+                f"the codebook collapsed: {self._chosen()}; {restarts}, and k-means placed all codes anew, which did not last; "
+                f"lower codebook_size or the learning rate, or check that the data differ"
             )
+        LOG.warning("the codebook collapsed: %s; %s; k-means places all codes anew", self._chosen(), restarts)
+        self.starved.zero_()
+        self.relapse.fill_(self.upkeep.window + self.upkeep.patience)
+        return True
+
+    def _chosen(self) -> str:
+        return f"only {self.use().item():.1%} of {len(self.idle_K)} codes were chosen in the last {self.upkeep.window} updates"
 
     @torch.no_grad()
     def tally(self, codes: Tensor) -> None:
-        """One update for quantizers that keep no codebook: counts this rank's codes with those of the others."""
+        """One update for quantizers that keep no codebook: counts this rank's codes with those of the others.
+
+        CodebookCollapse after too long with too little use: there are no codes to place anew.
+        """
         self.count(sum_over_ranks(torch.bincount(codes.flatten(), minlength=len(self.idle_K)).float()))
+        if self.starved > self.upkeep.patience:
+            raise CodebookCollapse(
+                f"the codes collapsed: {self._chosen()}, and this quantizer keeps no codebook that could be placed anew; "
+                f"lower codebook_size or the learning rate, or check that the data differ"
+            )
         self.updates += 1
 
     def dead(self, batch: int) -> Tensor:
@@ -130,6 +157,15 @@ class CodeStatistics(Float32State):
     def use(self) -> Tensor:
         """Share of the codes chosen within the last `window` updates."""
         return (self.idle_K < self.upkeep.window).float().mean()
+
+    def oldest_idle(self) -> Tensor:
+        """Updates since the code that waits longest was chosen."""
+        return self.idle_K.max()
+
+    def dead_age(self) -> Tensor:
+        """Mean updates since they were last chosen of the codes not chosen within the window; 0 if there are none."""
+        dead_K = self.idle_K >= self.upkeep.window
+        return (self.idle_K * dead_K).sum() / dead_K.sum().clamp(min=1)
 
     def generator(self) -> torch.Generator:
         """Random numbers of this update alone, so that there is no state to save."""
@@ -174,8 +210,11 @@ class EmaCodebook(Float32State):
                 smooth_K = (statistics.average_K + EPSILON) / (n + self.size * EPSILON) * n
                 self.embedding_KD.copy_(self.total_KD / smooth_K[:, None])
                 batch = int(count_K.sum())
-                # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
-                self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
+                if statistics.needs_remedy():
+                    self._place(gather_over_ranks(z_ND, POOL))
+                else:
+                    # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
+                    self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
         elif statistics.placing():
             pool = gather_over_ranks(z_ND, POOL)
             if not torch.isfinite(pool).all():
@@ -233,13 +272,21 @@ class GradientCodebook(Float32State):
                 count_K, _ = sums
                 statistics.count(count_K)
                 batch = int(count_K.sum())
-                self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
+                if statistics.needs_remedy():
+                    self._place(gather_over_ranks(z_ND, POOL))
+                else:
+                    self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
         elif statistics.placing():
             pool = gather_over_ranks(z_ND, POOL)
             if not torch.isfinite(pool).all():
                 return  # on every rank; the next batch places the codes
-            self._move(torch.arange(self.size), from_first_rank(kmeans(pool, self.size, rounds=10, generator=statistics.generator())))
+            self._place(pool)
         statistics.updates += 1
+
+    def _place(self, pool: Tensor) -> None:
+        everything = torch.arange(self.size, device=pool.device)
+        self._move(everything, from_first_rank(kmeans(pool, self.size, rounds=10, generator=self.statistics.generator())))
+        self.statistics.average_K.fill_(max(1.0, len(pool) / self.size))
 
     def _reset(self, dead_R: Tensor, z_ND: Tensor, average: float) -> None:
         if len(dead_R) == 0:
@@ -256,6 +303,23 @@ def perplexity(count_K: Tensor) -> Tensor:
     """exp of the entropy of the choices: K if all codes are chosen alike, 1 if one takes everything."""
     share_K = count_K.double() / count_K.sum().clamp(min=1)
     return (-(share_K * (share_K + 1e-10).log()).sum()).exp()
+
+
+def health(quantizer: nn.Module) -> dict[str, Tensor]:
+    """What shows how a quantizer's codes are doing, by name; of several levels the worst (the mean perplexity), then each."""
+    levels = [module for module in quantizer.modules() if isinstance(module, CodeStatistics)]
+    use = torch.stack([statistics.use() for statistics in levels])
+    perplexities = torch.stack([perplexity(statistics.average_K) for statistics in levels])
+    found = {
+        "codebook_use": use.min(),
+        "perplexity": perplexities.mean(),
+        "oldest_idle_code": torch.stack([statistics.oldest_idle() for statistics in levels]).max(),
+        "dead_code_age": torch.stack([statistics.dead_age() for statistics in levels]).max(),
+    }
+    if len(levels) > 1:
+        found |= {f"codebook_use_{level}": value for level, value in enumerate(use)}
+        found |= {f"perplexity_{level}": value for level, value in enumerate(perplexities)}
+    return found
 
 
 def _uniform(size: int, width: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,10 @@ class QuantizerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     least_use: Share = Field(default=0.01, description="share of codes used under which a training has collapsed; 0: never")
-    patience: PositiveInt = Field(default=500, description="steps in collapse before the training is stopped")
+    patience: PositiveInt = Field(
+        default=500,
+        description="steps in collapse before k-means places the codes anew; as many again, and the training stops",
+    )
 
     def resolved(self, steps: int) -> Self:
         """The same with what follows from the length of the training written out."""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.tokenizers.quantizers.codebooks import CodebookCollapse, EmaCodebook, GradientCodebook, Upkeep, perplexity
+from worldloom.tokenizers.quantizers import codebooks
+from worldloom.tokenizers.quantizers.codebooks import CodebookCollapse, CodeStatistics, EmaCodebook, GradientCodebook, Upkeep, perplexity
 from worldloom.tokenizers.quantizers.nearest import nearest_codes
 
 QUIET = Upkeep(place_after=-1, restart_every=0, least_use=0)  # averages only
@@ -121,13 +122,124 @@ def test_statistics_survive_a_cast_to_bfloat16() -> None:
     assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)
 
 
-def test_collapse_is_an_error_after_patience() -> None:
+def test_collapse_has_all_codes_placed_anew_and_then_stops_the_training(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = []
+    original = codebooks.kmeans
+    monkeypatch.setattr(
+        codebooks, "kmeans", lambda *args, **more: placed.append(int(codebook.statistics.updates)) or original(*args, **more)
+    )
     codebook = EmaCodebook(100, 2, Upkeep(place_after=-1, restart_every=0, least_use=0.05, window=3, patience=4), generator())
-    batch = torch.ones((5, 2))
-    with pytest.raises(CodebookCollapse, match=r"only 1\.0% of 100 codes"):
-        for _ in range(20):
+    batch = torch.ones((5, 2))  # nothing helps where all vectors are alike
+    with pytest.raises(CodebookCollapse, match=r"only 1\.0% of 100 codes .* last 3 updates; restart_every is 0.* k-means .* did not last"):
+        for _ in range(30):
             codebook.update(batch, torch.zeros(5, dtype=torch.int64))
-    assert int(codebook.statistics.updates) == 7  # three to fill the window, four of patience
+    assert placed == [7]  # three to fill the window, four of patience
+    assert int(codebook.statistics.updates) == 12  # and as many again
+    assert caplog.messages == [
+        "the codebook collapsed: only 1.0% of 100 codes were chosen in the last 3 updates; restart_every is 0, so no dead code restarted; "
+        "k-means places all codes anew"
+    ]
+
+
+def far_away(kind: type[EmaCodebook] | type[GradientCodebook], patience: int = 4) -> EmaCodebook | GradientCodebook:
+    """A codebook all of whose codes lie so far from the data that one takes everything, and that is never restarted."""
+    codebook = kind(40, 2, Upkeep(place_after=-1, restart_every=0, least_use=0.2, window=3, patience=patience), generator())
+    with torch.no_grad():
+        (codebook.embedding_KD if isinstance(codebook, EmaCodebook) else codebook.weight_KD).add_(50)
+        if isinstance(codebook, EmaCodebook):
+            codebook.total_KD.copy_(codebook.embedding_KD)
+    return codebook
+
+
+def train(codebook: EmaCodebook | GradientCodebook, updates: range) -> list[float]:
+    """The codebook's use after updates on normal vectors."""
+    use = []
+    for update in updates:
+        batch = torch.randn((200, 2), generator=generator(update))
+        codebook.update(batch, nearest_codes(batch, codebook.vectors().detach()))
+        use.append(codebook.statistics.use().item())
+    return use
+
+
+@pytest.mark.parametrize("kind", [EmaCodebook, GradientCodebook])
+def test_the_remedy_rescues_a_codebook_that_lies_beside_the_data(kind: type[EmaCodebook] | type[GradientCodebook]) -> None:
+    use = train(far_away(kind), range(60))
+    assert max(use[4:8]) < 0.2 and min(use[8:]) > 0.9
+
+
+def test_the_remedy_comes_once_in_a_while_and_not_instead_of_the_stop() -> None:
+    codebook = far_away(EmaCodebook)
+    train(codebook, range(10))
+    assert codebook.statistics.use().item() > 0.9
+    with pytest.raises(CodebookCollapse, match="did not last"):
+        for _ in range(10):
+            codebook.update(torch.zeros(200, 2), torch.zeros(200, dtype=torch.int64))
+    healthy = far_away(EmaCodebook)
+    train(healthy, range(30))  # long enough out of collapse for another remedy
+    for _ in range(2 + 5):  # two until the window is empty of other codes
+        healthy.update(torch.zeros(200, 2), torch.zeros(200, dtype=torch.int64))
+    assert healthy.statistics.relapse > 0 and healthy.statistics.starved == 0
+
+
+def test_a_training_that_stopped_in_collapse_goes_on_as_if_it_had_not() -> None:
+    whole = far_away(EmaCodebook)
+    train(whole, range(12))
+    first = far_away(EmaCodebook)
+    train(first, range(6))
+    assert first.statistics.starved > 0
+    second = EmaCodebook(40, 2, first.statistics.upkeep, generator(5))
+    second.load_state_dict(first.state_dict())
+    train(second, range(6, 9))
+    third = EmaCodebook(40, 2, first.statistics.upkeep, generator(6))
+    third.load_state_dict(second.state_dict())
+    train(third, range(9, 12))
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in third.state_dict().items())
+    assert third.statistics.relapse == whole.statistics.relapse > 0
+
+
+def test_restarts_that_do_not_help_are_named_in_the_message() -> None:
+    codebook = EmaCodebook(100, 2, Upkeep(place_after=-1, restart_every=2, least_use=0.05, window=3, patience=4), generator())
+    with pytest.raises(CodebookCollapse, match="dead codes restarted every 2 updates"):
+        for _ in range(30):
+            codebook.update(torch.ones((5, 2)), torch.zeros(5, dtype=torch.int64))
+
+
+def test_codes_without_a_codebook_stop_the_training_at_once() -> None:
+    statistics = CodeStatistics(100, Upkeep(least_use=0.05, window=3, patience=4))
+    with pytest.raises(CodebookCollapse, match=r"only 1\.0% of 100 codes .* keeps no codebook that could be placed anew"):
+        for _ in range(30):
+            statistics.tally(torch.zeros(5, dtype=torch.int64))
+    assert int(statistics.updates) == 7
+
+
+def test_the_age_of_dead_codes_is_counted_in_updates() -> None:
+    statistics = CodeStatistics(4, Upkeep(least_use=0, window=3))
+    for codes in ([0, 1, 2, 3], [0, 1, 2], [0, 1], [0, 1], [0], [0]):
+        statistics.tally(torch.tensor(codes))
+    assert statistics.idle_K.tolist() == [0, 2, 4, 5]
+    assert statistics.oldest_idle().item() == 5 and statistics.dead_age().item() == 4.5
+    assert CodeStatistics(4, Upkeep()).dead_age().item() == 0
+
+
+def test_health_is_that_of_the_worst_level_and_of_each() -> None:
+    levels = torch.nn.ModuleList(CodeStatistics(4, Upkeep(least_use=0, window=2, decay=0.0)) for _ in range(2))
+    for first, second in (([0, 1, 2, 3], [0, 1]), ([0, 1, 2, 3], [0, 1]), ([0, 1, 2, 2], [0, 0])):
+        levels[0].tally(torch.tensor(first))
+        levels[1].tally(torch.tensor(second))
+    found = {name: round(value.item(), 3) for name, value in codebooks.health(levels).items()}
+    assert found == {
+        "codebook_use": 0.5,
+        "perplexity": round((2**1.5 + 1) / 2, 3),
+        "oldest_idle_code": 3,
+        "dead_code_age": 3,
+        "codebook_use_0": 1.0,
+        "codebook_use_1": 0.5,
+        "perplexity_0": round(2**1.5, 3),
+        "perplexity_1": 1.0,
+    }
+    assert list(codebooks.health(levels[0])) == ["codebook_use", "perplexity", "oldest_idle_code", "dead_code_age"]
 
 
 def test_use_is_the_share_of_codes_chosen_within_the_window() -> None:
