@@ -11,22 +11,19 @@ from worldloom.stages.settings import AudioStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
 from worldloom.tokenizers.audio import AudioTokenizer
-from worldloom.tokenizers.audio_measures import multi_scale_mel_loss
+from worldloom.tokenizers.audio_measures import expand, multi_scale_mel_loss
 from worldloom.tokenizers.audio_settings import Codec
 from worldloom.tokenizers.autoencoder import Reconstruction
 from worldloom.tokenizers.quantizers.codebooks import perplexity
 
-LOUDNESS_OF = 1024  # sounds
-
 
 class CodecLearner:
-    """Waveform L1 over the sounds' own mean amplitude + multi-scale log-mel + commitment (arXiv:2210.13438, without discriminators)."""
+    """L1 of the companded waveform + multi-scale log-mel + commitment (arXiv:2210.13438, without discriminators)."""
 
     def __init__(
         self,
         tokenizer: AudioTokenizer,
         settings: Codec,
-        loudness: float,
         learning_rate: float,
         betas: tuple[float, float],
         weight_decay: float,
@@ -34,7 +31,6 @@ class CodecLearner:
     ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.loudness = loudness
         self.precision = precision
         self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
 
@@ -45,8 +41,8 @@ class CodecLearner:
             made: Reconstruction = autoencoder(x)
         xhat = made.output.float()
         losses = {
-            "waveform": self.settings.waveform_weight * (x - xhat).abs().mean() / self.loudness,
-            "mel": self.settings.mel_weight * multi_scale_mel_loss(x, xhat, self.tokenizer.sample_rate),
+            "waveform": self.settings.waveform_weight * (x - xhat).abs().mean(),
+            "mel": self.settings.mel_weight * multi_scale_mel_loss(expand(x), expand(xhat.clamp(-1, 1)), self.tokenizer.sample_rate),
             "codebook": made.quantized.loss,
         }
         statistics = autoencoder.quantizer.statistics
@@ -70,6 +66,5 @@ def audio_tokenizer(settings: TrainTokenizer, stream: AudioStream) -> AudioToken
 def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer, batches: ValueBatches) -> Learner:
     """The learner of the tokenizer's type."""
     assert isinstance(settings.tokenizer, Codec)
-    loudness = max(float(np.abs(batches.some(LOUDNESS_OF)).mean()), 1e-4)
     precision = resolve_precision(settings.precision)
-    return CodecLearner(tokenizer, settings.tokenizer, loudness, settings.learning_rate, settings.betas, settings.weight_decay, precision)
+    return CodecLearner(tokenizer, settings.tokenizer, settings.learning_rate, settings.betas, settings.weight_decay, precision)

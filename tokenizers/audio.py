@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from worldloom.tokenizers.audio_measures import compress, expand
 from worldloom.tokenizers.audio_settings import Codec
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
@@ -61,9 +62,9 @@ class AudioTokenizer(LearnedTokenizer):
         return TypeAdapter(Codec).validate_json(json.dumps(value))
 
     def to_network(self, values: Tensor) -> Tensor:
-        """[B, C, samples] -> [B, C, frames * downsample]."""
-        return F.pad(values, (0, self.frames * self.settings.downsample - self.samples))
+        """[B, C, samples] -> companded, [B, C, frames * downsample]: quiet sounds would hardly move a network that sees them as they are."""
+        return compress(F.pad(values, (0, self.frames * self.settings.downsample - self.samples)))
 
     def to_values(self, output: Tensor) -> Tensor:
         """[B, C, frames * downsample] -> [B, C, samples] in [-1, 1]."""
-        return output[..., : self.samples].float().clamp(-1, 1)
+        return expand(output[..., : self.samples].float().clamp(-1, 1))

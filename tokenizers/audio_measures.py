@@ -1,11 +1,14 @@
 """How far a sound is from another: log-mel distance and scale-invariant signal-to-distortion ratio; and the plain coder to compare with."""
 
+from math import log1p
+
 import torch
 from torch import Tensor
 
 from worldloom.tokenizers.mel import log_mel
 
 BINS = 64
+MU = 255.0
 WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)  # samples
 
 
@@ -39,10 +42,18 @@ def si_sdr(sounds: Tensor, rebuilt: Tensor) -> Tensor:
     return 10 * (target.square().sum(1).clamp(min=1e-12) / (made - target).square().sum(1).clamp(min=1e-12)).log10()
 
 
-def mu_law_coded(sounds: Tensor, bits: int, mu: float = 255.0) -> Tensor:
-    """What a coder of `bits` a sample leaves: sign(x) log(1 + mu |x|) / log(1 + mu) in 2^bits intervals, each decoded to its middle."""
+def compress(sounds: Tensor) -> Tensor:
+    """mu-law: sign(x) log(1 + mu |x|) / log(1 + mu), from [-1, 1] to [-1, 1]."""
+    return sounds.sign() * (MU * sounds.abs()).log1p() / log1p(MU)
+
+
+def expand(squeezed: Tensor) -> Tensor:
+    """The way back from `compress`."""
+    return squeezed.sign() * (squeezed.abs() * log1p(MU)).expm1() / MU
+
+
+def mu_law_coded(sounds: Tensor, bits: int) -> Tensor:
+    """What a plain coder of `bits` a sample leaves: 2^bits intervals of the companded sound, each decoded to its middle."""
     levels = 2**bits
-    squeezed = sounds.sign() * (mu * sounds.abs()).log1p() / torch.tensor(mu).log1p()
-    middle = (((squeezed + 1) / 2 * levels).floor().clamp(0, levels - 1) + 0.5) / levels * 2 - 1
-    coded: Tensor = middle.sign() * (middle.abs() * torch.tensor(mu).log1p()).expm1() / mu
-    return coded
+    interval = ((compress(sounds) + 1) / 2 * levels).floor().clamp(0, levels - 1)
+    return expand((interval + 0.5) / levels * 2 - 1)

@@ -18,9 +18,9 @@ class Codec(BaseModel):
     patch: Annotated[int, Field(ge=2, le=1 << 10, description="samples that the first convolution reads at once; a power of two")] = 8
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each rate, in encoder and decoder, ever more dilated")] = 2
-    quantizer: AnyQuantizer = Field(default=Residual(), description="how the encoder's vectors become codes")
-    waveform_weight: NonNegativeFloat = Field(default=0.1, description="of the mean difference of samples, in units of the sounds' own")
-    mel_weight: NonNegativeFloat = Field(default=1.0, description="of the difference of log-mel spectrograms, mean over all window lengths")
+    quantizer: AnyQuantizer = Field(default=Residual(decay=0.95), description="how the encoder's vectors become codes")
+    waveform_weight: NonNegativeFloat = Field(default=1.0, description="of the mean difference of the companded samples")
+    mel_weight: NonNegativeFloat = Field(default=0.3, description="of the difference of log-mel spectrograms, mean over all window lengths")
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.tokenizers.audio_measures import log_mel_l1, mu_law_coded, multi_scale_mel_loss, si_sdr
+from worldloom.tokenizers.audio_measures import compress, expand, log_mel_l1, mu_law_coded, multi_scale_mel_loss, si_sdr
 
 
 def sounds(count: int = 3, samples: int = 2_400) -> torch.Tensor:
@@ -46,3 +46,10 @@ def test_the_loss_has_a_gradient_even_where_sounds_are_equal() -> None:
     y = x.clone().requires_grad_(True)
     multi_scale_mel_loss(x, y, 8_000).backward()
     assert y.grad is not None and bool(torch.isfinite(y.grad).all())
+
+
+def test_companding_goes_and_comes_back() -> None:
+    x = torch.linspace(-1, 1, 101)
+    assert torch.allclose(expand(compress(x)), x, atol=1e-6) and float(compress(torch.tensor(1 / 255))) == pytest.approx(
+        np.log(2) / np.log(256)
+    )
