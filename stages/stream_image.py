@@ -62,7 +62,7 @@ def decode(content: bytes | memoryview, stream: ImageStream) -> NDArray[np.uint8
             if image.format == "JPEG":
                 image.draft(image.mode, (2 * max(stream.height, stream.width),) * 2)  # decodes a large photograph at a fraction of its size
             image.load()
-            return np.asarray(_fit(_upright(_to_srgb(image)), stream))
+            return np.asarray(fit(_upright(_to_srgb(image)), stream.height, stream.width, stream.resample == "nearest"))
     except InputRejected:
         raise
     except MemoryError:
@@ -220,15 +220,14 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _fit(image: Image.Image, stream: ImageStream) -> Image.Image:
-    """The largest centred part of the stream's aspect, resized."""
-    height, width = stream.height, stream.width
+def fit(image: Image.Image, height: int, width: int, nearest: bool) -> Image.Image:
+    """The largest centred part of the aspect of `height` and `width`, resized to them."""
     scale = min(image.width / width, image.height / height)
     across, down = (max(1, round(side * scale)) for side in (width, height))
     left, top = (image.width - across) // 2, (image.height - down) // 2
     if image.size != (across, down):
         image = image.crop((left, top, left + across, top + down))
-    way = Image.Resampling.NEAREST if stream.resample == "nearest" else Image.Resampling.LANCZOS
+    way = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
     return image if image.size == (width, height) else image.resize((width, height), way)
 
 

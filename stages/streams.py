@@ -1,11 +1,12 @@
 """The kinds of streams there are."""
 
-from worldloom.stages import stream_action, stream_audio, stream_image, stream_text
+from worldloom.stages import stream_action, stream_audio, stream_image, stream_text, stream_video
 from worldloom.stages.stream_kind import StreamKind
 
 KINDS: dict[str, StreamKind] = {
     "text": stream_text.KIND,
     "image": stream_image.KIND,
+    "video": stream_video.KIND,
     "audio": stream_audio.KIND,
     "action": stream_action.KIND,
 }

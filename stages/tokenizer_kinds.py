@@ -10,9 +10,10 @@ from worldloom.stages.audio_learner import audio_learner, audio_tokenizer
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.learner import Learner
 from worldloom.stages.tokenizer_figures import report_tokenizer
-from worldloom.stages.tokenizer_learner import image_tokenizer, learner_of
+from worldloom.stages.tokenizer_learner import image_tokenizer, learner_of, video_tokenizer
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
+from worldloom.stages.video_figures import report_video
 from worldloom.tokenizers.learned import LearnedTokenizer
 
 
@@ -28,6 +29,7 @@ class TokenizerKind:
 
 TOKENIZER_KINDS: dict[str, TokenizerKind] = {
     "image": TokenizerKind(("vqgan", "vqvae", "dvae"), image_tokenizer, learner_of, report_tokenizer),
+    "video": TokenizerKind(("vqgan", "vqvae", "dvae"), video_tokenizer, learner_of, report_video),
     "audio": TokenizerKind(("codec",), audio_tokenizer, audio_learner, report_audio),
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldloom.stages.learner import Learner, Player, Precision, Turn, resolve_precision
-from worldloom.stages.settings import ImageStream
+from worldloom.stages.settings import ImageStream, VideoStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
 from worldloom.tokenizers.autoencoder import Reconstruction
@@ -26,6 +26,7 @@ from worldloom.tokenizers.measures import psnr
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
 from worldloom.tokenizers.quantizers.codebooks import perplexity
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
+from worldloom.tokenizers.video import VideoTokenizer, fold_frames
 from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge
 from worldloom.tokenizers.vqvae import reconstruction_loss
 
@@ -82,8 +83,8 @@ class VqGanLearner:
             self.perceptual.to(x.device)
             with _autocast(x, self.precision):
                 with torch.no_grad():
-                    real_features = self.perceptual.features(x)
-                distance = self.perceptual.distance(real_features, self.perceptual.features(xhat))
+                    real_features = self.perceptual.features(fold_frames(x))
+                distance = self.perceptual.distance(real_features, self.perceptual.features(fold_frames(xhat)))
             losses[self.perceptual.name] = self.settings.perceptual_weight * distance
         metrics = _metrics(self.tokenizer, batch, made, step)
         factor = gate(step, self.start, self.ramp)
@@ -91,13 +92,13 @@ class VqGanLearner:
             yield Turn("generator", losses, metrics, {"pictures": len(x)})
             return
         with _autocast(x, self.precision):
-            adversarial = generator_loss(self.discriminator.frozen(xhat))
+            adversarial = generator_loss(self.discriminator.frozen(fold_frames(xhat)))
         nll = sum((loss for name, loss in losses.items() if name != "codebook"), torch.zeros((), device=x.device))
         weight = self.settings.adversarial_weight * adaptive_weight(nll, adversarial, self.autoencoder.last_weight)
         losses["adversarial"] = factor * weight * adversarial
         yield Turn("generator", losses, {**metrics, "adversarial_weight": weight, "adversarial_gate": factor}, {"pictures": len(x)})
         with _autocast(x, self.precision):
-            logits = self.discriminator(torch.cat([x, xhat.detach()]))
+            logits = self.discriminator(torch.cat([fold_frames(x), fold_frames(xhat.detach())]))
         real, fake = logits.chunk(2)
         yield Turn(
             "discriminator",
@@ -190,9 +191,20 @@ class DvaeLearner:
 
 def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageTokenizer:
     """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's pictures."""
-    form = {"height": stream.height, "width": stream.width}
     assert isinstance(settings.tokenizer, VqGan | VqVae | Dvae)
+    if settings.tokenizer.time_stride is not None:
+        raise ValueError(
+            f"tokenizer.time_stride ({settings.tokenizer.time_stride}) is for clips, and {settings.stream!r} is of pictures; leave it out"
+        )
+    form = {"height": stream.height, "width": stream.width}
     return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
+
+
+def video_tokenizer(settings: TrainTokenizer, stream: VideoStream) -> VideoTokenizer:
+    """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's frames."""
+    assert isinstance(settings.tokenizer, VqGan | VqVae | Dvae)
+    form = {"height": stream.height, "width": stream.width, "frames": stream.frames, "frame_rate": stream.frame_rate}
+    return VideoTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
 
 
 def learner_of(settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: ValueBatches) -> Learner:
@@ -227,10 +239,15 @@ def _perceptual(settings: VqGan) -> PerceptualLoss:
 
 @torch.no_grad()
 def _metrics(tokenizer: LearnedTokenizer, batch: Any, made: Reconstruction, step: int) -> Mapping[str, Tensor | float]:
-    """Use and perplexity of the codebook, and now and then the PSNR of this batch."""
+    """Use and perplexity of the codebook, updates since its longest idle code was chosen, and now and then the PSNR of this batch."""
     statistics = tokenizer.autoencoder.quantizer.statistics
-    metrics: dict[str, Tensor | float] = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
+    metrics: dict[str, Tensor | float] = {
+        "codebook_use": statistics.use(),
+        "perplexity": perplexity(statistics.average_K),
+        "dead_age": statistics.idle_K.max().float(),
+    }
     if step % MEASURE_EVERY == 0:
         pictures = torch.as_tensor(np.asarray(batch)).to(made.output.device)
-        metrics["psnr"] = psnr(pictures, tokenizer.to_values(made.output)).mean()
+        made_pictures = tokenizer.to_values(made.output)
+        metrics["psnr"] = psnr(pictures.flatten(0, -4), made_pictures.flatten(0, -4)).mean()
     return metrics

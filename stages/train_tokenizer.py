@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import AudioStream, DatasetRef, ImageStream, StreamName
+from worldloom.stages.settings import AudioStream, DatasetRef, ImageStream, StreamName, VideoStream
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
 from worldloom.tokenizers.audio_settings import Codec
@@ -87,6 +87,9 @@ def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estima
     each, depth = settings.tokenizer.downsample, getattr(getattr(settings.tokenizer, "quantizer", None), "depth", 1)
     if isinstance(stream, ImageStream):
         return Estimate(codes=stream.height * stream.width // each**2 * depth)
+    if isinstance(stream, VideoStream):
+        stride = getattr(settings.tokenizer, "time_stride", None) or 1
+        return Estimate(codes=(1 + -(-(stream.frames - 1) // stride)) * (stream.height * stream.width // each**2) * depth)
     if isinstance(stream, AudioStream):
         return Estimate(codes=-(-stream.samples // each) * depth)
     return Estimate()

@@ -62,7 +62,7 @@ class AudioTokenizer(LearnedTokenizer):
         return TypeAdapter(Codec).validate_json(json.dumps(value))
 
     def to_network(self, values: Tensor) -> Tensor:
-        """[B, C, samples] -> companded, [B, C, frames * downsample]: quiet sounds would hardly move a network that sees them as they are."""
+        """[B, C, samples] -> companded, [B, C, frames * downsample]: quiet sounds would hardly move a network."""
         return compress(F.pad(values, (0, self.frames * self.settings.downsample - self.samples)))
 
     def to_values(self, output: Tensor) -> Tensor:

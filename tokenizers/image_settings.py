@@ -21,12 +21,15 @@ class _Autoencoder(_Settings):
     ] = 2
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
+    time_stride: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="of clips: frames that one step of codes stands for, a power of two; null: every frame by itself"
+    )
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:
-        for name, value in (("patch", self.patch), ("downsample", self.downsample)):
+        for name, value in (("patch", self.patch), ("downsample", self.downsample), ("time_stride", self.time_stride or 1)):
             if value & (value - 1):
-                raise ValueError(f"{name} must be a power of two (2, 4, 8, 16 ...), got {value}")
+                raise ValueError(f"{name} must be a power of two (2, 4, 8 ...), got {value}")
         if self.patch > self.downsample:
             raise ValueError(f"patch ({self.patch}) must not be above downsample ({self.downsample}): a code stands for whole patches")
         return self

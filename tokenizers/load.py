@@ -8,10 +8,12 @@ from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.text import TextTokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
+from worldloom.tokenizers.video import VideoTokenizer
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     "text": TextTokenizer,
     "image": ImageTokenizer,
+    "video": VideoTokenizer,
     "audio": AudioTokenizer,
     "action": ActionTokenizer,
 }

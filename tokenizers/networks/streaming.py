@@ -1,31 +1,28 @@
 """What causal networks keep between two parts of one signal, so that parts give what the whole gives."""
 
+import torch
 from torch import Tensor, nn
 
 
 class Past:
-    """The last inputs of each layer that looks back; one for each signal. Empty, it stands for the silence before the beginning."""
+    """The last inputs of each layer that looks back; one for each signal. A new one stands for the nothing before its beginning."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Tensor] = {}
+        self.begun = False  # whoever counts frames from the beginning says so here
+        self._kept: dict[nn.Module, Tensor] = {}
+        self._met: set[nn.Module] = set()
 
     def join(self, layer: nn.Module, x: Tensor, count: int) -> Tensor:
-        """[B, count + T, ...] from the new [B, T, ...]: the `count` before it, zeros at the beginning, in front."""
-        before = self._kept.get(id(layer))
+        """[B, count + T, ...] from the new [B, T, ...]: the `count` steps before it, zeros at the beginning, stand in front."""
+        before = self._kept.get(layer)
         if before is None:
             before = x.new_zeros((x.shape[0], count, *x.shape[2:]))
-        joined = _cat(before, x)
-        self._kept[id(layer)] = joined[:, joined.shape[1] - count :]
+        joined = torch.cat([before.to(x.dtype), x], dim=1)
+        self._kept[layer] = joined[:, joined.shape[1] - count :]
         return joined
 
-    def seen(self, layer: nn.Module) -> bool:
-        """Whether the layer has had a part of this signal before; from then on it has."""
-        before = id(layer) in self._kept
-        self._kept.setdefault(id(layer), Tensor())
-        return before
-
-
-def _cat(before: Tensor, x: Tensor) -> Tensor:
-    import torch
-
-    return torch.cat([before.to(x.dtype), x], dim=1)
+    def first(self, layer: nn.Module) -> bool:
+        """Whether this is the layer's first part of the signal."""
+        new = layer not in self._met
+        self._met.add(layer)
+        return new
