@@ -18,6 +18,7 @@ class EvaluateWorldModel(StageSettings):
     run: Literal["evaluate_world_model"]
     world: WorldRef
     prompts: PositiveInt = Field(200, description="samples asked about in every direction on every split")
+    most_codes: PositiveInt = Field(20_000, description="codes that a direction writes on a split: to longer streams it asks less often")
     unconditional: PositiveInt = Field(64, description="sequences written from nothing")
     temperature: NonNegativeFloat = Field(0.25, description="of answers; 0 takes the likeliest token")
     dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")

@@ -13,7 +13,8 @@ import torch
 
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
-from worldloom.stages.oracles import Oracle
+from worldloom.stages.oracles import Oracle, Reading, View
+from worldloom.stages.settings import Stream
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Example
 from worldloom.world_model.loss import Losses, cross_entropy
@@ -21,7 +22,6 @@ from worldloom.world_model.next_token import next_token
 from worldloom.world_model.weave import Codes, weave
 
 DOCUMENTS = 64  # of a batch when bits are counted
-Reading = tuple[str, ...] | None
 
 
 class Direction(NamedTuple):
@@ -56,6 +56,14 @@ class Outcome(NamedTuple):
     direction: Direction
     split: str
     trials: tuple[Trial, ...]
+    view: View | None = None  # by which the oracle compared the two
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """Names of what was compared, in the order of a reading."""
+        if self.view is None:
+            return ()
+        return self.view.names(max((len(trial.asked) for trial in self.trials if trial.asked is not None), default=0))
 
     @property
     def accuracy(self) -> float:
@@ -65,7 +73,11 @@ class Outcome(NamedTuple):
     def share_right(self, place: int) -> float:
         """Share of answers whose property number `place` is right."""
         same = (
-            trial.asked is not None and trial.answered is not None and trial.asked[place] == trial.answered[place] for trial in self.trials
+            trial.asked is not None
+            and trial.answered is not None
+            and place < len(trial.answered)
+            and trial.asked[place] == trial.answered[place]
+            for trial in self.trials
         )
         return sum(same) / len(self.trials)
 
@@ -78,9 +90,13 @@ class Bits(NamedTuple):
 
 
 def directions(streams: Mapping[str, str], oracle: Oracle | None) -> tuple[Direction, ...]:
-    """Every stream to every other one, of those whose kinds the oracle reads; of all where there is no oracle."""
-    names = [name for name, kind in streams.items() if oracle is None or kind in oracle.read]
-    return tuple(Direction(source, target) for source in names for target in names if source != target)
+    """Every stream to every other one with which the oracle can compare it; all pairs where there is no oracle."""
+    return tuple(
+        Direction(source, target)
+        for source in streams
+        for target in streams
+        if source != target and (oracle is None or oracle.between(streams[source], streams[target]) is not None)
+    )
 
 
 def choose(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
@@ -103,6 +119,8 @@ def ask(
 ) -> Outcome:
     """Gives the world every row's source and takes its target. `between` is called behind every batch."""
     source, target = direction
+    view = None if oracle is None else oracle.between(world.streams[source], world.streams[target])
+    abouts = {name: world.dataset.streams[name] for name in direction}
     trials: list[Trial] = []
     for part in _batches(rows, batch):
         given = [world.dataset.value(split, source, i) for i in part]
@@ -113,15 +131,15 @@ def ask(
             trials.append(
                 Trial(
                     given=value,
-                    asked=_read(oracle, world.streams[source], value),
+                    asked=_read(view, abouts[source], value),
                     true=world.dataset.value(split, target, i),
                     made=answer,
-                    answered=_read(oracle, world.streams[target], answer),
+                    answered=_read(view, abouts[target], answer),
                     legal=one.legal,
                 )
             )
         between()
-    return Outcome(direction, split, tuple(trials))
+    return Outcome(direction, split, tuple(trials), view)
 
 
 def dream(world: OpenWorld, count: int, choosing: Choosing, seed: int, batch: int, between: Callable[[], None]) -> list[Sampled]:
@@ -140,8 +158,9 @@ def agreement(world: OpenWorld, dreams: Sequence[Sampled], oracle: Oracle) -> fl
 
 
 def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]:
-    """What the oracle reads in each value of a sequence whose kind it knows."""
-    return [_read(oracle, world.streams[name], value) for name, value in one.values.items() if world.streams[name] in oracle.read]
+    """What the oracle reads, by its first view, in each value of a sequence whose kind that knows."""
+    view = oracle.views[0]
+    return [_read(view, world.dataset.streams[name], value) for name, value in one.values.items() if world.streams[name] in view.read]
 
 
 @torch.inference_mode()
@@ -196,5 +215,5 @@ def _batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(rows[start : start + size])
 
 
-def _read(oracle: Oracle | None, kind: str, value: Any) -> Reading:
-    return None if oracle is None or value is None else oracle.read[kind](value)
+def _read(view: View | None, stream: Stream, value: Any) -> Reading:
+    return None if view is None or value is None else view.read[stream.kind](value, stream)

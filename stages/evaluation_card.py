@@ -3,17 +3,18 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
+from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_clip, write_picture, write_sound
 from worldloom.stages.contact_sheet import Pinned, contact_sheet
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
 from worldloom.stages.evaluation_figures import LEGAL, Measured, accuracy_name
 from worldloom.stages.open_world import Sampled
+from worldloom.stages.settings import AudioStream, Stream, VideoStream
 
 LETTERS = 120  # of a text on the card
 OVERVIEW = 12  # pictures on the sheet
@@ -26,6 +27,7 @@ SPLITS = {
 # Where nobody knows what a sample combines.
 WITHOUT_ORACLE = {"validation": "samples that training never saw", "held_out": "samples held out from training"}
 Shown = TypeVar("Shown")
+SHOWN_KINDS = {"image", "video", "audio"}
 
 
 def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
@@ -73,12 +75,13 @@ def _examples(measured: Measured, outcome: Outcome, shown: int, out: Path) -> Bl
     """A gallery where the direction has a picture on one side, else a table."""
     kinds = measured.world.streams
     source, target = outcome.direction
-    trials = _spread(outcome.trials, shown)
+    heavy = {kinds[source], kinds[target]} & {"video", "audio"}  # clips and sounds are large: fewer of them
+    trials = _spread(outcome.trials, -(-shown // 4) if heavy else shown)
     if not trials:
         return None
     names = SPLITS if measured.oracle is not None else WITHOUT_ORACLE
     title = f"{source} → {target}: {names.get(outcome.split, outcome.split)}"
-    if "image" not in (kinds[source], kinds[target]):
+    if not {kinds[source], kinds[target]} & SHOWN_KINDS:
         rows = tuple((_words(trial.given), _words(trial.made), _verdict(measured, trial)) for trial in trials)
         return Table(title=title, columns=(source, target, "verdict"), rows=rows)
     stem = _stem(f"{outcome.direction.name}-{outcome.split}")
@@ -87,25 +90,42 @@ def _examples(measured: Measured, outcome: Outcome, shown: int, out: Path) -> Bl
 
 
 def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out: Path) -> Item | None:
-    kinds = measured.world.streams
+    """What was made, or what was given where that cannot be shown; an original beside it where both can."""
+    source, target = (measured.world.dataset.streams[each] for each in direction)
     verdict = _verdict(measured, trial)
     detail = ""
     if measured.oracle is not None and verdict == "wrong":
         detail = f"{measured.oracle.say(trial.answered)}; asked for {measured.oracle.say(trial.asked)}"
-    elif measured.oracle is None and kinds[direction.target] != "image":
+    elif measured.oracle is None and target.kind not in SHOWN_KINDS:
         detail = f"in the dataset: {_words(trial.true)}"  # nobody judges: show what the dataset has for this
     if trial.made is None:
         return None
-    if kinds[direction.target] != "image":
-        return Item(file=_picture(out, name, trial.given), caption=_words(trial.made), verdict=verdict, detail=detail)
-    if kinds[direction.source] == "image":
-        before = _picture(out, f"{name}-before", trial.given)
+    if target.kind not in SHOWN_KINDS:
+        given = _show(source, trial.given, name, out)
+        return Item(file=given.file, sound=given.sound, caption=_words(trial.made), verdict=verdict, detail=detail)
+    made = _show(target, trial.made, name, out)
+    before = None
+    if source.kind in SHOWN_KINDS:
+        before = _show(source, trial.given, f"{name}-before", out).file
     elif measured.oracle is None and trial.true is not None:
-        before = _picture(out, f"{name}-before", trial.true)
-    else:
-        before = None
-    caption = f"from {direction.source}" if kinds[direction.source] == "image" else _words(trial.given)
-    return Item(file=_picture(out, name, trial.made), caption=caption, verdict=verdict, detail=detail, before=before)
+        before = _show(target, trial.true, f"{name}-before", out).file
+    caption = f"from {direction.source}" if source.kind in SHOWN_KINDS else _words(trial.given)
+    return Item(file=made.file, sound=made.sound, caption=caption, verdict=verdict, detail=detail, before=before)
+
+
+class _Shown(NamedTuple):
+    file: str
+    sound: str | None
+
+
+def _show(stream: Stream, value: Any, name: str, out: Path) -> _Shown:
+    """Writes a picture, a clip that moves, or a sound with the picture of it."""
+    if isinstance(stream, VideoStream):
+        return _Shown(write_clip(out, name, value, stream.frame_rate), None)
+    if isinstance(stream, AudioStream):
+        block = write_sound(out, name, value, stream.sample_rate, name)
+        return _Shown(block.picture, block.file)
+    return _Shown(_picture(out, name, value), None)
 
 
 def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
@@ -113,11 +133,18 @@ def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
     kinds = measured.world.streams
     items: list[Item] = []
     for number, one in enumerate(measured.dreams[:shown]):
-        pictures = [value for name, value in one.values.items() if kinds[name] == "image"]
-        if pictures:
-            words = "; ".join(_words(value) for name, value in one.values.items() if kinds[name] != "image")
-            file = _picture(out, f"nothing-{number:03d}", pictures[0])
-            items.append(Item(file=file, caption=words or "without words", verdict=_agrees(measured, one)))
+        seen = {name: value for name, value in one.values.items() if kinds[name] in SHOWN_KINDS}
+        if seen:
+            words = "; ".join(_words(value) for name, value in one.values.items() if name not in seen)
+            made = {
+                name: _show(measured.world.dataset.streams[name], value, _stem(f"nothing-{number:03d}-{name}"), out)
+                for name, value in seen.items()
+            }
+            looks = sorted(made, key=lambda name: kinds[name] == "audio")  # a sound's picture only where there is no other
+            sound = next((each.sound for each in made.values() if each.sound), None)
+            before = made[looks[1]].file if len(looks) > 1 and kinds[looks[1]] != "audio" else None
+            caption = words or "without words"
+            items.append(Item(file=made[looks[0]].file, before=before, sound=sound, caption=caption, verdict=_agrees(measured, one)))
     if items:
         return Gallery(title="Nothing → everything", items=tuple(items))
     rows = tuple(tuple(_words(one.values.get(name)) for name in kinds) for one in measured.dreams[:shown])
@@ -135,17 +162,18 @@ def _properties(measured: Measured) -> Block | None:
     """One row for every direction and split, one column for every property."""
     if measured.oracle is None or not measured.outcomes:
         return None
+    names = list(dict.fromkeys(name for outcome in measured.outcomes for name in outcome.properties))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             f"{outcome.direction.source} → {outcome.direction.target}",
             outcome.split,
             len(outcome.trials),
-            *(round(outcome.share_right(place), 4) for place in range(len(measured.oracle.properties))),
+            *(round(outcome.share_right(outcome.properties.index(name)), 4) if name in outcome.properties else None for name in names),
             round(outcome.accuracy, 4),
         )
         for outcome in measured.outcomes
     )
-    return Table(title="Share right, by property", columns=("direction", "split", "prompts", *measured.oracle.properties, "all"), rows=rows)
+    return Table(title="Share right, by property", columns=("direction", "split", "prompts", *names, "all"), rows=rows)
 
 
 def _bits(measured: Measured) -> Block | None:
@@ -186,6 +214,8 @@ def _verdict(measured: Measured, trial: Trial) -> Verdict | None:
 def _words(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.float32 and value.size <= 64:
+        value = " ".join(f"{number:g}" for number in value.ravel())  # actions
     text = value if isinstance(value, str) else f"{type(value).__name__} {getattr(value, 'shape', '')}".strip()
     return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
 

@@ -41,7 +41,11 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     oracle = oracle_of(world.dataset.oracle)
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
     pairs = directions(world.streams, oracle)
-    rows = {(split, pair): choose(world.dataset, split, pair, settings.prompts, settings.seed) for split in splits for pair in pairs}
+    rows = {
+        (split, pair): choose(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
+        for split in splits
+        for pair in pairs
+    }
     counts = [*(len(chosen) for chosen in rows.values()), settings.unconditional]
     total = sum(-(-count // settings.batch) for count in counts)
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
@@ -62,6 +66,12 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     )
 
 
+def prompts_of(world: OpenWorld, pair: Direction, settings: "EvaluateWorldModel") -> int:
+    """How many samples a direction asks about: fewer where the answer is long."""
+    longest = world.vocabulary.streams[world.vocabulary.index(pair.target)].max_length
+    return min(settings.prompts, max(1, settings.most_codes // longest))
+
+
 def figures_of(measured: Measured) -> dict[str, float]:
     """The figures by their stable names."""
     found: dict[str, float] = {}
@@ -72,7 +82,7 @@ def figures_of(measured: Measured) -> dict[str, float]:
     if measured.oracle is not None:
         for outcome in measured.outcomes:
             found[accuracy_name(outcome.direction, outcome.split)] = outcome.accuracy
-            for place, name in enumerate(measured.oracle.properties):
+            for place, name in enumerate(outcome.properties):
                 found[accuracy_name(outcome.direction, outcome.split, name)] = outcome.share_right(place)
         agreed = agreement(measured.world, measured.dreams, measured.oracle)
         if agreed is not None:

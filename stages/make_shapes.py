@@ -1,38 +1,79 @@
 """Draws the shapes world (shapes.py) into raw shards: as many captioned pictures as asked, every one a function of the seed and its number.
 
+Streams of kinds video, action and audio show the same thing moving (shapes_motion.py): the picture is the first frame of the clip, action t
+leads from frame t to frame t + 1, and each bounce sounds. A share of the samples moves; the others lack these streams.
+
 Three splits: `train` and `validation` show combinations of shape, colour and place that training sees, `held_out` those it never sees.
 The captions of `validation` and `held_out` are in wordings that training never sees either.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import ImageStream, StageSettings, Stream
+from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, StageSettings, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Worker
 
 if TYPE_CHECKING:
+    from worldloom.stages.card import Block
     from worldloom.stages.shapes import Thing
+    from worldloom.stages.shapes_motion import Motion
 
 SPLITS = ("train", "validation", "held_out")
 SHOWN, SHOWN_SIDE = 12, 64  # pictures on the card, and their side in pixels
+MOVING_SHOWN = 4
+PUSHES = 5  # none, left, right, up, down
+FRAMES, FRAME_RATE = 9, 8.0  # of a motion, where no stream says otherwise
 
 
 class MakeShapes(StageSettings):
-    """Coloured shapes with captions; every text stream gets a caption, every image stream a picture of the same thing."""
+    """Coloured shapes with captions; every text stream gets a caption, every image stream a picture of the same thing, and so on."""
 
     run: Literal["make_shapes"]
-    streams: dict[str, Stream]
+    streams: Annotated[dict[str, Stream], Field(min_length=1)]
     samples: PositiveInt = Field(8_000, description="samples to train on")
     validation: NonNegativeInt = Field(400, description="samples of combinations that training sees, drawn anew")
     held_out: NonNegativeInt = Field(400, description="samples of combinations that training never sees")
+    moving: Annotated[float, Field(ge=0, le=1, description="share of the samples with clips, actions and sounds")] = 1.0
     seed: NonNegativeInt = 0
     shard_size: Annotated[PositiveInt, Field(le=100_000, description="samples a shard")] = 2_000
+
+    @model_validator(mode="after")
+    def _streams_fit_together(self) -> Self:
+        """Pictures are square, clips are of one length and rate, and actions stand between their frames."""
+        clips = {name: stream for name, stream in self.streams.items() if isinstance(stream, VideoStream)}
+        for name, stream in self.streams.items():
+            if isinstance(stream, ImageStream | VideoStream) and stream.height != stream.width:
+                raise ValueError(f"streams.{name}: shapes are drawn on squares, not on {stream.height} x {stream.width} pixels")
+        if len({(clip.frames, clip.frame_rate) for clip in clips.values()}) > 1:
+            raise ValueError(f"streams {', '.join(clips)} show the same motion, so they must have the same frames and frame_rate")
+        frames = frames_of(self.streams)
+        for name, stream in self.streams.items():
+            if isinstance(stream, ActionStream) and (stream.steps, stream.dimensions) != (frames - 1, 1):
+                raise ValueError(
+                    f"streams.{name}: between {frames} frames are {frames - 1} steps of one push, not {stream.steps} of {stream.dimensions}"
+                )
+            if isinstance(stream, ActionStream) and (stream.choices is None or stream.choices < PUSHES):
+                raise ValueError(f"streams.{name}: there are {PUSHES} pushes, so choices must be at least that, got {stream.choices}")
+        return self
+
+
+def frames_of(streams: Mapping[str, Stream]) -> int:
+    """Frames of a motion: those of the clips; without any, one more than an action stream has steps, or FRAMES."""
+    for stream in streams.values():
+        if isinstance(stream, VideoStream):
+            return stream.frames
+    return next((stream.steps + 1 for stream in streams.values() if isinstance(stream, ActionStream)), FRAMES)
+
+
+def rate_of(streams: Mapping[str, Stream]) -> float:
+    """Frames a second of a motion: those of the clips, or FRAME_RATE."""
+    return next((stream.frame_rate for stream in streams.values() if isinstance(stream, VideoStream)), FRAME_RATE)
 
 
 class Shard(NamedTuple):
@@ -75,8 +116,7 @@ def run(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path, worker:
 
 def finish(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Names the shards, describes the dataset and shows some of it."""
-    from worldloom.stages import shapes
-    from worldloom.stages.card import Card, Gallery, Item, write_card, write_picture
+    from worldloom.stages.card import Card, write_card
     from worldloom.stages.commit import Commits
     from worldloom.stages.dataset_writer import write_dataset_json
 
@@ -84,50 +124,117 @@ def finish(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path) -> d
     totals = Commits.of(out).finish([f"{shard.split}/{shard.name}" for shard in shards])
     splits = {shard.split: [(other.name, other.stop - other.start) for other in shards if other.split == shard.split] for shard in shards}
     write_dataset_json(out, settings.streams, splits, oracle="shapes")
-    items = tuple(
-        Item(file=write_picture(out, f"shown-{number:02d}", shapes.draw(thing, SHOWN_SIDE)), caption=caption)
-        for number, (thing, caption) in enumerate(_imagined(settings, Shard("train", "shown", 0, min(SHOWN, settings.samples))))
-    )
-    card = Card(title="Shapes drawn", blocks=(Gallery(items=items, title=f"The first {len(items)} of {totals.n_out:,} samples"),))
-    write_card(out, card)
+    write_card(out, Card(title=f"{totals.n_out:,} shapes drawn", blocks=tuple(_shown(settings, out))))
     return {"samples": totals.n_out}
 
 
 def _samples(settings: MakeShapes, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The shard's keys and contents."""
-    from worldloom.stages import shapes
     from worldloom.stages.streams import kind_of
 
-    for i, (thing, caption) in enumerate(_imagined(settings, shard), start=shard.start):
-        values = {
-            name: kind_of("image").encode(shapes.draw(thing, stream.height), stream)
-            if isinstance(stream, ImageStream)
-            else caption.encode()
-            for name, stream in settings.streams.items()
-        }
-        yield f"{shard.split}-{i:09d}", values
+    for i, imagined in enumerate(_imagined(settings, shard), start=shard.start):
+        values = ((name, stream, _value(stream, imagined, rate_of(settings.streams))) for name, stream in settings.streams.items())
+        yield (
+            f"{shard.split}-{i:09d}",
+            {name: kind_of(stream.kind).encode(value, stream) for name, stream, value in values if value is not None},
+        )
 
 
-def _imagined(settings: MakeShapes, shard: Shard) -> Iterator[tuple["Thing", str]]:
-    """The shard's things and captions: number i of a split is a function of the seed, the split and i."""
+class Imagined(NamedTuple):
+    """One sample, before it is drawn."""
+
+    thing: "Thing"
+    caption: str
+    motion: "Motion | None"  # None: it lies still
+
+
+def _value(stream: Stream, imagined: Imagined, frame_rate: float) -> Any:
+    """What a stream shows of a sample; None where the sample lacks it."""
+    from worldloom.stages import shapes, shapes_motion
+
+    thing, caption, motion = imagined
+    if isinstance(stream, TextStream):
+        return caption
+    if isinstance(stream, ImageStream):
+        return shapes.draw(thing, stream.height)
+    if motion is None:
+        return None
+    if isinstance(stream, VideoStream):
+        return shapes_motion.draw_clip(thing, motion, stream.height)
+    if isinstance(stream, AudioStream):
+        return shapes_motion.sound_of(thing.shape, motion, frame_rate, stream)
+    return motion.pushes[:, None].astype("float32")
+
+
+def _imagined(settings: MakeShapes, shard: Shard) -> Iterator[Imagined]:
+    """The shard's things, captions and motions: number i of a split is a function of the seed, the split and i."""
     import numpy as np
 
-    from worldloom.stages import shapes
+    from worldloom.stages import shapes, shapes_motion
 
     number = SPLITS.index(shard.split)
     combinations = [one for one in shapes.COMBINATIONS if shapes.is_held_out(one) == (shard.split == "held_out")]
     wordings = shapes.KNOWN_WORDINGS if shard.split == "train" else shapes.NEW_WORDINGS
+    moves = any(isinstance(stream, VideoStream | AudioStream | ActionStream) for stream in settings.streams.values())
+    frames = frames_of(settings.streams)
     for i in range(shard.start, shard.stop):
         generator = np.random.default_rng((settings.seed, number, i))
         thing = shapes.imagine(combinations[generator.integers(len(combinations))], generator)
-        yield thing, shapes.describe(thing, wordings[generator.integers(len(wordings))])
+        caption = shapes.describe(thing, wordings[generator.integers(len(wordings))])
+        motion = None
+        if moves and generator.random() < settings.moving:
+            motion = shapes_motion.move(thing, frames, generator)
+        # Without a bounce there is nothing to hear: such a thing stays a picture.
+        yield Imagined(thing, caption, motion if motion is not None and motion.bounces else None)
+
+
+def _shown(settings: MakeShapes, out: Path) -> Iterator["Block"]:
+    """Pictures of the first samples, and clips and sounds of the first that move."""
+    from worldloom.stages import shapes, shapes_motion
+    from worldloom.stages.card import Gallery, Item, write_clip, write_picture, write_sound
+
+    first = list(_imagined(settings, Shard("train", "shown", 0, min(40 * SHOWN, settings.samples))))
+    items = tuple(
+        Item(file=write_picture(out, f"shown-{number:02d}", shapes.draw(one.thing, SHOWN_SIDE)), caption=one.caption)
+        for number, one in enumerate(first[:SHOWN])
+    )
+    yield Gallery(items=items, title=f"The first {len(items)} of {settings.samples:,} samples to train on")
+    rate, heard = rate_of(settings.streams), [stream for stream in settings.streams.values() if isinstance(stream, AudioStream)]
+    moving = []
+    for number, (thing, caption, motion) in enumerate([one for one in first if one.motion is not None][:MOVING_SHOWN]):
+        assert motion is not None
+        file = write_clip(out, f"moving-{number:02d}", shapes_motion.draw_clip(thing, motion, SHOWN_SIDE), rate)
+        pushes = ", ".join(shapes_motion.PUSHES[push] for push in motion.pushes.tolist())
+        sound = None
+        if heard:
+            wave = shapes_motion.sound_of(thing.shape, motion, rate, heard[0])
+            sound = write_sound(out, f"sound-{number:02d}", wave, heard[0].sample_rate, caption).file
+        moving.append(Item(file=file, caption=caption, detail=f"pushed {pushes}", sound=sound))
+    if moving:
+        yield Gallery(items=tuple(moving), title="Some of those that move")
 
 
 def estimate(settings: MakeShapes, inputs: Mapping[str, Estimate]) -> Estimate:
     """Pictures of one shape compress to about a quarter of a byte a pixel beyond 150 bytes, captions are short."""
     samples = settings.samples + settings.validation + settings.held_out
-    contents = [150 + stream.height * stream.width // 4 if isinstance(stream, ImageStream) else 50 for stream in settings.streams.values()]
-    return Estimate(samples, bytes=samples * sum(map(member_bytes, contents)), streams=settings.streams)
+    bytes_each = sum(
+        member_bytes(_size(stream)) * (1.0 if isinstance(stream, TextStream | ImageStream) else settings.moving)
+        for stream in settings.streams.values()
+    )
+    return Estimate(samples, bytes=round(samples * bytes_each), streams=settings.streams)
+
+
+def _size(stream: Stream) -> int:
+    """Bytes of one content, roughly."""
+    if isinstance(stream, TextStream):
+        return 50
+    if isinstance(stream, ImageStream):
+        return 150 + stream.height * stream.width // 4
+    if isinstance(stream, VideoStream):
+        return 128 + stream.frames * stream.height * stream.width * 3
+    if isinstance(stream, AudioStream):
+        return 44 + 2 * stream.channels * stream.samples
+    return 128 + 4 * stream.steps * stream.dimensions
 
 
 STAGE = StageKind(
@@ -136,7 +243,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="dataset",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=lambda settings, inputs: len(plan(settings)),
     estimate=estimate,

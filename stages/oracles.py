@@ -3,21 +3,80 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from worldloom.stages import shapes
+from worldloom.stages import shapes, shapes_motion
+from worldloom.stages.settings import Stream
+
+Reading = tuple[str, ...] | None
+Read = Callable[[Any, Any], Reading]  # a value, its stream's settings -> what it shows
+
+
+class View(NamedTuple):
+    """What values of several kinds have in common; None where a value shows nothing that the oracle knows."""
+
+    properties: tuple[str, ...]  # of a reading; of readings that are longer, the last one counts on
+    read: Mapping[str, Read]  # by kind of stream
+
+    def names(self, length: int) -> tuple[str, ...]:
+        """Names of a reading's properties: push_1, push_2 ... where there are more of them than `properties`."""
+        if length <= len(self.properties):
+            return self.properties
+        *fixed, last = self.properties
+        return (*fixed, *(f"{last}_{number + 1}" for number in range(length - len(fixed))))
 
 
 class Oracle(NamedTuple):
-    """Reads the same properties from values of several kinds of streams; None where a value shows nothing that it knows."""
+    """Compares values of two kinds by the first view that reads both."""
 
-    properties: tuple[str, ...]
-    read: Mapping[str, Callable[[Any], tuple[str, ...] | None]]  # by kind of stream
+    views: tuple[View, ...]
 
-    def say(self, reading: tuple[str, ...] | None) -> str:
+    def between(self, kind: str, other: str) -> View | None:
+        """None where the two have nothing in common."""
+        return next((view for view in self.views if kind in view.read and other in view.read), None)
+
+    def say(self, reading: Reading) -> str:
         """A reading in words."""
         return "nothing that the oracle knows" if reading is None else ", ".join(reading)
 
 
-ORACLES = {"shapes": Oracle(shapes.Reading._fields, {"text": shapes.read_caption, "image": shapes.read_picture})}
+def _whole(read: Callable[[Any], shapes.Reading | None]) -> Read:
+    return lambda value, stream: read(value)
+
+
+def _shape_of(read: Callable[[Any], shapes.Reading | None]) -> Read:
+    def only_shape(value: Any, stream: Stream) -> Reading:
+        found = read(value)
+        return None if found is None else (found.shape,)
+
+    return only_shape
+
+
+_LOOK: dict[str, Callable[[Any], shapes.Reading | None]] = {
+    "text": shapes.read_caption,
+    "image": shapes.read_picture,
+    "video": shapes_motion.read_clip,
+}
+
+ORACLES = {
+    "shapes": Oracle(
+        (
+            View(shapes.Reading._fields, {kind: _whole(read) for kind, read in _LOOK.items()}),
+            View(
+                ("shape",),
+                {
+                    "audio": lambda value, stream: shapes_motion.read_sound(value, stream.sample_rate),
+                    **{kind: _shape_of(read) for kind, read in _LOOK.items()},
+                },
+            ),
+            View(
+                ("push",),
+                {
+                    "video": lambda value, stream: shapes_motion.read_pushes(value),
+                    "action": lambda value, stream: tuple(shapes_motion.PUSHES[int(push)] for push in value[:, 0]),
+                },
+            ),
+        )
+    )
+}
 
 
 def oracle_of(name: str | None) -> Oracle | None:

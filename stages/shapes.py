@@ -128,8 +128,22 @@ def _cross(dx: NDArray[np.float64], dy: NDArray[np.float64], radius: NDArray[np.
 _DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}
 
 
+class Found(NamedTuple):
+    """What a picture shows, and where its middle lies, in shares of the side."""
+
+    reading: Reading
+    x: float
+    y: float
+
+
 def read_picture(picture: NDArray[np.uint8]) -> Reading | None:
-    """What a square picture [S, S, 3] shows; None where nothing of this world fits it.
+    """What a square picture [S, S, 3] shows; None where nothing of this world fits it."""
+    found = find(picture)
+    return None if found is None else found.reading
+
+
+def find(picture: NDArray[np.uint8]) -> Found | None:
+    """The thing in a square picture [S, S, 3]; None where nothing of this world fits it.
 
     The colour is the one nearest to the pixels that differ most from the ground. Every shape is then drawn at the place and of the size
     that the picture's mass suggests, and the one that overlaps best is taken, if it overlaps by MIN_OVERLAP.
@@ -150,7 +164,7 @@ def read_picture(picture: NDArray[np.uint8]) -> Reading | None:
     if best.overlap < MIN_OVERLAP:
         return None
     column, row = (int(np.searchsorted(BORDERS, at)) for at in (best.x, best.y))
-    return Reading(best.shape, colour, PLACES[3 * row + column])
+    return Found(Reading(best.shape, colour, PLACES[3 * row + column]), best.x, best.y)
 
 
 def _firm(cover: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -182,10 +182,12 @@ def test_an_unknown_oracle_is_refused_with_the_known_ones() -> None:
 
 
 def test_directions_are_all_pairs_that_can_be_judged() -> None:
-    streams = {"words": "text", "view": "image", "noise": "audio"}
+    streams = {"words": "text", "view": "image", "noise": "audio", "push": "action", "clip": "video"}
     judged = {direction.name for direction in directions(streams, ORACLES["shapes"])}
-    assert judged == {"words_to_view", "view_to_words"}
-    assert len(directions(streams, None)) == 6
+    looks = ("words", "view", "clip")
+    expected = {f"{a}_to_{b}" for a in (*looks, "noise") for b in (*looks, "noise") if a != b}
+    assert judged == expected | {"push_to_clip", "clip_to_push"}
+    assert len(directions(streams, None)) == 20
 
 
 def test_samples_are_chosen_by_the_seed_each_once(world: OpenWorld) -> None:
