@@ -15,6 +15,7 @@ from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import Values, spaced
 from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.audio_measures import log_mel_l1, mu_law_coded, si_sdr
+from worldloom.tokenizers.mel_picture import MelTokenizer
 
 SPLITS = ("held_out", "validation", "train")
 PLAIN_BITS = 2  # a sample, of the mu-law coder that stands beside it
@@ -22,7 +23,7 @@ SHOWN, HEARD = 6, 2
 AT_ONCE = 64
 
 
-def report_audio(settings: TrainTokenizer, tokenizer: AudioTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
+def report_audio(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
     """Measures the first split that training has not seen; writes figures.json, pictures, sounds and card.json."""
     name = settings.stream
     split, values = next((split, values) for split in SPLITS if len(values := Values(dataset, split, name)))
@@ -77,7 +78,7 @@ def _plain(real: torch.Tensor, plain: torch.Tensor, sample_rate: int) -> tuple[t
 
 def _card(
     settings: TrainTokenizer,
-    tokenizer: AudioTokenizer,
+    tokenizer: AudioTokenizer | MelTokenizer,
     table: Table,
     bars: tuple[float, ...],
     real: NDArray[np.float32],

@@ -1,4 +1,4 @@
-"""What trains a tokenizer of sounds: how the waveform and its log-mel spectrograms differ, and the quantizer's own loss."""
+"""What trains the tokenizers of sounds: how waveforms and log-mel spectrograms differ, and the quantizer's own loss."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +12,9 @@ from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
 from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.audio_measures import expand, multi_scale_mel_loss
-from worldloom.tokenizers.audio_settings import Codec
-from worldloom.tokenizers.autoencoder import Reconstruction
+from worldloom.tokenizers.audio_settings import Codec, Mel
+from worldloom.tokenizers.autoencoder import DiscreteAutoencoder, Reconstruction
+from worldloom.tokenizers.mel_picture import MelTokenizer
 from worldloom.tokenizers.quantizers.codebooks import perplexity
 
 
@@ -45,9 +46,7 @@ class CodecLearner:
             "mel": self.settings.mel_weight * multi_scale_mel_loss(expand(x), expand(xhat.clamp(-1, 1)), self.tokenizer.sample_rate),
             "codebook": made.quantized.loss,
         }
-        statistics = autoencoder.quantizer.statistics
-        metrics = {"codebook_use": statistics.use(), "perplexity": perplexity(statistics.average_K)}
-        yield Turn("generator", losses, metrics, {"sounds": len(x)})
+        yield Turn("generator", losses, _use(autoencoder), {"sounds": len(x)})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -56,15 +55,61 @@ class CodecLearner:
         pass
 
 
-def audio_tokenizer(settings: TrainTokenizer, stream: AudioStream) -> AudioTokenizer:
-    """The untrained tokenizer that the settings ask for."""
-    assert isinstance(settings.tokenizer, Codec)
+class MelLearner:
+    """L1 + root mean square of the spectrogram's picture + commitment."""
+
+    def __init__(
+        self,
+        tokenizer: MelTokenizer,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        precision: Precision,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.precision = precision
+        self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
+
+    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
+        autoencoder = self.tokenizer.autoencoder.train()
+        x = self.tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(self.tokenizer.device))
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            made: Reconstruction = autoencoder(x)
+        difference = x - made.output.float()
+        losses = {"mel": difference.abs().mean() + difference.square().mean().add(1e-8).sqrt(), "codebook": made.quantized.loss}
+        yield Turn("generator", losses, _use(autoencoder), {"sounds": len(x)})
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def audio_tokenizer(settings: TrainTokenizer, stream: AudioStream) -> AudioTokenizer | MelTokenizer:
+    """The untrained tokenizer that the settings ask for; ValueError where it cannot read such sounds."""
     form = {"channels": stream.channels, "samples": stream.samples, "sample_rate": stream.sample_rate}
-    return AudioTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
+    about = settings.tokenizer.resolved(settings.steps)
+    if isinstance(about, Mel):
+        return MelTokenizer.build(about, form, settings.seed)
+    assert isinstance(about, Codec)
+    return AudioTokenizer.build(about, form, settings.seed)
 
 
-def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer, batches: ValueBatches) -> Learner:
+def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelTokenizer, batches: ValueBatches) -> Learner:
     """The learner of the tokenizer's type."""
-    assert isinstance(settings.tokenizer, Codec)
     precision = resolve_precision(settings.precision)
-    return CodecLearner(tokenizer, settings.tokenizer, settings.learning_rate, settings.betas, settings.weight_decay, precision)
+    rates = settings.learning_rate, settings.betas, settings.weight_decay, precision
+    if isinstance(tokenizer, MelTokenizer):
+        return MelLearner(tokenizer, *rates)
+    return CodecLearner(tokenizer, tokenizer.settings, *rates)
+
+
+def _use(autoencoder: DiscreteAutoencoder) -> dict[str, Any]:
+    """Use and perplexity of the codebook, and updates since its longest idle code was chosen."""
+    statistics = autoencoder.quantizer.statistics
+    return {
+        "codebook_use": statistics.use(),
+        "perplexity": perplexity(statistics.average_K),
+        "dead_age": statistics.idle_K.max().float(),
+    }

@@ -30,7 +30,7 @@ class TokenizerKind:
 TOKENIZER_KINDS: dict[str, TokenizerKind] = {
     "image": TokenizerKind(("vqgan", "vqvae", "dvae"), image_tokenizer, learner_of, report_tokenizer),
     "video": TokenizerKind(("vqgan", "vqvae", "dvae"), video_tokenizer, learner_of, report_video),
-    "audio": TokenizerKind(("codec",), audio_tokenizer, audio_learner, report_audio),
+    "audio": TokenizerKind(("codec", "mel"), audio_tokenizer, audio_learner, report_audio),
 }
 
 

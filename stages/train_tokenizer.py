@@ -12,10 +12,10 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import AudioStream, DatasetRef, ImageStream, StreamName, VideoStream
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
-from worldloom.tokenizers.audio_settings import Codec
+from worldloom.tokenizers.audio_settings import Codec, Mel
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 
-TokenizerSettings = Annotated[VqGan | VqVae | Dvae | Codec, Field(discriminator="type")]
+TokenizerSettings = Annotated[VqGan | VqVae | Dvae | Codec | Mel, Field(discriminator="type")]
 
 
 class TrainTokenizer(TrainingSettings):
@@ -24,7 +24,7 @@ class TrainTokenizer(TrainingSettings):
     run: Literal["train_tokenizer"]
     data: DatasetRef
     stream: Annotated[str, StreamName(("image", "video", "audio"))] = Field(description="the stream to learn")
-    tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec for sounds")
+    tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec or mel for sounds")
     batch_size: PositiveInt = Field(32, description="values a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
     measured: PositiveInt = Field(2_000, description="values of each split that the final figures are taken from, at most")
@@ -90,6 +90,9 @@ def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estima
     if isinstance(stream, VideoStream):
         stride = getattr(settings.tokenizer, "time_stride", None) or 1
         return Estimate(codes=(1 + -(-(stream.frames - 1) // stride)) * (stream.height * stream.width // each**2) * depth)
+    if isinstance(stream, AudioStream) and isinstance(settings.tokenizer, Mel):
+        frames = -(-(stream.samples // settings.tokenizer.hop + 1) // each)
+        return Estimate(codes=frames * (settings.tokenizer.bins // each) * depth)
     if isinstance(stream, AudioStream):
         return Estimate(codes=-(-stream.samples // each) * depth)
     return Estimate()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 
-from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Residual
+from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual
 
 
 class Codec(BaseModel):
@@ -29,6 +29,42 @@ class Codec(BaseModel):
                 raise ValueError(f"{name} must be a power of two (2, 4, 8, 16 ...), got {value}")
         if self.patch > self.downsample:
             raise ValueError(f"patch ({self.patch}) must not be above downsample ({self.downsample}): a frame stands for whole patches")
+        codes = self.quantizer.codes()
+        if codes is not None and codes != self.codebook_size:
+            raise ValueError(f"quantizer.levels make {codes} codes, codebook_size is {self.codebook_size}; make them equal")
+        return self
+
+    def resolved(self, steps: int) -> Self:
+        """The same with what follows from the length of the training written out."""
+        return self.model_copy(update={"quantizer": self.quantizer.resolved(steps)})
+
+
+class Mel(BaseModel):
+    """The log-mel spectrogram as a picture, coded like one; sounds come back by Griffin-Lim (spectrograms as in arXiv:2312.17172)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    type: Literal["mel"] = "mel"
+    codebook_size: Annotated[int, Field(ge=2, le=1 << 20, description="how many codes there are, of each level")] = 512
+    bins: Annotated[int, Field(ge=8, le=512, description="mel bins from 0 to half of the sample rate; a multiple of downsample")] = 64
+    window: Annotated[int, Field(ge=32, le=1 << 14, description="samples of a frame of the spectrogram")] = 512
+    hop: Annotated[int, Field(ge=8, le=1 << 13, description="samples between two frames, a quarter of the window or less")] = 128
+    downsample: Annotated[int, Field(ge=2, le=64, description="bins, and frames, that one code stands for; a power of two")] = 16
+    patch: Annotated[int, Field(ge=2, le=64, description="bins, and frames, that the first convolution reads at once")] = 4
+    width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
+    blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
+    quantizer: AnyQuantizer = Field(default=Ema(), description="how the encoder's vectors become codes")
+    rounds: Annotated[int, Field(ge=1, le=1000, description="of Griffin-Lim; more are better and slower")] = 32
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, value in (("patch", self.patch), ("downsample", self.downsample)):
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two (2, 4, 8, 16 ...), got {value}")
+        if self.patch > self.downsample or self.bins % self.downsample:
+            raise ValueError(f"downsample ({self.downsample}) must be at least patch ({self.patch}) and divide bins ({self.bins})")
+        if self.hop * 4 > self.window:
+            raise ValueError(f"hop ({self.hop}) must be at most a quarter of window ({self.window}): Griffin-Lim needs frames that overlap")
         codes = self.quantizer.codes()
         if codes is not None and codes != self.codebook_size:
             raise ValueError(f"quantizer.levels make {codes} codes, codebook_size is {self.codebook_size}; make them equal")
