@@ -3,6 +3,7 @@
 from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
 from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
+from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
 from worldloom.stages.kind import StageKind
 from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
 from worldloom.stages.train_action_tokenizer import STAGE as TRAIN_ACTION_TOKENIZER
@@ -15,6 +16,7 @@ STAGES: dict[str, StageKind] = {
     for kind in (
         MAKE_SHAPES,
         IMPORT_FOLDER,
+        IMPORT_TOKENIZER,
         TRAIN_TEXT_TOKENIZER,
         TRAIN_TOKENIZER,
         TRAIN_ACTION_TOKENIZER,

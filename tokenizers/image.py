@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
@@ -13,10 +13,13 @@ from worldloom.tokenizers.dvae import split_output
 from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
 from worldloom.tokenizers.networks.convnet import ConvDecoder, ConvEncoder
+from worldloom.tokenizers.networks.taming import TamingDecoder, TamingEncoder
 from worldloom.tokenizers.pixels import from_mapped, from_signed, to_mapped, to_signed
 from worldloom.tokenizers.quantizers.build import build_quantizer, upkeep_of
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.quantizers.quantized import Quantizer
+from worldloom.tokenizers.quantizers.settings import Gradient
+from worldloom.tokenizers.taming_settings import Taming
 
 
 class ImageTokenizer(LearnedTokenizer):
@@ -25,9 +28,9 @@ class ImageTokenizer(LearnedTokenizer):
     kind = "image"
     values = "pictures"
     value_type = torch.uint8
-    settings: VqGan | VqVae | Dvae
+    settings: VqGan | VqVae | Dvae | Taming
 
-    def __init__(self, autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae, height: int, width: int) -> None:
+    def __init__(self, autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae | Taming, height: int, width: int) -> None:
         super().__init__(autoencoder, settings)
         if height % settings.downsample or width % settings.downsample:
             raise ValueError(
@@ -50,12 +53,14 @@ class ImageTokenizer(LearnedTokenizer):
         return {"height": self.height, "width": self.width}
 
     @classmethod
-    def build(cls, settings: VqGan | VqVae | Dvae, form: Mapping[str, Any], seed: int) -> Self:
+    def build(cls, settings: VqGan | VqVae | Dvae | Taming, form: Mapping[str, Any], seed: int) -> Self:
         return cls(build_autoencoder(settings, seed), settings, form["height"], form["width"])
 
     @classmethod
-    def read_settings(cls, value: Any) -> VqGan | VqVae | Dvae:
-        settings: VqGan | VqVae | Dvae = TypeAdapter(ImageTokenizerSettings).validate_json(json.dumps(value))
+    def read_settings(cls, value: Any) -> VqGan | VqVae | Dvae | Taming:
+        settings: VqGan | VqVae | Dvae | Taming = TypeAdapter(
+            Annotated[ImageTokenizerSettings | Taming, Field(discriminator="type")]
+        ).validate_json(json.dumps(value))
         return settings
 
     def to_network(self, values: Tensor) -> Tensor:
@@ -67,9 +72,13 @@ class ImageTokenizer(LearnedTokenizer):
         return from_mapped(split_output(output)[0].sigmoid()) if isinstance(self.settings, Dvae) else from_signed(output)
 
 
-def build_autoencoder(settings: VqGan | VqVae | Dvae, seed: int) -> DiscreteAutoencoder:
+def build_autoencoder(settings: VqGan | VqVae | Dvae | Taming, seed: int) -> DiscreteAutoencoder:
     """An untrained autoencoder in fp32 on the CPU; the same for the same settings and seed."""
     with first_weights(seed) as generator:
+        if isinstance(settings, Taming):
+            codes = Gradient(code_width=settings.code_width, place_after=-1, restart_every=0)
+            quantizer = build_quantizer(codes, settings.codebook_size, seed, generator)
+            return DiscreteAutoencoder(TamingEncoder(settings), quantizer, TamingDecoder(settings))
         quantizer = quantizer_of(settings, seed, generator)
         network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
         encoder = ConvEncoder(channels=3, code_width=quantizer.in_width, **network)

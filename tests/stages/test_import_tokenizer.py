@@ -1,0 +1,90 @@
+"""A public checkpoint becomes a tokenizer artifact that encodes a dataset."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench.taming_reference import TamingModel
+from worldloom.stages import encode_dataset, import_tokenizer
+from worldloom.stages.artifact import Artifact, execute
+from worldloom.stages.commit import Commits
+from worldloom.stages.dataset import Tokens
+from worldloom.stages.dataset_writer import RawShard, write_dataset_json
+from worldloom.stages.encode_dataset import EncodeDataset
+from worldloom.stages.import_tokenizer import ImportTokenizer
+from worldloom.stages.kind import StageKind
+from worldloom.stages.settings import ImageStream, StageSettings
+from worldloom.stages.streams import kind_of
+from worldloom.stages.worker import Worker
+from worldloom.tokenizers.load import load_tokenizer
+
+STREAMS = {"frame": ImageStream(kind="image", size=16)}
+
+
+class Nothing(StageSettings):
+    pass
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = TamingModel(ch=32, ch_mult=(1, 1), num_res_blocks=1, attn=(False, False), z_channels=8, embed_dim=4, n_embed=20)
+    model.quantize.embedding.weight.data.normal_()
+    path = tmp_path_factory.mktemp("public") / "vqgan.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+def imported(checkpoint: Path, folder: Path) -> Artifact:
+    settings = ImportTokenizer(run="import_tokenizer", checkpoint=str(checkpoint), height=16, width=16)
+    return execute(import_tokenizer.STAGE, "codes", settings, {}, folder / "codes" / "f1", Worker())
+
+
+def test_an_imported_tokenizer_encodes_a_dataset(checkpoint: Path, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+    def run(settings, inputs, out, worker):
+        with Commits.of(out).attempt("train/shard-000000") as attempt:
+            with RawShard(attempt, "train", "shard-000000", STREAMS) as raw:
+                for i, picture in enumerate(pictures):
+                    raw.add(f"{i:03d}", {"frame": kind_of("image").encode(picture, STREAMS["frame"])})
+            attempt.commit(raw.keys, (), raw.counts)
+
+    def finish(settings, inputs, out):
+        Commits.of(out).finish(["train/shard-000000"])
+        write_dataset_json(out, STREAMS, {"train": [("shard-000000", len(pictures))]})
+        return {}
+
+    kind = StageKind("make_something", Nothing, run, finish, "dataset", 1, "shards")
+    data = execute(kind, "data", Nothing(run="make_something"), {}, tmp_path / "data" / "f0", Worker())
+    codes = imported(checkpoint, tmp_path)
+    settings = EncodeDataset(run="encode_dataset", data="data", tokenizers={"frame": "codes"})
+    encoded = execute(encode_dataset.STAGE, "tokens", settings, {"data": data, "tokenizers.frame": codes}, tmp_path / "t" / "f2", Worker())
+    about = json.loads((encoded.folder / "tokens" / "dataset.json").read_bytes())
+    assert about["streams"]["frame"]["codebook_size"] == 20 and about["splits"]["train"]["samples"] == 5
+    whole = load_tokenizer(codes.folder / "tokenizer").encode(pictures)
+    rows = Tokens(encoded).rows("train", "frame", np.arange(5))
+    assert np.array_equal(rows.reshape(whole.shape), whole) and len(np.unique(whole)) > 1
+
+
+def test_the_card_says_what_codebook_and_network_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    codes = imported(checkpoint, tmp_path)
+    card = json.loads((codes.folder / "card.json").read_bytes())
+    rows = dict(next(block for block in card["blocks"] if block["type"] == "table")["rows"])
+    weights = TamingModel(ch=32, ch_mult=(1, 1), num_res_blocks=1, attn=(False, False), z_channels=8, embed_dim=4, n_embed=20)
+    parts = [weights.encoder, weights.quant_conv]
+    assert rows["codes"] == 20 and rows["codes of one picture"] == "8 x 8"
+    assert rows["parameters of the encoder"] == sum(p.numel() for part in parts for p in part.parameters())
+    assert json.loads((codes.folder / "DONE.json").read_bytes())["counts"] == {"codebook_size": 20, "codes_per_sample": 64}
+
+
+def test_the_content_of_the_file_counts_and_a_missing_one_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    settings = ImportTokenizer(run="import_tokenizer", checkpoint=str(checkpoint), height=16, width=16)
+    assert import_tokenizer.STAGE.outside(settings, lambda path: path.name) == {"checkpoint": "vqgan.safetensors"}
+    gone = settings.model_copy(update={"checkpoint": str(tmp_path / "gone.pt")})
+    with pytest.raises(FileNotFoundError, match="checkpoint: there is no file"):
+        import_tokenizer.STAGE.outside(gone, lambda path: "")
