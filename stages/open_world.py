@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
+from worldloom.stages.preprocess import serving
 from worldloom.stages.settings import Settings
 from worldloom.stages.streams import kind_of
 from worldloom.tokenizers.load import load_tokenizer
@@ -138,5 +139,9 @@ def open_world(artifact: Artifact) -> OpenWorld:
     for name in ("config.json", "model.safetensors", "vocabulary.json"):
         artifact.path(f"world/{name}")
     world = from_pretrained(artifact.folder / "world")
-    tokenizers = {name: load_tokenizer(tokens.input(f"tokenizers.{name}").folder / "tokenizer") for name in world.grammar.streams}
-    return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), Dataset(tokens.input("data")))
+    dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
+    for name in world.grammar.streams:
+        tokenizer = serving(load_tokenizer(tokens.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
+        assert tokenizer is not None, "the tokens were made by it"
+        tokenizers[name] = tokenizer
+    return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset)

@@ -6,6 +6,8 @@ from typing import Any
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, Stream, TextStream, VideoStream
 from worldloom.stages.streams import kind_of
+from worldloom.tokenizers.each_frame import EachFrame
+from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
 
 
@@ -22,6 +24,13 @@ def stream_of(tokenizer: Tokenizer) -> Stream:
         rate = form["sample_rate"]
         return AudioStream(kind="audio", sample_rate=rate, seconds=form["samples"] / rate, channels=form["channels"])
     return ActionStream(kind="action", steps=form["steps"], dimensions=form["dimensions"], choices=form["choices"])
+
+
+def serving(tokenizer: Tokenizer, stream: Stream) -> Tokenizer | None:
+    """The tokenizer as it serves the stream: one of pictures codes clips frame by frame; None where it cannot."""
+    if isinstance(stream, VideoStream) and isinstance(tokenizer, ImageTokenizer):
+        return EachFrame(tokenizer, stream.frames, stream.frame_rate)
+    return tokenizer if tokenizer.kind == stream.kind else None
 
 
 def read_value(path: Path, stream: Stream) -> Any:
