@@ -173,6 +173,9 @@ def sample(
     top_k: Annotated[int, typer.Option("--top-k", help="0 takes all tokens")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability")] = 1.0,
     guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,
+    fill_steps: Annotated[
+        int, typer.Option("--fill-steps", help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token")
+    ] = 0,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
 ) -> None:
@@ -180,7 +183,21 @@ def sample(
     from worldloom.pipeline.sample import sample_command, sample_lines
 
     samples = sample_command(
-        run, caption, image, want, out, seed, count, temperature, top_k, top_p, guidance, scale, stage, _pairs(give or (), "--give")
+        run,
+        caption,
+        image,
+        want,
+        out,
+        seed,
+        count,
+        temperature,
+        top_k,
+        top_p,
+        guidance,
+        scale,
+        stage,
+        _pairs(give or (), "--give"),
+        fill_steps,
     )
     for line in sample_lines(samples):
         _say(line)  # a world may say anything, brackets too: no markup

@@ -39,6 +39,7 @@ def sample_command(
     scale: int = 1,
     stage: str | None = None,
     give: Mapping[str, str] | None = None,
+    fill_steps: int = 0,
 ) -> list[Sample]:
     """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
 
@@ -50,6 +51,8 @@ def sample_command(
     if temperature is None:
         temperature = ANSWERING if caption is not None or image is not None or give else DREAMING
     _check(count, temperature, top_k, top_p, guidance, scale)
+    if fill_steps < 0:
+        raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
     artifact = find_artifact(run, "world_model", stage)
     from worldloom.stages.open_world import Choosing, open_world
 
@@ -58,7 +61,7 @@ def sample_command(
     wanted = _wanted(world, given, want)
     if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
         raise ValueError("say where what is no text goes: --out picture.png (or .wav, .json), or --out folder/")
-    choosing = Choosing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    choosing = Choosing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, fill_steps=fill_steps)
     made = world.sample([given] * count, wanted, [seed + number for number in range(count)], choosing)
     return [
         _write(world, {name: value for name, value in one.values.items() if name not in given}, out, number, count, scale, one.legal)

@@ -19,6 +19,7 @@ from worldloom.tokenizers.load import load_tokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.grammar import Grammar, IllegalToken
 from worldloom.world_model.load import from_pretrained
+from worldloom.world_model.parallel import fill_in
 from worldloom.world_model.sampling import generate, prompt
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
@@ -31,6 +32,7 @@ class Choosing(Settings):
     top_k: int = 0  # 0 takes all
     top_p: float = 1.0
     guidance: float = 1.0  # how strongly a prompt counts; 1 is the model's own measure
+    fill_steps: int = 0  # write segments of fixed shape in so many steps, by hidden codes, if the model learnt from them; 0: token by token
 
 
 class Sampled(NamedTuple):
@@ -76,18 +78,51 @@ class OpenWorld:
 
         A row's result is a function of the row and its seed, whatever else is in the batch.
         """
-        written = generate(
+        prompts = self.prompts(given)
+        if choosing.fill_steps:
+            return self.read(self._filled(prompts, want, seeds, choosing))
+        return self.read(self._generated(prompts, want, seeds, choosing))
+
+    def _filled(
+        self, prompts: Sequence[NDArray[np.int64]], want: Sequence[str] | None, seeds: Sequence[int], choosing: Choosing
+    ) -> list[NDArray[np.int64]]:
+        """Segment by segment, in the order of `want`: those of fixed shape by `fill_in`, others token by token."""
+        if want is None:
+            raise ValueError("hidden codes are filled in where a stream is asked for; name the streams to write")
+        written = list(prompts)
+        for number, name in enumerate(want):
+            of_segment = [seed + 7919 * number for seed in seeds]
+            if self.vocabulary.streams[self.vocabulary.index(name)].fixed:
+                written = fill_in(
+                    self.model,
+                    self.grammar,
+                    written,
+                    [name] * len(written),
+                    seeds=of_segment,
+                    steps=choosing.fill_steps,
+                    temperature=choosing.temperature,
+                    guidance=choosing.guidance,
+                )
+            else:
+                written = self._generated(written, [name], of_segment, choosing)
+            if number + 1 < len(want):
+                written = [tokens[:-1] for tokens in written]  # without <eos>: the next segment follows
+        return written
+
+    def _generated(
+        self, prompts: Sequence[NDArray[np.int64]], want: Sequence[str] | None, seeds: Sequence[int], choosing: Choosing
+    ) -> list[NDArray[np.int64]]:
+        return generate(
             self.model,
             self.grammar,
-            self.prompts(given),
+            prompts,
             want=None if want is None else list(want),
             temperature=choosing.temperature,
             top_k=choosing.top_k,
             top_p=choosing.top_p,
             guidance=choosing.guidance,
             seeds=list(seeds),
-        )
-        return self.read(written.tokens)
+        ).tokens
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
         """Parses and decodes whole sequences."""

@@ -37,6 +37,17 @@ def test_sample_number_n_is_the_sample_of_seed_plus_n(tiny_root: Path, tmp_path:
     assert (_pixels(tmp_path / "x-002.png") == _pixels(tmp_path / "y.png")).all()
 
 
+def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_by_one(tiny_root: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (sample,) = sample_command(tiny_root, want=["view", "words"], out=tmp_path / name, seed=3, fill_steps=2)
+        assert sample.legal and set(sample.files) == {"view", "words"}
+    assert (_pixels(tmp_path / "a" / "sample-000.view.png") == _pixels(tmp_path / "b" / "sample-000.view.png")).all()
+    with pytest.raises(ValueError, match="name the streams to write"):
+        sample_command(tiny_root, out=tmp_path / "c", fill_steps=2)
+    with pytest.raises(ValueError, match="fill-steps must be at least 0"):
+        sample_command(tiny_root, out=tmp_path / "c", fill_steps=-1)
+
+
 def test_a_picture_gives_words_and_no_file(tiny_root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
     (sample,) = sample_command(tiny_root, image=tmp_path / "photo.jpg")
