@@ -1,14 +1,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
+from pydantic import ValidationError
 
-from worldloom.stages import make_shapes, shapes
+from worldloom.stages import make_shapes, shapes, shapes_motion
 from worldloom.stages.artifact import begin, execute
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.make_shapes import STAGE, MakeShapes
-from worldloom.stages.settings import ImageStream, TextStream
+from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, TextStream, VideoStream
 from worldloom.stages.worker import Interrupted, Worker
 
 SETTINGS = MakeShapes(
@@ -79,3 +81,44 @@ def test_another_seed_draws_other_things(dataset: Dataset, tmp_path: Path) -> No
     other = Dataset(execute(STAGE, "data", SETTINGS.model_copy(update={"seed": 4}), {}, tmp_path / "data" / "f2", Worker()))
     captions = [[made.value("train", "caption", i) for i in range(23)] for made in (dataset, other)]
     assert captions[0] != captions[1]
+
+
+CLIP = VideoStream(kind="video", size=24, frames=5, frame_rate=8.0)
+PUSH = ActionStream(kind="action", steps=4, choices=5)
+SOUND = AudioStream(kind="audio", sample_rate=8_000, seconds=0.625)
+
+
+def test_what_moves_shows_one_thing_in_all_its_streams(tmp_path: Path) -> None:
+    streams = {**SETTINGS.streams, "clip": CLIP, "push": PUSH, "sound": SOUND}
+    settings = SETTINGS.model_copy(update={"streams": streams, "samples": 40, "moving": 0.5})
+    moving = Dataset(execute(STAGE, "data", settings, {}, tmp_path / "data" / "f0", Worker()))
+    there = 0
+    for i in range(40):
+        frame, clip, push, sound = (moving.value("train", name, i) for name in ("frame", "clip", "push", "sound"))
+        assert frame is not None and (clip is None) == (push is None) == (sound is None)
+        if clip is not None:
+            there += 1
+            assert np.array_equal(clip[0], frame)
+            assert shapes_motion.read_pushes(clip) == tuple(shapes_motion.PUSHES[int(each)] for each in push[:, 0])
+            seen = shapes.read_picture(frame)
+            assert seen is not None and shapes_motion.read_sound(sound, 8_000) == (seen.shape,)
+    assert 8 <= there <= 30
+    assert (moving.artifact.folder / "pictures" / "moving-00.png").is_file() and (
+        moving.artifact.folder / "sounds" / "sound-00.wav"
+    ).is_file()
+
+
+@pytest.mark.parametrize(
+    ("streams", "message"),
+    [
+        ({}, "at least 1 item"),
+        ({"clip": VideoStream(kind="video", size=(16, 24), frames=5, frame_rate=8.0)}, "drawn on squares, not on 16 x 24"),
+        ({"a": CLIP, "b": CLIP.model_copy(update={"frames": 6})}, "the same frames and frame_rate"),
+        ({"clip": CLIP, "push": PUSH.model_copy(update={"steps": 5})}, "between 5 frames are 4 steps of one push, not 5 of 1"),
+        ({"push": PUSH.model_copy(update={"choices": None})}, "choices must be at least that, got None"),
+        ({"push": PUSH.model_copy(update={"choices": 3})}, "there are 5 pushes"),
+    ],
+)
+def test_streams_that_do_not_fit_together_are_refused(streams: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MakeShapes(run="make_shapes", streams=streams)
