@@ -3,22 +3,19 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_clip, write_picture, write_sound
+from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
 from worldloom.stages.contact_sheet import Pinned, contact_sheet
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
 from worldloom.stages.evaluation_figures import LEGAL, Measured, accuracy_name
 from worldloom.stages.open_world import Sampled
-from worldloom.stages.settings import AudioStream, Stream, VideoStream
+from worldloom.stages.show import SHOWN_KINDS, show
 
 LETTERS = 120  # of a text on the card
 OVERVIEW = 12  # pictures on the sheet
-SIDE = 192  # pixels of a picture on the card, at most: a card of photographs must stay a page that one can mail
 SPLITS = {
     "validation": "combinations seen in training, drawn anew",
     "held_out": "combinations that training never saw",
@@ -27,7 +24,6 @@ SPLITS = {
 # Where nobody knows what a sample combines.
 WITHOUT_ORACLE = {"validation": "samples that training never saw", "held_out": "samples held out from training"}
 Shown = TypeVar("Shown")
-SHOWN_KINDS = {"image", "video", "audio"}
 
 
 def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
@@ -101,31 +97,17 @@ def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out
     if trial.made is None:
         return None
     if target.kind not in SHOWN_KINDS:
-        given = _show(source, trial.given, name, out)
+        given = show(out, name, trial.given, source)
+        assert given is not None, "one of the two can be shown"
         return Item(file=given.file, sound=given.sound, caption=_words(trial.made), verdict=verdict, detail=detail)
-    made = _show(target, trial.made, name, out)
-    before = None
-    if source.kind in SHOWN_KINDS:
-        before = _show(source, trial.given, f"{name}-before", out).file
-    elif measured.oracle is None and trial.true is not None:
-        before = _show(target, trial.true, f"{name}-before", out).file
+    made = show(out, name, trial.made, target)
+    assert made is not None
+    original = show(out, f"{name}-before", trial.given, source)
+    if original is None and measured.oracle is None and trial.true is not None:
+        original = show(out, f"{name}-before", trial.true, target)
+    before = None if original is None else original.file
     caption = f"from {direction.source}" if source.kind in SHOWN_KINDS else _words(trial.given)
     return Item(file=made.file, sound=made.sound, caption=caption, verdict=verdict, detail=detail, before=before)
-
-
-class _Shown(NamedTuple):
-    file: str
-    sound: str | None
-
-
-def _show(stream: Stream, value: Any, name: str, out: Path) -> _Shown:
-    """Writes a picture, a clip that moves, or a sound with the picture of it."""
-    if isinstance(stream, VideoStream):
-        return _Shown(write_clip(out, name, value, stream.frame_rate), None)
-    if isinstance(stream, AudioStream):
-        block = write_sound(out, name, value, stream.sample_rate, name)
-        return _Shown(block.picture, block.file)
-    return _Shown(_picture(out, name, value), None)
 
 
 def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
@@ -136,10 +118,9 @@ def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:
         seen = {name: value for name, value in one.values.items() if kinds[name] in SHOWN_KINDS}
         if seen:
             words = "; ".join(_words(value) for name, value in one.values.items() if name not in seen)
-            made = {
-                name: _show(measured.world.dataset.streams[name], value, _stem(f"nothing-{number:03d}-{name}"), out)
-                for name, value in seen.items()
-            }
+            streams = measured.world.dataset.streams
+            written = ((name, show(out, _stem(f"nothing-{number:03d}-{name}"), value, streams[name])) for name, value in seen.items())
+            made = {name: each for name, each in written if each is not None}
             looks = sorted(made, key=lambda name: kinds[name] == "audio")  # a sound's picture only where there is no other
             sound = next((each.sound for each in made.values() if each.sound), None)
             before = made[looks[1]].file if len(looks) > 1 and kinds[looks[1]] != "audio" else None
@@ -185,15 +166,6 @@ def _bits(measured: Measured) -> Block | None:
     )
     note = "Bits per token by stream; legal: what the model gives to legal tokens without the grammar's help"
     return Table(title=note, columns=("split", *names, "legal"), rows=rows)
-
-
-def _picture(out: Path, name: str, picture: NDArray[np.uint8]) -> str:
-    """Writes a picture, brought to SIDE where it is larger."""
-    height, width = picture.shape[:2]
-    if max(height, width) > SIDE:
-        size = (max(1, width * SIDE // max(height, width)), max(1, height * SIDE // max(height, width)))
-        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-    return write_picture(out, name, picture)
 
 
 def _spread(items: Sequence[Shown], most: int) -> list[Shown]:

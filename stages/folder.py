@@ -1,4 +1,7 @@
-"""A folder of pictures as found: which files count, their keys and captions, and how they are shared out over splits and shards.
+"""A folder as found: which files count, what belongs together, keys and captions, and how samples are shared out over splits and shards.
+
+One stream leads: each of its files is a sample. What other streams have for it lies beside it: `a.depth.png` or `a.wav` beside `a.png`, or
+`depth/a.png` beside `rgb/a.png`.
 
 Everything here follows from the names in the folder and from its captions.csv, in sorted order, never from the order of a
 directory listing. Nothing is refused yet but what the names alone give away.
@@ -11,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +30,15 @@ _LONGEST_SUFFIX = "." + 63 * "s" + ".png"  # the longest that a stream's name ad
 _CHUNK = 1 << 20
 
 
+class Leader(NamedTuple):
+    """The stream whose files are the samples, and those that may come with it."""
+
+    stream: str
+    endings: tuple[str, ...]  # of its files, in lower case, with the dot
+    others: tuple[tuple[str, tuple[str, ...]], ...] = ()  # streams and their endings
+    pictures: bool = True  # files of other formats of pictures are samples that are refused, and not passed over
+
+
 class Picture(NamedTuple):
     """One file that should become a sample."""
 
@@ -34,6 +47,7 @@ class Picture(NamedTuple):
     caption: str | None  # where the name or the csv gives it
     caption_file: str | None  # path below the folder of a text file that holds it
     refused: tuple[str, str] | None  # code and detail, where the name is enough to refuse it
+    beside: tuple[tuple[str, str], ...] = ()  # other streams and their files
 
 
 class Ignored(NamedTuple):
@@ -64,8 +78,11 @@ class Shard(NamedTuple):
         return f"{self.split}/{self.name}"
 
 
-def take_inventory(root: Path, rule: Rule, parent: int) -> Inventory:
-    """Looks through `root` and all below it; FileNotFoundError, or ValueError where it holds no picture or a bad captions.csv.
+IMAGES = Leader("image", tuple(sorted(PICTURES)))
+
+
+def take_inventory(root: Path, rule: Rule, parent: int, leader: Leader = IMAGES) -> Inventory:
+    """Looks through `root` and all below it; FileNotFoundError, or ValueError where it holds no sample or a bad captions.csv.
 
     `auto` takes captions.csv if there is one, else the text files if there is any beside a picture, else the name of the topmost
     folder that not all pictures share, and for pictures outside any such folder their own name.
@@ -73,10 +90,12 @@ def take_inventory(root: Path, rule: Rule, parent: int) -> Inventory:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the path of a folder with pictures in it")
     files, ignored = _list(root)
-    pictures = [file for file in files if _suffix(file) in PICTURES | OTHER_PICTURES]
+    endings = frozenset(leader.endings) | (OTHER_PICTURES if leader.pictures else frozenset())
+    pictures = [file for file in files if _suffix(file) in endings and file != CAPTIONS and not _is_of_another(file, leader)]
     if not pictures:
         raise ValueError(
-            f"{root} holds no pictures: none of its {len(files)} files, folders below included, ends in {', '.join(sorted(PICTURES))}"
+            f"{root} holds no {'pictures' if leader.pictures else f'files of {leader.stream}'}: none of its {len(files)} files, folders "
+            f"below included, ends in {', '.join(sorted(leader.endings))}"
         )
     present = frozenset(files)
     texts = {file: _stem(file) + ".txt" for file in pictures if _stem(file) + ".txt" in present}
@@ -89,7 +108,10 @@ def take_inventory(root: Path, rule: Rule, parent: int) -> Inventory:
             key="",
             caption=_caption(file, chosen, parent if rule == "parent_folder" else None, shared, table),
             caption_file=texts.get(file) if chosen == "text_file" else None,
-            refused=("format_not_allowed", "only PNG, JPEG and WebP are read") if _suffix(file) in OTHER_PICTURES else None,
+            refused=("format_not_allowed", "only PNG, JPEG and WebP are read")
+            if _suffix(file) in OTHER_PICTURES - {*leader.endings}
+            else None,
+            beside=_beside(file, leader, present),
         )
         for file in pictures
     ]
@@ -98,7 +120,9 @@ def take_inventory(root: Path, rule: Rule, parent: int) -> Inventory:
         for file in table.keys() - set(pictures)
     ]
     used = {CAPTIONS} if chosen == "csv" else set(texts.values()) if chosen == "text_file" else set()
-    ignored += [Ignored(file, "not a picture") for file in files if file not in used and _suffix(file) not in PICTURES | OTHER_PICTURES]
+    used |= {file for picture in found for _, file in picture.beside} | set(pictures)
+    why = "not a picture" if leader.pictures and not leader.others else f"neither of {leader.stream} nor beside one of its files"
+    ignored += [Ignored(file, why) for file in files if file not in used]
     return Inventory(root, chosen, tuple(_give_keys(sorted(found))), tuple(sorted(ignored)))
 
 
@@ -126,16 +150,23 @@ def read_captions(path: Path) -> dict[str, str]:
     return captions
 
 
-def share_out(pictures: tuple[Picture, ...], validation_share: float, shard_size: int) -> list[Shard]:
+def share_out(pictures: tuple[Picture, ...], validation_share: float, shard_size: int, held_out: str | None = None) -> list[Shard]:
     """Splits by a hash of the key, so that a picture stays where it is when others come, then shards in order of the keys.
 
-    Training gets at least one picture, and validation too where its share is above 0 and there are two.
+    Training gets at least one picture, and validation too where its share is above 0 and there are two. Files whose path matches the
+    pattern `held_out` (*, ? and [...] as in a shell) are a split of their own; ValueError where these are all, or none.
     """
+    apart = tuple(picture for picture in pictures if held_out is not None and fnmatchcase(picture.file, held_out))
+    if held_out is not None and not 0 < len(apart) < len(pictures):
+        raise ValueError(
+            f"held_out {held_out!r} matches {len(apart)} of {len(pictures)} files; it should match some, and leave some to train on"
+        )
+    pictures = tuple(picture for picture in pictures if picture not in apart) if apart else pictures
     by_hash = sorted(pictures, key=lambda picture: (_fraction(picture.key), picture.file))
     held = sum(_fraction(picture.key) < validation_share for picture in by_hash)
     if validation_share > 0:
         held = min(max(held, 1), len(by_hash) - 1)
-    splits = {"train": by_hash[held:], "validation": by_hash[:held]}
+    splits = {"train": by_hash[held:], "validation": by_hash[:held], **({"held_out": list(apart)} if apart else {})}
     return [
         Shard(split, f"shard-{number:06d}", tuple(ordered[first : first + shard_size]))
         for split, members in splits.items()
@@ -166,7 +197,38 @@ def inputs_of(inventory: Inventory) -> list[str]:
     """Every file whose content can change what is imported."""
     there = [picture for picture in inventory.pictures if picture.refused is None or picture.refused[0] != MISSING]
     files = {picture.file for picture in there} | {picture.caption_file for picture in there}
+    files |= {file for picture in there for _, file in picture.beside}
     return sorted(file for file in files | ({CAPTIONS} if inventory.rule == "csv" else set()) if file is not None)
+
+
+def _base(file: str, stream: str) -> str:
+    """The path without its ending, and without the stream's own name before that: `a` of `a.rgb.png`."""
+    return _stem(file).removesuffix(f".{stream}")
+
+
+def _is_of_another(file: str, leader: Leader) -> bool:
+    """Whether a file that could be the leader's says that it is of another stream, by its name or its folder."""
+    names = {name for name, _ in leader.others}
+    own = _stem(file).rsplit("/", 1)[-1]
+    return ("." in own and own.rsplit(".", 1)[-1] in names) or bool(names & set(file.split("/")[:-1]))
+
+
+def _beside(file: str, leader: Leader, present: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """What the other streams have for a sample: by its name with theirs, by its name alone where no other stream has such endings, or in a
+    folder of their name where the leader's lies in one of its own."""
+    base, found = _base(file, leader.stream), []
+    folders = _stem(file).split("/")
+    for stream, endings in leader.others:
+        shared = {ending for other, theirs in (*leader.others, (leader.stream, leader.endings)) if other != stream for ending in theirs}
+        places = [f"{base}.{stream}{ending}" for ending in endings]
+        places += [f"{base}{ending}" for ending in endings if ending not in shared]
+        if leader.stream in folders[:-1]:
+            moved = "/".join(stream if part == leader.stream and at < len(folders) - 1 else part for at, part in enumerate(folders))
+            places += [f"{moved}{ending}" for ending in endings]
+        match = next((place for place in places if place in present and place != file), None)
+        if match is not None:
+            found.append((stream, match))
+    return tuple(found)
 
 
 def _list(root: Path) -> tuple[list[str], list[Ignored]]:

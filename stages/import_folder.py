@@ -1,6 +1,6 @@
-"""Imports a folder of pictures with captions beside them; every file that is refused is listed with the reason.
+"""Imports a folder of pictures, sounds, clips or actions with captions beside them; every file that is refused is listed with the reason.
 
-Pictures are stored as training sees them: decoded once, here, under limits, to the stream's size (stages/stream_image.py).
+Values are stored as training sees them: decoded once, here, under limits, to the stream's form (stages/stream_image.py and its like).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
     from worldloom.stages.card import Item, Table
     from worldloom.stages.commit import Commits
-    from worldloom.stages.folder import Inventory, Picture, Shard
+    from worldloom.stages.folder import Inventory, Leader, Picture, Shard
     from worldloom.stages.rejects import Rejected
     from worldloom.stages.worker import Worker
 
@@ -34,11 +34,12 @@ def _absolute(path: str) -> str:
 
 
 class ImportFolder(StageSettings):
-    """Your own pictures: one image stream, and a text stream for their captions."""
+    """Your own files. The first stream that is no text leads: each of its files is a sample, what other streams have for it lies beside it
+    (`a.wav` or `a.depth.png` beside `a.png`, or `depth/a.png` beside `rgb/a.png`), and the text stream holds captions."""
 
     run: Literal["import_folder"]
     # Where the folder lies cannot change the output; what is in it is part of the fingerprint by its digest.
-    path: Annotated[str, AfterValidator(_absolute), NOT_IN_OUTPUT, Field(description="folder with pictures, below it too")]
+    path: Annotated[str, AfterValidator(_absolute), NOT_IN_OUTPUT, Field(description="folder with the files, below it too")]
     streams: dict[str, Stream] = Field(default={}, description="filled from the pipeline's own streams")
     caption: Rule = Field(
         default="auto",
@@ -47,14 +48,19 @@ class ImportFolder(StageSettings):
     )
     parent: PositiveInt = Field(default=1, description="for parent_folder: 1 is the folder that the picture lies in, 2 the one above it")
     validation_share: Annotated[float, Field(ge=0, lt=1, description="share of the pictures that training never sees")] = 0.05
+    held_out: str | None = Field(
+        default=None, description="pattern of paths, as in a shell, that make a split of their own: */theo_*.wav for one speaker"
+    )
     shard_size: PositiveInt = Field(default=512, description="pictures in a shard")
     max_reject_share: Annotated[float, Field(ge=0, le=1, description="share of pictures that may be refused before the stage fails")] = 0.1
 
     @model_validator(mode="after")
-    def _one_picture_and_at_most_one_text(self) -> Self:
+    def _something_leads_and_at_most_one_text(self) -> Self:
         kinds = [stream.kind for stream in self.streams.values()]
-        if kinds.count("image") != 1 or kinds.count("text") > 1 or len(kinds) > 2:
-            raise ValueError(f"import_folder fills one image stream and at most one text stream, streams has {', '.join(kinds) or 'none'}")
+        if kinds.count("text") > 1 or kinds.count("text") == len(kinds):
+            raise ValueError(
+                f"import_folder fills streams of which one at least is no text and one at most is; streams has {', '.join(kinds) or 'none'}"
+            )
         return self
 
 
@@ -66,6 +72,7 @@ class Source(NamedTuple):
     sha256: str
     caption_file: str | None
     caption_sha256: str | None
+    beside: dict[str, tuple[str, str]]  # other stream -> its file and sha256
 
 
 def run(settings: ImportFolder, inputs: Mapping[str, "Artifact"], out: Path, worker: "Worker") -> None:
@@ -85,7 +92,7 @@ def run(settings: ImportFolder, inputs: Mapping[str, "Artifact"], out: Path, wor
                     f"({rejects[-1].detail}); is {settings.path} the right folder?"
                 )
         done += len(shard.pictures)
-        worker.report(done, total, "pictures", {})
+        worker.report(done, total, "samples", {})
         worker.check()
 
 
@@ -103,10 +110,10 @@ def finish(settings: ImportFolder, inputs: Mapping[str, "Artifact"], out: Path) 
     try:
         totals = Commits.of(out).finish(planned, settings.max_reject_share, planned_samples=len(inventory.pictures))
     except TooManyRejects:
-        write_card(out, Card(title="Refused pictures", blocks=(_refused(shards, out),)))
+        write_card(out, Card(title="Refused files", blocks=(_refused(shards, out),)))
         raise
     if not totals.n_out:
-        raise ValueError(f"none of the {totals.n_in} pictures in {settings.path} could be read; see {out / 'rejects'}")
+        raise ValueError(f"none of the {totals.n_in} files in {settings.path} could be read; see {out / 'rejects'}")
     planned_digest = json.loads((out / "stage.json").read_bytes())["outside"].get("folder")
     if planned_digest not in (None, combine(_digests_as_imported(inventory, shards, out))):
         Commits.of(out).forget(planned)  # else they would be found by whoever puts the folder back as it was
@@ -128,7 +135,7 @@ def outside(settings: ImportFolder, digest: Callable[[Path], str]) -> dict[str, 
     """One digest of everything in the folder that is imported; ValueError if there is no picture in it."""
     from worldloom.stages.folder import combine, inputs_of, take_inventory
 
-    inventory = take_inventory(Path(settings.path), settings.caption, settings.parent)
+    inventory = take_inventory(Path(settings.path), settings.caption, settings.parent, leader_of(settings.streams))
     return {"folder": combine({file: digest(inventory.root / file) for file in inputs_of(inventory)})}
 
 
@@ -143,7 +150,7 @@ def import_shard(settings: ImportFolder, root: Path, shard: "Shard", commits: "C
     with commits.attempt(shard.task) as attempt:
         with RawShard(attempt, shard.split, shard.name, settings.streams) as raw:
             for picture in shard.pictures:
-                content, source = _fetch(root, picture)
+                content, source = _fetch(root, picture, leading(settings.streams)[1])
                 sources.append(source)
                 try:
                     if picture.refused:
@@ -160,33 +167,61 @@ def import_shard(settings: ImportFolder, root: Path, shard: "Shard", commits: "C
     return rejects, streak
 
 
-def _fetch(root: Path, picture: "Picture") -> tuple[bytes, Source]:
-    """The picture's bytes, one more than allowed at most, and the digests of its files as they were read."""
+def leading(streams: Mapping[str, Stream]) -> tuple[str, Stream]:
+    """The stream whose files are the samples: the first that is no text."""
+    return next((name, stream) for name, stream in streams.items() if not isinstance(stream, TextStream))
+
+
+def leader_of(streams: Mapping[str, Stream]) -> "Leader":
+    """The same with the endings of files, and the streams that may lie beside."""
+    from worldloom.stages.folder import Leader
+    from worldloom.stages.streams import kind_of
+
+    def endings(stream: Stream) -> tuple[str, ...]:
+        return tuple(f".{extension}" for extension in kind_of(stream.kind).extensions)
+
+    name, stream = leading(streams)
+    others = tuple((other, endings(about)) for other, about in streams.items() if other != name and not isinstance(about, TextStream))
+    return Leader(name, endings(stream), others, pictures=isinstance(stream, ImageStream))
+
+
+def _fetch(root: Path, picture: "Picture", stream: Stream) -> tuple[bytes, Source]:
+    """The file's bytes, one more than allowed at most, and the digests of all files of the sample as they were read."""
     from worldloom.stages.folder import MISSING, digest_of
-    from worldloom.stages.stream_image import MAX_BYTES
+    from worldloom.stages.streams import kind_of
+
+    most = kind_of(stream.kind).most_bytes
 
     if picture.refused and picture.refused[0] == MISSING:  # a name out of captions.csv may lead anywhere: nothing is opened
-        return b"", Source(picture.key, _shown(picture.file), "", None, None)
+        return b"", Source(picture.key, _shown(picture.file), "", None, None, {})
     try:
         with open(root / picture.file, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(most + 1)
     except FileNotFoundError:
         content = b""
-    whole = content and len(content) <= MAX_BYTES
+    whole = content and len(content) <= most
     sha256 = hashlib.sha256(content).hexdigest() if whole else digest_of(root, picture.file)
     caption = None if picture.caption_file is None else digest_of(root, picture.caption_file)
-    return content, Source(picture.key, _shown(picture.file), sha256, picture.caption_file and _shown(picture.caption_file), caption)
+    beside = {name: (_shown(file), digest_of(root, file)) for name, file in picture.beside}
+    named = picture.caption_file and _shown(picture.caption_file)
+    return content, Source(picture.key, _shown(picture.file), sha256, named, caption, beside)
 
 
 def _values(settings: ImportFolder, root: Path, picture: "Picture", content: bytes) -> dict[str, bytes]:
-    """Stream -> what is stored; InputRejected if picture or caption is no good."""
-    from worldloom.stages import stream_image, stream_text
+    """Stream -> what is stored; InputRejected if a file or the caption is no good."""
+    from worldloom.stages import stream_text
     from worldloom.stages.rejects import InputRejected
+    from worldloom.stages.streams import kind_of
 
     values: dict[str, bytes] = {}
+    lead, beside = leading(settings.streams)[0], dict(picture.beside)
     for name, stream in settings.streams.items():
-        if isinstance(stream, ImageStream):
-            values[name] = stream_image.encode(stream_image.decode(content, stream), stream)
+        kind = kind_of(stream.kind)
+        if name == lead:
+            values[name] = kind.encode(kind.decode(content, stream), stream)
+        elif name in beside:
+            with open(root / beside[name], "rb") as file:
+                values[name] = kind.encode(kind.decode(file.read(kind.most_bytes + 1), stream), stream)
         elif isinstance(stream, TextStream) and (picture.caption is not None or picture.caption_file is not None):
             caption = picture.caption
             if picture.caption_file is not None:
@@ -203,8 +238,8 @@ def _values(settings: ImportFolder, root: Path, picture: "Picture", content: byt
 def _plan(settings: ImportFolder) -> tuple["Inventory", list["Shard"]]:
     from worldloom.stages.folder import share_out, take_inventory
 
-    inventory = take_inventory(Path(settings.path), settings.caption, settings.parent)
-    return inventory, share_out(inventory.pictures, settings.validation_share, settings.shard_size)
+    inventory = take_inventory(Path(settings.path), settings.caption, settings.parent, leader_of(settings.streams))
+    return inventory, share_out(inventory.pictures, settings.validation_share, settings.shard_size, settings.held_out)
 
 
 def _digests_as_imported(inventory: "Inventory", shards: list["Shard"], out: Path) -> dict[str, str]:
@@ -216,6 +251,7 @@ def _digests_as_imported(inventory: "Inventory", shards: list["Shard"], out: Pat
         for picture, line in zip(shard.pictures, _lines(out / f"sources/{shard.task}.jsonl"), strict=True):
             if picture.refused is None or picture.refused[0] != MISSING:
                 digests[picture.file] = line["sha256"]
+                digests |= {file: line["beside"][name][1] for name, file in picture.beside}
             if picture.caption_file is not None:
                 digests[picture.caption_file] = line["caption_sha256"]
     return digests
@@ -229,18 +265,19 @@ def _write_card(settings: ImportFolder, inventory: "Inventory", shards: list["Sh
     for shard in shards:
         planned[shard.split] += len(shard.pictures)
     samples = {split: planned[split] - refused_by_split[split] for split in planned}
-    about = f"{sum(samples.values()):,} pictures from a folder; captions by the rule {inventory.rule}; "
-    about += f"{refused_by_split.total():,} pictures refused, {len(inventory.ignored):,} other files ignored."
+    about = f"{sum(samples.values()):,} samples from a folder; captions by the rule {inventory.rule}; "
+    about += f"{refused_by_split.total():,} refused, {len(inventory.ignored):,} other files ignored."
     blocks: list[Block] = [Text(text=about)]
     captioned = next((counts.get(f"{name}.samples", 0) for name, stream in settings.streams.items() if stream.kind == "text"), None)
     if captioned is not None and captioned < sum(samples.values()):
-        blocks.append(Text(text=f"Pictures without a caption: {sum(samples.values()) - captioned}."))
+        blocks.append(Text(text=f"Samples without a caption: {sum(samples.values()) - captioned}."))
     rows = tuple((split, samples[split], refused_by_split[split]) for split in samples)
-    blocks.append(Table(columns=("split", "pictures", "refused"), rows=rows, title="Samples"))
+    blocks.append(Table(columns=("split", "samples", "refused"), rows=rows, title="Samples"))
     if refused_by_split:
         blocks.append(_refused(shards, out))
-    blocks.append(Gallery(items=_examples(settings, shards, out), title="As imported"))
-    write_card(out, Card(title="Imported pictures", blocks=tuple(blocks)))
+    if items := _examples(settings, shards, out):
+        blocks.append(Gallery(items=items, title="As imported"))
+    write_card(out, Card(title="Imported folder", blocks=tuple(blocks)))
 
 
 def _refused(shards: list["Shard"], out: Path) -> "Table":
@@ -254,22 +291,26 @@ def _refused(shards: list["Shard"], out: Path) -> "Table":
 
 
 def _examples(settings: ImportFolder, shards: list["Shard"], out: Path) -> tuple["Item", ...]:
-    """Some pictures of the training split, evenly spaced, with their captions."""
-    from worldloom.stages.card import Item, write_picture
+    """Some samples of the training split, evenly spaced, with their captions; none where nothing of them can be shown."""
+    from worldloom.stages.card import Item
     from worldloom.stages.shards import IndexedShard
+    from worldloom.stages.show import show
     from worldloom.stages.streams import kind_of
 
     def value(task: str, name: str, row: int) -> Any:
         content = IndexedShard(out / f"data/{task}.tar", out / f"data/{task}.{name}.idx.npy").content(row)
         return None if content is None else kind_of(settings.streams[name].kind).decode(content, settings.streams[name])
 
-    names = {stream.kind: name for name, stream in settings.streams.items()}
+    lead, stream = leading(settings.streams)
+    text = next((name for name, about in settings.streams.items() if isinstance(about, TextStream)), None)
     rows = Counter({shard.task: len(shard.pictures) - len(_lines(out / f"rejects/{shard.task}.jsonl")) for shard in shards})
     places = [(shard.task, row) for shard in shards if shard.split == "train" for row in range(rows[shard.task])]
     items: list[Item] = []
     for number, (task, row) in enumerate(places[:: max(1, len(places) // SHOWN)][:SHOWN]):
-        file = write_picture(out, f"imported-{number:02d}", value(task, names["image"], row))
-        items.append(Item(file=file, caption=(value(task, names["text"], row) or "") if "text" in names else ""))
+        shown = show(out, f"imported-{number:02d}", value(task, lead, row), stream)
+        if shown is not None:
+            caption = (value(task, text, row) or "") if text is not None else ""
+            items.append(Item(file=shown.file, sound=shown.sound, caption=caption))
     return tuple(items)
 
 

@@ -68,4 +68,4 @@ def _read_text(content: bytes) -> NDArray[Any]:
         raise InputRejected("action_invalid", f"not rows of numbers: {str(error).splitlines()[0][:120]}") from None
 
 
-KIND = StreamKind(extensions=("npy", "json", "csv"), decode=decode, encode=encode, batch=batch, form=form)
+KIND = StreamKind(extensions=("npy", "json", "csv"), decode=decode, encode=encode, batch=batch, most_bytes=MAX_BYTES, form=form)

@@ -122,4 +122,6 @@ def _fit(sound: NDArray[np.float32], rate: int, stream: AudioStream) -> NDArray[
     return np.ascontiguousarray(fitted)
 
 
-KIND = StreamKind(extensions=("wav", "flac", "ogg", "opus", "mp3"), decode=decode, encode=encode, batch=batch, form=form)
+KIND = StreamKind(
+    extensions=("wav", "flac", "ogg", "opus", "mp3"), decode=decode, encode=encode, batch=batch, most_bytes=MAX_BYTES, form=form
+)

@@ -231,4 +231,4 @@ def fit(image: Image.Image, height: int, width: int, nearest: bool) -> Image.Ima
     return image if image.size == (width, height) else image.resize((width, height), way)
 
 
-KIND = StreamKind(extensions=("png", "jpg", "jpeg", "webp"), decode=decode, encode=encode, batch=batch, form=form)
+KIND = StreamKind(extensions=("png", "jpg", "jpeg", "webp"), decode=decode, encode=encode, batch=batch, most_bytes=MAX_BYTES, form=form)

@@ -13,6 +13,7 @@ class StreamKind:
     decode: Callable[[bytes | memoryview, Any], Any]  # content, stream settings -> value; InputRejected if it is no good
     encode: Callable[[Any, Any], bytes]  # value, stream settings -> content, the same bytes every time
     batch: Callable[[Sequence[Any]], Any]  # values -> what a tokenizer of this kind encodes
+    most_bytes: int  # of a file; no more is read
     form: Callable[[Any], "Form"] | None  # stream settings -> shape and type of every value; None: values differ in length
 
     @property

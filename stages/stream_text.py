@@ -29,4 +29,4 @@ def batch(values: Sequence[str]) -> list[str]:
     return list(values)
 
 
-KIND = StreamKind(extensions=("txt",), decode=decode, encode=encode, batch=batch, form=None)
+KIND = StreamKind(extensions=("txt",), decode=decode, encode=encode, batch=batch, most_bytes=MAX_BYTES, form=None)

@@ -130,5 +130,10 @@ def _sampled(container: Any, rate: float) -> Iterator[NDArray[np.uint8]]:
 
 
 KIND = StreamKind(
-    extensions=("npy", "mp4", "webm", "mkv", "mov", "avi", "gif", "png"), decode=decode, encode=encode, batch=batch, form=form
+    extensions=("npy", "mp4", "webm", "mkv", "mov", "avi", "gif", "png"),
+    decode=decode,
+    encode=encode,
+    batch=batch,
+    most_bytes=MAX_BYTES,
+    form=form,
 )

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
 from worldloom.stages.evaluation import _documents, bits, choose, directions, row_seed
-from worldloom.stages.evaluation_card import _picture, _spread, evaluation_card
+from worldloom.stages.evaluation_card import _spread, evaluation_card
 from worldloom.stages.evaluation_figures import figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
 from worldloom.stages.oracles import ORACLES, oracle_of
@@ -128,15 +127,6 @@ def test_examples_are_taken_from_all_over_a_split() -> None:
     assert _spread(list(range(10)), 3) == [0, 3, 6]
     assert _spread([5, 3], 7) == [5, 3]
     assert _spread([5, 3], 0) == []
-
-
-def test_large_pictures_are_made_smaller_for_the_card_and_small_ones_stay(tmp_path: Path) -> None:
-    large, small = np.full((500, 250, 3), 9, np.uint8), np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
-    sides = {
-        name: np.asarray(Image.open(tmp_path / _picture(tmp_path, name, picture))).shape[:2]
-        for name, picture in (("a", large), ("b", small))
-    }
-    assert sides == {"a": (192, 96), "b": (5, 5)}
 
 
 def test_a_row_gives_the_same_whatever_else_is_in_the_batch(world: OpenWorld) -> None:

@@ -81,7 +81,7 @@ def test_a_picture_without_caption_lacks_the_stream(tmp_path):
     artifact = imported(folder, tmp_path)
     data = Dataset(artifact)
     assert sorted(str(data.value(split, "caption", 0)) for split in data.splits) == ["None", "red"]
-    assert "Pictures without a caption: 1." in (artifact.folder / "card.json").read_text()
+    assert "Samples without a caption: 1." in (artifact.folder / "card.json").read_text()
 
 
 def test_everything_refused_is_listed_with_the_reason(tmp_path):
@@ -131,7 +131,7 @@ def test_a_long_row_of_refusals_stops_early(tmp_path):
 
 
 def test_nothing_readable_at_all_is_an_error_whatever_the_limit(tmp_path):
-    with pytest.raises(ValueError, match=r"none of the 2 pictures in .* could be read"):
+    with pytest.raises(ValueError, match=r"none of the 2 files in .* could be read"):
         imported(fill(tmp_path / "in", {"a.png": b"no", "b.png": b"no"}), tmp_path, max_reject_share=1)
 
 
@@ -232,13 +232,12 @@ def test_no_pictures_is_known_before_anything_starts(tmp_path):
     "streams",
     [
         {"caption": STREAMS["caption"]},
-        {"a": STREAMS["frame"], "b": STREAMS["frame"]},
         {**STREAMS, "c": STREAMS["caption"]},
         {},
     ],
 )
 def test_streams_that_a_folder_cannot_fill_are_refused(streams):
-    with pytest.raises(ValidationError, match="import_folder fills one image stream and at most one text stream"):
+    with pytest.raises(ValidationError, match="import_folder fills streams of which one at least is no text and one at most is"):
         ImportFolder(run="import_folder", path="x", streams=streams)
 
 
