@@ -1,16 +1,32 @@
 """Nearest code: exact, in bounded memory, ties to the lowest index.
 
-N vectors, K codes, D width; T vectors a tile, M blocks of BLOCK codes. One product per tile gives scores `|e|^2 / 2 - z.e`. Minima of
-blocks are cheap where an argmin over all codes is not; they find the few codes that rounding leaves in question, and those alone are
-compared again in float64, by the direct formula, where nothing cancels.
+N vectors, K codes, D width; T vectors a tile, P pairs of a vector and a code. A matrix product gives scores `|e|^2 / 2 - z.e`; how far
+rounding may have moved them is bounded, so the few codes that could be the nearest are known, and where they are several, those alone are
+compared again in float64, by the direct formula, where nothing cancels. Where the processor multiplies bfloat16 the product is one of
+bfloat16. An argmin over all codes would cost more than the product; minima of blocks of codes that lie far apart do not.
 """
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-TILE = 256  # vectors a tile: TILE x K scores stay in the cache for common K
-BLOCK = 32  # codes
-PAIRS = 1 << 16  # (vector, code) pairs compared at a time in float64
+BLOCK = 32  # codes whose minimum is taken; they stand K / BLOCK apart, so that minima are taken of whole rows at once
+SCORES = 1 << 20  # of a tile: they stay in the cache
+FEWEST, MOST = 64, 4096  # vectors a tile
+LIKELY = 64  # codes that may be the nearest, a vector, above which a tile is multiplied again in float32
+PAIRS = 1 << 13  # compared at a time in float64
+
+
+class _Codes(NamedTuple):
+    """A codebook made ready; M = K / BLOCK, rounded up, and K' = M BLOCK."""
+
+    exact_KD: Tensor  # float32, as given
+    centre_D: Tensor  # what is subtracted from both sides: distances stay, scores cancel less
+    centred_KD: Tensor  # K' rows
+    half_K: Tensor  # [K']: |e|^2 / 2, infinite where there is no code
+    reach: Tensor  # largest |e|
 
 
 @torch.no_grad()
@@ -21,47 +37,94 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     if not len(vectors):
         return vectors.new_zeros(0, dtype=torch.int64)
     with torch.autocast(vectors.device.type, enabled=False):
-        vectors_ND, codebook_KD = vectors.float(), codebook.float()
-        centre_D = codebook_KD.mean(0)  # distances do not change, but scores cancel less
-        e_KD = codebook_KD - centre_D
-        half_K = e_KD.square().sum(-1) / 2
-        reach = e_KD.norm(dim=-1).amax()
-        missing = -len(e_KD) % BLOCK
-        e_KD = torch.nn.functional.pad(e_KD, (0, 0, 0, missing))
-        half_K = torch.nn.functional.pad(half_K, (0, missing), value=torch.inf)
-        found = []
-        for tile_TD in torch.split(vectors_ND, TILE):
-            scores_TK = torch.addmm(half_K, tile_TD - centre_D, e_KD.T, alpha=-1)
-            # Rounding of a product of length D, generously; codes this close to the best are compared exactly.
-            scale_T = ((tile_TD - centre_D).norm(dim=-1) + reach) * reach
-            slack_T = 4 * torch.finfo(torch.float32).eps * max(8, e_KD.shape[1] ** 0.5) * scale_T
-            found.append(_settle(scores_TK, slack_T, tile_TD, codebook_KD))
-    return torch.cat(found)
+        z_ND, exact_KD = vectors.float(), codebook.float()
+        centre_D = exact_KD.mean(0)
+        centred_KD = exact_KD - centre_D
+        size_K = torch.linalg.vector_norm(centred_KD, dim=-1)  # one pass; a square and a sum are two
+        half_K = size_K.square() / 2
+        if missing := -len(exact_KD) % BLOCK:
+            centred_KD, half_K = F.pad(centred_KD, (0, 0, 0, missing)), F.pad(half_K, (0, missing), value=torch.inf)
+        codes = _Codes(exact_KD, centre_D, centred_KD, half_K, size_K.amax())
+        rows = min(MOST, max(FEWEST, SCORES // len(half_K)))
+        pairs = _bfloat16_pairs if _multiplies_bfloat16(z_ND.device) else _float32_pairs
+        return _nearest_of(z_ND, exact_KD, *pairs(z_ND, codes, rows))
 
 
-def _settle(scores_TK: Tensor, slack_T: Tensor, z_TD: Tensor, codebook_KD: Tensor) -> Tensor:
-    """The codes of one tile: by their scores where one is clearly the least, else exactly."""
-    blocks = scores_TK.view(len(scores_TK), -1, BLOCK)
-    least_TM = blocks.amin(-1)
-    best_T = least_TM.argmin(-1)
-    bound_T = least_TM.amin(-1) + slack_T
-    inside = blocks[torch.arange(len(blocks), device=blocks.device), best_T]  # [T, BLOCK]
-    codes_T = best_T * BLOCK + inside.argmin(-1)
-    clear_T = ((least_TM <= bound_T[:, None]).sum(-1) == 1) & ((inside <= bound_T[:, None]).sum(-1) == 1)
-    doubtful = (~clear_T).nonzero()[:, 0]
-    if len(doubtful):
-        close_MK = scores_TK[doubtful, : len(codebook_KD)] <= bound_T[doubtful, None]
-        codes_T[doubtful] = _exact(z_TD[doubtful], codebook_KD, close_MK)
-    return codes_T
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    # A GPU may add up products of bfloat16 in less than float32, which the bounds here do not cover.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _exact(z_MD: Tensor, e_KD: Tensor, close_MK: Tensor) -> Tensor:
-    """The lowest of the nearest among each row's close codes, by float64 distances."""
-    row_P, code_P = close_MK.nonzero(as_tuple=True)
+def _bfloat16_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]:
+    """Vectors [P] and codes [P] among which each vector's nearest is."""
+    D = z_ND.shape[1]
+    rounded_KD = codes.centred_KD.bfloat16()
+    moved = torch.linalg.vector_norm(codes.centred_KD - rounded_KD, dim=-1).amax()
+    factor = torch.cat([rounded_KD, *_parts(codes.half_K)], dim=1)
+    centred_ND = codes.centre_D - z_ND  # the other way round: the product is -z.e
+    rounded_ND = centred_ND.bfloat16()
+    size_N = torch.linalg.vector_norm(centred_ND, dim=-1)
+    # Both factors were rounded, and products were added up in float32 in some order.
+    off_N = torch.linalg.vector_norm(centred_ND - rounded_ND, dim=-1) * codes.reach + 1.01 * size_N * moved
+    off_N += (D + 8) * torch.finfo(torch.float32).eps * (size_N + codes.reach).square()
+    ones_N3 = torch.ones_like(rounded_ND[:, :1]).expand(-1, 3)
+    columns = torch.cat([rounded_ND, ones_N3], dim=1)
+    blocks = len(codes.half_K) // BLOCK
+    found: list[tuple[Tensor, Tensor]] = []
+    for first, tile, off_T in zip(range(0, len(z_ND), rows), torch.split(columns, rows), torch.split(off_N, rows), strict=True):
+        scores_JMT = (factor @ tile.T).view(BLOCK, blocks, len(tile))
+        least_MT = scores_JMT.amin(0)
+        least_T = least_MT.amin(0).float()
+        # A score is rounded to eight digits in the end. Rounding keeps order, so the nearest code's is not above the rounded bound.
+        bound_T = (least_T + 2**-8 * least_T.abs() + 2 * off_T).bfloat16()
+        block_B, row_B = (least_MT <= bound_T).nonzero(as_tuple=True)
+        if len(row_B) > LIKELY * len(tile):
+            row_P, code_P = _float32_pairs(z_ND[first : first + rows], codes, FEWEST)
+            one_T = _nearest_of(z_ND[first : first + rows], codes.exact_KD, row_P, code_P)
+            found.append((first + torch.arange(len(tile), device=z_ND.device), one_T))
+            continue
+        inside_P, near_P = (scores_JMT[:, block_B, row_B] <= bound_T[row_B]).nonzero(as_tuple=True)
+        found.append((first + row_B[near_P], inside_P * blocks + block_B[near_P]))
+    return torch.cat([row_P for row_P, _ in found]), torch.cat([code_P for _, code_P in found])
+
+
+def _parts(half_K: Tensor) -> list[Tensor]:
+    """Three columns [K', 1] of bfloat16, eight digits each, whose sum is `half_K`."""
+    parts, left_K = [], half_K
+    for _ in range(3):
+        parts.append(left_K.bfloat16()[:, None])
+        left_K = torch.where(half_K.isinf(), 0.0, left_K - parts[-1][:, 0].float())
+    return parts
+
+
+def _float32_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]:
+    """Vectors [P] and codes [P] among which each vector's nearest is: one each but for what float32 leaves in question."""
+    D = z_ND.shape[1]
+    found = []
+    for first, z_TD in zip(range(0, len(z_ND), rows), torch.split(z_ND, rows), strict=True):
+        centred_TD = z_TD - codes.centre_D
+        scores_TK = torch.addmm(codes.half_K, centred_TD, codes.centred_KD.T, alpha=-1)
+        # Rounding of a product of length D, generously.
+        slack_T = 4 * torch.finfo(torch.float32).eps * max(8, D**0.5) * (centred_TD.norm(dim=-1) + codes.reach) * codes.reach
+        least_T = scores_TK.view(len(z_TD), BLOCK, -1).amin(1).amin(1)
+        row_P, code_P = (scores_TK <= (least_T + slack_T)[:, None]).nonzero(as_tuple=True)
+        if len(row_P) > LIKELY * len(z_TD):  # so that not all pairs of all tiles are held
+            code_P = _nearest_of(z_TD, codes.exact_KD, row_P, code_P)
+            row_P = torch.arange(len(z_TD), device=z_ND.device)
+        found.append((first + row_P, code_P))
+    return torch.cat([row_P for row_P, _ in found]), torch.cat([code_P for _, code_P in found])
+
+
+def _nearest_of(z_ND: Tensor, e_KD: Tensor, row_P: Tensor, code_P: Tensor) -> Tensor:
+    """The nearest of each row's codes, the lowest of several, by float64 distances; a row with one code has it."""
+    codes_N = code_P.new_zeros(len(z_ND))  # a vector that is not finite is near nothing: any code will do
+    codes_N[row_P] = code_P
+    contested_P = torch.bincount(row_P, minlength=len(z_ND))[row_P] > 1
+    row_P, code_P = row_P[contested_P], code_P[contested_P]
+    if not len(row_P):
+        return codes_N
     parts = zip(torch.split(row_P, PAIRS), torch.split(code_P, PAIRS), strict=True)
-    distance_P = torch.cat([(z_MD[row].double() - e_KD[code].double()).square().sum(-1) for row, code in parts])
-    best_M = distance_P.new_full((len(z_MD),), torch.inf).scatter_reduce(0, row_P, distance_P, "amin")
-    is_best_P = distance_P == best_M[row_P]
-    lowest_M = code_P.new_full((len(z_MD),), len(e_KD))
-    lowest_M = lowest_M.scatter_reduce(0, row_P[is_best_P], code_P[is_best_P], "amin")
-    return lowest_M.where(lowest_M < len(e_KD), 0)  # a vector that is not finite is near nothing: any code will do
+    distance_P = torch.cat([(z_ND[row].double() - e_KD[code].double()).square().sum(-1) for row, code in parts])
+    best_N = distance_P.new_full((len(z_ND),), torch.inf).scatter_reduce(0, row_P, distance_P, "amin")
+    is_best_P = distance_P == best_N[row_P]
+    return codes_N.scatter_reduce(0, row_P[is_best_P], code_P[is_best_P], "amin", include_self=False)

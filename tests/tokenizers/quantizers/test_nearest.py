@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from worldloom.tokenizers.quantizers.nearest import TILE, nearest_codes
+from worldloom.tokenizers.quantizers import nearest
+from worldloom.tokenizers.quantizers.nearest import FEWEST, nearest_codes
 
 
 def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -10,7 +11,7 @@ def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return (distances == distances.amin(1, keepdim=True)).int().argmax(1)
 
 
-@pytest.mark.parametrize("count, codes, width", [(1000, 37, 5), (3 * TILE + 1, 130, 17), (1, 2, 3), (TILE, 1, 1)])
+@pytest.mark.parametrize("count, codes, width", [(1000, 37, 5), (3 * FEWEST + 1, 130, 17), (1, 2, 3), (FEWEST, 1, 1)])
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_codes_are_the_float64_argmin(count: int, codes: int, width: int, offset: float) -> None:
     generator = torch.Generator().manual_seed(count + codes)
@@ -27,15 +28,37 @@ def test_ties_go_to_the_lowest_index() -> None:
 
 def test_codes_that_all_coincide_give_the_first() -> None:
     codebook = torch.randn((1, 7), generator=torch.Generator().manual_seed(1)).expand(300, 7)
-    vectors = torch.randn((TILE + 3, 7), generator=torch.Generator().manual_seed(2))
+    vectors = torch.randn((FEWEST + 3, 7), generator=torch.Generator().manual_seed(2))
     assert nearest_codes(vectors, codebook).unique().tolist() == [0]
 
 
-def test_codes_too_close_for_float32_scores_are_told_apart() -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_codes_too_close_for_float32_scores_are_told_apart(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
+    monkeypatch.setattr(nearest, "_multiplies_bfloat16", lambda device: bfloat16)
     generator = torch.Generator().manual_seed(3)
     centre = 50 * torch.randn((1, 9), generator=generator)
     codebook = torch.cat([centre + 1e-4 * torch.randn((40, 9), generator=generator), -centre])
     vectors = codebook[:40] + 1e-5 * torch.randn((40, 9), generator=generator)
+    assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("spread, likely", [(1.0, 64), (1.0, 0), (0.02, 64)])
+def test_the_type_of_the_product_changes_nothing(monkeypatch: pytest.MonkeyPatch, bfloat16: bool, spread: float, likely: int) -> None:
+    """Nor does which way a tile goes; codes at a small spread differ by less than bfloat16 tells apart."""
+    monkeypatch.setattr(nearest, "_multiplies_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr(nearest, "LIKELY", likely)
+    monkeypatch.setattr(nearest, "SCORES", 1)  # several tiles
+    generator = torch.Generator().manual_seed(6)
+    codebook = 1 + spread * torch.randn((500, 12), generator=generator)
+    vectors = 1 + spread * torch.randn((2 * FEWEST + 5, 12), generator=generator)
+    assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
+
+
+def test_one_code_far_from_the_others_does_not_hide_them() -> None:
+    generator = torch.Generator().manual_seed(7)
+    codebook = torch.cat([torch.randn((300, 8), generator=generator), torch.full((1, 8), 1e4)])
+    vectors = torch.randn((200, 8), generator=generator)
     assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
 
 
