@@ -15,6 +15,7 @@ from worldloom.stages.dataset import Dataset
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, Reading, View
 from worldloom.stages.settings import Stream
+from worldloom.stages.streams import kind_of
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Example
 from worldloom.world_model.loss import Losses, cross_entropy
@@ -140,6 +141,22 @@ def ask(
             )
         between()
     return Outcome(direction, split, tuple(trials), view)
+
+
+def kept(world: OpenWorld, split: str, name: str, oracle: Oracle, most: int, seed: int) -> float | None:
+    """Of up to `most` samples, the share in which the oracle reads the same behind the stream's tokenizer: what that alone loses.
+
+    None where it does not read such streams, or there are no samples.
+    """
+    view = next((view for view in oracle.views if world.streams[name] in view.read), None)
+    rows = choose(world.dataset, split, [name], most, seed) if view is not None else []
+    if view is None or not rows:
+        return None
+    values = [world.dataset.value(split, name, i) for i in rows]
+    tokenizer, about = world.tokenizers[name], world.dataset.streams[name]
+    back = tokenizer.decode(tokenizer.encode(kind_of(about.kind).batch(values)))
+    read = [(_read(view, about, before), _read(view, about, after)) for before, after in zip(values, back, strict=True)]
+    return sum(before is not None and before == after for before, after in read) / len(read)
 
 
 def dream(world: OpenWorld, count: int, choosing: Choosing, seed: int, batch: int, between: Callable[[], None]) -> list[Sampled]:

@@ -35,7 +35,7 @@ def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
     examples = [block for outcome in ordered if (block := _examples(measured, outcome, shown, out)) is not None]
     if ordered and _draws(measured, ordered[0]):
         _overview(measured, ordered[0], out)
-    blocks = [*examples, _dreams(measured, shown, out), _properties(measured), _bits(measured)]
+    blocks = [*examples, _dreams(measured, shown, out), _properties(measured), _kept(measured), _bits(measured)]
     return Card(
         title="What the world model can do", blocks=tuple(block for block in blocks if block is not None), headline=_headline(measured)
     )
@@ -155,6 +155,14 @@ def _properties(measured: Measured) -> Block | None:
         for outcome in measured.outcomes
     )
     return Table(title="Share right, by property", columns=("direction", "split", "prompts", *names, "all"), rows=rows)
+
+
+def _kept(measured: Measured) -> Block | None:
+    """What tokenizers alone lose, whatever the model does."""
+    if not measured.kept:
+        return None
+    rows = tuple((name, split, round(share, 4)) for (split, name), share in measured.kept.items())
+    return Table(title="Share that the oracle reads the same behind the stream's tokenizer", columns=("stream", "split", "kept"), rows=rows)
 
 
 def _bits(measured: Measured) -> Block | None:

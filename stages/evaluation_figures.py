@@ -14,6 +14,7 @@ from worldloom.stages.evaluation import (
     choose,
     directions,
     dream,
+    kept,
 )
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, oracle_of
@@ -34,6 +35,7 @@ class Measured(NamedTuple):
     bits: dict[str, Bits]  # by split
     outcomes: tuple[Outcome, ...]
     dreams: tuple[Sampled, ...]
+    kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
 
 
 def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) -> Measured:
@@ -62,8 +64,14 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             for (split, pair), chosen in rows.items()
             if chosen
         ),
+        kept={} if oracle is None else _kept(world, splits, oracle, settings),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
+
+
+def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
+    found = {(split, name): kept(world, split, name, oracle, settings.prompts, settings.seed) for split in splits for name in world.streams}
+    return {place: share for place, share in found.items() if share is not None}
 
 
 def prompts_of(world: OpenWorld, pair: Direction, settings: "EvaluateWorldModel") -> int:
@@ -79,6 +87,8 @@ def figures_of(measured: Measured) -> dict[str, float]:
         prefix = "" if split == "validation" else f"{split}_"
         found |= {f"world.{prefix}bits_per_token.{name}": value for name, value in per_token.items()}
         found[f"world.{prefix}legal_mass"] = legal_mass
+    for (split, name), share in measured.kept.items():
+        found[f"{name}.kept" if split == "validation" else f"{name}.{split}_kept"] = share
     if measured.oracle is not None:
         for outcome in measured.outcomes:
             found[accuracy_name(outcome.direction, outcome.split)] = outcome.accuracy

@@ -15,6 +15,12 @@ FIGURES = {
     "caption_to_frame.accuracy",
     "caption_to_frame.held_out_accuracy",
     "frame_to_caption.accuracy",
+    "caption_to_clip.accuracy",
+    "clip_to_push.push_1_accuracy",
+    "clip_to_sound.shape_accuracy",
+    "clip.psnr",
+    "sound.log_mel_l1",
+    "push.error",
     "legal_share",
 }
 
@@ -41,8 +47,8 @@ def test_every_stage_ends_and_the_figures_have_their_names(root: Path) -> None:
 
 
 def test_two_workers_trained_each_model(root: Path) -> None:
-    for stage in ("frame_codes", "world"):
-        (checkpoint,) = root.glob(f"artifacts/{stage}/*/checkpoints/step-00000024")
+    for stage, steps in (("frame_codes", 24), ("clip_codes", 16), ("sound_codes", 16), ("world", 24)):
+        (checkpoint,) = root.glob(f"artifacts/{stage}/*/checkpoints/step-{steps:08d}")
         assert json.loads((checkpoint / "MANIFEST.json").read_bytes())["world_size"] == 2
         assert {rank.name for rank in checkpoint.rglob("*rank_1*")}, "DeepSpeed's second rank saved nothing"
 
@@ -50,14 +56,14 @@ def test_two_workers_trained_each_model(root: Path) -> None:
 def test_run_again_it_computes_nothing(root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.glob("artifacts/**/*")}
     again = worldloom("run", str(TINY), "--profile", "pair", f"root={root}", folder=root)
-    assert again.returncode == 0 and again.stdout.count("done before") == 6
+    assert again.returncode == 0 and again.stdout.count("done before") == 9
     assert {path: path.stat().st_mtime_ns for path in root.glob("artifacts/**/*")} == before
 
 
 def test_one_setting_changed_runs_that_stage_and_what_depends_on_it(root: Path) -> None:
     planned = worldloom("plan", str(TINY), f"root={root}", "world.steps=25", folder=root).stdout
     assert "world.steps 24 -> 25" in planned and "world changed" in planned
-    assert planned.count("will run") == 2 and planned.count(" done ") == 4
+    assert planned.count("will run") == 2 and planned.count(" done ") == 7
 
 
 def test_everything_that_was_made_is_whole(root: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
-from worldloom.stages.evaluation import _documents, bits, choose, directions, row_seed
+from worldloom.stages.evaluation import _documents, bits, choose, directions, kept, row_seed
 from worldloom.stages.evaluation_card import _spread, evaluation_card
 from worldloom.stages.evaluation_figures import figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
@@ -241,3 +241,11 @@ def test_bits_and_legal_mass_are_those_of_every_token_taken_alone(world: OpenWor
     for name in world.streams:
         assert found.per_token[name] == pytest.approx(nats[name] / counts[name] / np.log(2), rel=1e-4)
     assert found.legal_mass == pytest.approx(np.exp(np.mean(legal)), rel=1e-4)
+
+
+def test_what_a_tokenizer_alone_loses_is_measured(world: OpenWorld) -> None:
+    oracle = ORACLES["shapes"]
+    assert kept(world, "validation", "words", oracle, 5, 0) == 1.0
+    loses = kept(world, "validation", "view", oracle, 5, 0)
+    assert loses is not None and loses < 0.5  # its tokenizer never learnt anything
+    assert kept(world, "nowhere", "view", oracle, 5, 0) is None
