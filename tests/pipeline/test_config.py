@@ -104,7 +104,7 @@ CASES = {
     "out of range": (("size: 16", "size: 7"), "p.yaml:5: streams.frame.size: should be greater than or equal to 8, got 7"),
     "rule of a model": (
         ("codebook_size: 64", "downsample: 5"),
-        r"p.yaml:14: codes.tokenizer: downsample must be a power of two \(2, 4, 8, 16 ...\), got 5",
+        r"p.yaml:14: codes.tokenizer: downsample must be a power of two \(2, 4, 8 ...\), got 5",
     ),
     "missing setting": (("stream: caption", "vocab_size: 300"), "p.yaml:9: words: the setting stream is missing"),
     "missing name": (("name: small\n", ""), "p.yaml: the setting name is missing"),
