@@ -24,6 +24,7 @@ def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset:
     figures = {
         f"{name}.pieces": tokenizer.codebook_size,
         f"{name}.characters_per_code": round(characters / max(1, count), 4),
+        f"{name}.bytes_per_code": round(sum(len(text.encode()) for text in texts) / max(1, count), 4),
         f"{name}.round_trip": returned / len(texts),
     }
     write_figures(out, figures)

@@ -1,6 +1,6 @@
 """Trains a text tokenizer, by sentencepiece, on one stream of a dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ class TrainTextTokenizer(StageSettings):
     stream: Annotated[str, StreamName(("text",))] = Field(description="the stream of texts to learn")
     vocab_size: Annotated[int, Field(ge=261, le=1 << 20, description="pieces, at most; 260 are control pieces and bytes")] = 512
     model_type: Literal["bpe", "unigram"] = "bpe"
+    symbols: tuple[str, ...] = Field((), description="words that are always one piece, wherever a text says them; none may be a control's")
     most_sentences: PositiveInt = Field(1_000_000, description="texts to learn from, from the start of the training split")
 
 
@@ -36,11 +37,28 @@ def run(settings: TrainTextTokenizer, inputs: Mapping[str, Artifact], out: Path,
     if not isinstance(dataset.streams.get(settings.stream), TextStream):
         found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
         raise ValueError(f"stream: {settings.stream!r} is no stream of text of this dataset, which has {found}")
+    check_symbols(settings.symbols, dataset.streams)
     texts = dataset.values("train", settings.stream) if dataset.samples("train") else iter(())
-    tokenizer = train_text(texts, settings.vocab_size, settings.model_type, settings.most_sentences)
+    tokenizer = train_text(texts, settings.vocab_size, settings.model_type, settings.most_sentences, settings.symbols)
     tokenizer.save_pretrained(out / "tokenizer")
     report_text(settings, tokenizer, dataset, out)
     worker.report(1, 1, "models", {})
+
+
+def check_symbols(symbols: Sequence[str], streams: Iterable[str]) -> None:
+    """ValueError where a symbol is spelt like a control token, of which texts must never seem to hold one, or is none, or stands twice."""
+    from worldloom.tokenizers.text import ESCAPE, SPACE_MARK
+    from worldloom.world_model.vocabulary import BOS, EOS, MASK, PAD
+
+    controls = {BOS, EOS, PAD, MASK, "<s>", "</s>", "<unk>", *(f"<{name}>" for name in streams), *(f"</{name}>" for name in streams)}
+    controls |= {f"<0x{byte:02X}>" for byte in range(256)}
+    for number, symbol in enumerate(symbols):
+        if symbol in controls:
+            raise ValueError(f"symbols: {symbol!r} is how a control is spelt; controls lie outside the texts' pieces, choose another word")
+        if not symbol.strip() or symbol != symbol.strip() or SPACE_MARK in symbol or ESCAPE in symbol:
+            raise ValueError(f"symbols: {symbol!r} is no word; leave out spaces around it, U+2581 and U+0010")
+        if symbol in symbols[:number]:
+            raise ValueError(f"symbols: {symbol!r} stands there twice; name each once")
 
 
 def finish(settings: TrainTextTokenizer, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:

@@ -91,7 +91,9 @@ class TextTokenizer:
         return cls(model)
 
 
-def train_text(texts: Iterable[str], vocab_size: int, model_type: ModelType = "bpe", most_sentences: int = 1_000_000) -> TextTokenizer:
+def train_text(
+    texts: Iterable[str], vocab_size: int, model_type: ModelType = "bpe", most_sentences: int = 1_000_000, symbols: Sequence[str] = ()
+) -> TextTokenizer:
     """Trains on `texts`, up to `most_sentences` of them; a small corpus may give fewer than `vocab_size` pieces.
 
     Deterministic: one thread, and texts are taken in order. ValueError where there is no text, or the alphabet does not fit.
@@ -118,6 +120,7 @@ def train_text(texts: Iterable[str], vocab_size: int, model_type: ModelType = "b
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             split_digits=True,
+            user_defined_symbols=list(symbols),
             max_sentence_length=2 * LONGEST,
             num_threads=1,
             unk_id=UNK,

@@ -13,10 +13,10 @@ from worldloom.tokenizers.text import TextTokenizer
 DATA = ("artifacts", "data", "0123456789abcdef")
 
 
-def make(folder: Path, root: Path, stream: str = "words", model_type: str = "bpe") -> Artifact:
+def make(folder: Path, root: Path, stream: str = "words", model_type: str = "bpe", symbols: tuple[str, ...] = ()) -> Artifact:
     data = Artifact.open(root.joinpath(*DATA))
     settings = TrainTextTokenizer.model_validate(
-        {"run": "train_text_tokenizer", "data": "data", "stream": stream, "vocab_size": 300, "model_type": model_type}
+        {"run": "train_text_tokenizer", "data": "data", "stream": stream, "vocab_size": 300, "model_type": model_type, "symbols": symbols}
     )
     return execute(train_text_tokenizer.STAGE, "codes", settings, {"data": data}, folder / "artifacts/codes/0123456789abcdef", Worker())
 
@@ -29,6 +29,8 @@ def test_unseen_texts_come_back_and_figures_say_so(tmp_path: Path, tiny_root: Pa
     assert tokenizer.decode(tokenizer.encode(texts)) == texts
     figures = json.loads(made.content("figures.json"))
     assert figures["words.round_trip"] == 1 and figures["words.characters_per_code"] > 1
+    codes = sum(map(len, tokenizer.encode(texts)))
+    assert figures["words.bytes_per_code"] == pytest.approx(sum(len(text.encode()) for text in texts) / codes, abs=1e-3)
     assert figures["words.pieces"] == made.counts["codebook_size"] == tokenizer.codebook_size <= 300
 
 
@@ -47,3 +49,31 @@ def test_a_split_whose_samples_have_no_text_is_passed_over(tmp_path: Path, tiny_
     made = make(tmp_path, tiny_root)
     assert json.loads(made.content("figures.json"))["words.round_trip"] == 1
     assert "texts of validation" in made.content("card.json").decode()
+
+
+def test_symbols_are_one_piece_wherever_they_stand_and_texts_come_back(tmp_path: Path, tiny_root: Path) -> None:
+    tokenizer = TextTokenizer.from_pretrained(make(tmp_path, tiny_root, symbols=("[MOVE]", "größe")).folder / "tokenizer")
+    for text in ("go [MOVE] on", "x[MOVE][MOVE]", "eine größere größe"):
+        (codes,) = tokenizer.encode([text])
+        assert tokenizer.decode([codes]) == [text]
+        assert tokenizer.pieces(codes).count("[MOVE]") == text.count("[MOVE]")
+
+
+@pytest.mark.parametrize(
+    ("symbols", "message"),
+    [
+        (("<bos>",), "'<bos>' is how a control is spelt"),
+        (("ok", "<view>"), "'<view>' is how a control is spelt"),
+        (("</words>",), "'</words>' is how a control is spelt"),
+        (("<0x41>",), "'<0x41>' is how a control is spelt"),
+        ((" a",), "' a' is no word"),
+        (("",), "'' is no word"),
+        (("a\u2581b",), "is no word"),
+        (("ab", "ab"), "'ab' stands there twice"),
+    ],
+)
+def test_symbols_that_collide_with_controls_or_are_no_words_are_refused(
+    tmp_path: Path, tiny_root: Path, symbols: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, tiny_root, symbols=symbols)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worldloom.tokenizers.load import load_tokenizer
@@ -24,12 +24,22 @@ def tokenizer(model_type: str = "bpe") -> TextTokenizer:
     return train_text(CORPUS, vocab_size=400, model_type=model_type)  # type: ignore[arg-type]
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.text(st.characters(exclude_categories=("Cs",)) | st.sampled_from("\u2581\x10_ \n\t\0"), max_size=40))
-def test_any_text_comes_back_as_it_was(text: str) -> None:
-    codes = tokenizer().encode([text])
-    assert tokenizer().decode(codes) == [text]
-    assert all(CONTROLS <= code < tokenizer().codebook_size for code in codes[0].tolist())
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)) | st.sampled_from("\u2581\x10_ \n\t\0"), max_size=40) | st.sampled_from(FORGERIES)
+
+
+def test_ten_thousand_unicode_texts_come_back_as_they_were_and_none_gives_a_control() -> None:
+    seen: set[str] = set()
+
+    @settings(max_examples=13_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(TEXTS)
+    def check(text: str) -> None:
+        seen.add(text)
+        (codes,) = tokenizer().encode([text])
+        assert tokenizer().decode([codes]) == [text]
+        assert ((codes >= CONTROLS) & (codes < tokenizer().codebook_size)).all()
+
+    check()
+    assert len(seen) >= 10_000
 
 
 @pytest.mark.parametrize(
