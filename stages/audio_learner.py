@@ -1,10 +1,12 @@
 """What trains the tokenizers of sounds: how waveforms and log-mel spectrograms differ, and the quantizer's own loss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldloom.stages.learner import Learner, Player, Precision, Turn, resolve_precision
 from worldloom.stages.settings import AudioStream
@@ -18,20 +20,20 @@ from worldloom.tokenizers.mel_picture import MelTokenizer
 from worldloom.tokenizers.quantizers.codebooks import perplexity
 
 
-class CodecLearner:
-    """L1 of the companded waveform + multi-scale log-mel + commitment (arXiv:2210.13438, without discriminators)."""
+class SoundLearner:
+    """One player. What a reconstruction costs beside the quantizer's own loss is `cost`: (network's input, its output) -> losses."""
 
     def __init__(
         self,
-        tokenizer: AudioTokenizer,
-        settings: Codec,
+        tokenizer: AudioTokenizer | MelTokenizer,
+        cost: Callable[[Tensor, Tensor], dict[str, Tensor]],
         learning_rate: float,
         betas: tuple[float, float],
         weight_decay: float,
         precision: Precision,
     ) -> None:
         self.tokenizer = tokenizer
-        self.settings = settings
+        self.cost = cost
         self.precision = precision
         self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
 
@@ -40,12 +42,7 @@ class CodecLearner:
         x = self.tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(self.tokenizer.device))
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             made: Reconstruction = autoencoder(x)
-        xhat = made.output.float()
-        losses = {
-            "waveform": self.settings.waveform_weight * (x - xhat).abs().mean(),
-            "mel": self.settings.mel_weight * multi_scale_mel_loss(expand(x), expand(xhat.clamp(-1, 1)), self.tokenizer.sample_rate),
-            "codebook": made.quantized.loss,
-        }
+        losses = {**self.cost(x, made.output.float()), "codebook": made.quantized.loss}
         yield Turn("generator", losses, _use(autoencoder), {"sounds": len(x)})
 
     def state(self) -> dict[str, Any]:
@@ -55,35 +52,18 @@ class CodecLearner:
         pass
 
 
-class MelLearner:
-    """L1 + root mean square of the spectrogram's picture + commitment."""
+def codec_cost(settings: Codec, sample_rate: int, x: Tensor, xhat: Tensor) -> dict[str, Tensor]:
+    """L1 of the companded waveform + multi-scale log-mel of the sound itself (arXiv:2210.13438, without discriminators)."""
+    return {
+        "waveform": settings.waveform_weight * (x - xhat).abs().mean(),
+        "mel": settings.mel_weight * multi_scale_mel_loss(expand(x), expand(xhat.clamp(-1, 1)), sample_rate),
+    }
 
-    def __init__(
-        self,
-        tokenizer: MelTokenizer,
-        learning_rate: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        precision: Precision,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.precision = precision
-        self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
 
-    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
-        autoencoder = self.tokenizer.autoencoder.train()
-        x = self.tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(self.tokenizer.device))
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            made: Reconstruction = autoencoder(x)
-        difference = x - made.output.float()
-        losses = {"mel": difference.abs().mean() + difference.square().mean().add(1e-8).sqrt(), "codebook": made.quantized.loss}
-        yield Turn("generator", losses, _use(autoencoder), {"sounds": len(x)})
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        pass
+def mel_cost(x: Tensor, xhat: Tensor) -> dict[str, Tensor]:
+    """L1 + root mean square of the spectrogram's picture."""
+    difference = x - xhat
+    return {"mel": difference.abs().mean() + difference.square().mean().add(1e-8).sqrt()}
 
 
 def audio_tokenizer(settings: TrainTokenizer, stream: AudioStream) -> AudioTokenizer | MelTokenizer:
@@ -101,8 +81,8 @@ def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelToken
     precision = resolve_precision(settings.precision)
     rates = settings.learning_rate, settings.betas, settings.weight_decay, precision
     if isinstance(tokenizer, MelTokenizer):
-        return MelLearner(tokenizer, *rates)
-    return CodecLearner(tokenizer, tokenizer.settings, *rates)
+        return SoundLearner(tokenizer, mel_cost, *rates)
+    return SoundLearner(tokenizer, partial(codec_cost, tokenizer.settings, tokenizer.sample_rate), *rates)
 
 
 def _use(autoencoder: DiscreteAutoencoder) -> dict[str, Any]:

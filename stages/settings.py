@@ -57,39 +57,35 @@ class TextStream(Settings):
     kind: Literal["text"]
 
 
-class ImageStream(Settings):
+class Sized(Settings):
+    """A stream of pictures, still or moving."""
+
+    size: Side | tuple[Side, Side] = Field(description="pixels after decoding and cropping: one side of a square, or [height, width]")
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+
+class ImageStream(Sized):
     """RGB pictures, uint8 [height, width, 3]."""
 
     kind: Literal["image"]
-    size: Side | tuple[Side, Side] = Field(description="pixels after decoding and cropping: one side of a square, or [height, width]")
     resample: Literal["lanczos", "nearest"] = Field(
         default="lanczos", description="how pictures are brought to their size; nearest keeps the labels of a mask as they are"
     )
 
-    @property
-    def height(self) -> int:
-        return self.size if isinstance(self.size, int) else self.size[0]
 
-    @property
-    def width(self) -> int:
-        return self.size if isinstance(self.size, int) else self.size[1]
-
-
-class VideoStream(Settings):
+class VideoStream(Sized):
     """Clips of RGB frames without sound, uint8 [frames, height, width, 3]."""
 
     kind: Literal["video"]
-    size: Side | tuple[Side, Side] = Field(description="pixels after decoding and cropping: one side of a square, or [height, width]")
     frames: Annotated[int, Field(ge=1, le=4096, description="frames of a clip")]
     frame_rate: PositiveFloat = Field(description="frames a second; others are resampled by their timestamps")
-
-    @property
-    def height(self) -> int:
-        return self.size if isinstance(self.size, int) else self.size[0]
-
-    @property
-    def width(self) -> int:
-        return self.size if isinstance(self.size, int) else self.size[1]
 
 
 class AudioStream(Settings):
