@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode", "kills")
+AREAS = ("loader", "encode", "tokenizers", "kills")
 
 
 def main(names: list[str]) -> int:
