@@ -30,7 +30,6 @@ FLOORS = {
     "tensorboardX": "2.6",
     "soundfile": "0.13",
     "soxr": "1.0",
-    "scipy": "1.15",
 }
 ONLY_IF_THERE = {"starlette": "0.49.1", "h11": "0.16"}  # other packages bring them
 CEILINGS = {"transformers": "6"}

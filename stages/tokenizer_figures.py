@@ -8,13 +8,16 @@ import torch
 from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture
+from worldloom.stages.code_figures import bits, markdown_table, rate, write_rates
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import Values
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import VqGan
-from worldloom.tokenizers.measures import psnr, ssim
+from worldloom.tokenizers.measures import frechet_distance, ms_ssim, psnr, ssim
+from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
+from worldloom.tokenizers.pixels import to_signed
 from worldloom.tokenizers.quantizers.codebooks import perplexity
 
 AT_ONCE = 64  # pictures
@@ -31,9 +34,18 @@ class Measured(NamedTuple):
     psnr: float  # dB, mean over pictures
     psnr_pooled: float  # dB, of the mean squared error of all pictures
     ssim: float
+    ms_ssim: float
+    distance: float  # perceptual, of the named network
+    frechet: float  # between pictures and reconstructions, of the same network's features
     use: float  # share of the codes chosen at least once
     perplexity: float
     count_K: NDArray[np.int64]  # choices of each code
+
+
+def eye_of(settings: TrainTokenizer) -> PerceptualLoss:
+    """The network whose features distances are taken of: the one that it was trained with, or the random one."""
+    weights = settings.tokenizer.perceptual_weights if isinstance(settings.tokenizer, VqGan) else None
+    return lpips_perceptual(Path(weights)) if weights else random_perceptual()
 
 
 def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
@@ -41,15 +53,27 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
     name = settings.stream
     splits = {split: pictures for split in SPLITS if len(pictures := Values(dataset, split, name))}
     unseen = [split for split in splits if split != "train"] or ["train"]
+    eye = eye_of(settings)
     with deterministic(threads):
-        measured = {split: measure(tokenizer, splits[split], settings.measured) for split in unseen}
+        measured = {split: measure(tokenizer, splits[split], settings.measured, eye) for split in unseen}
+        some = splits[unseen[0]][_spaced(len(splits[unseen[0]]), AT_ONCE)]
+        codes = tokenizer.encode(some)
+        rates = {
+            "encode_pictures_per_second": rate(lambda: tokenizer.encode(some), len(some)),
+            "decode_pictures_per_second": rate(lambda: tokenizer.decode(codes), len(some)),
+        }
         shown = splits[unseen[0]][_spaced(len(splits[unseen[0]]), SHOWN)]
         rebuilt = tokenizer.decode(tokenizer.encode(shown))
+    write_rates(out, rates)
     main = measured[unseen[0]]
     figures = {
         f"{name}.psnr": main.psnr,
         f"{name}.psnr_pooled": main.psnr_pooled,
         f"{name}.ssim": main.ssim,
+        f"{name}.ms_ssim": main.ms_ssim,
+        f"{name}.{eye.name}": main.distance,
+        f"{name}.frechet_{eye.name}": main.frechet,
+        f"{name}.bits_per_pixel": bits(tokenizer) / (tokenizer.height * tokenizer.width),
         f"{name}.codebook_use": main.use,
         f"{name}.perplexity": main.perplexity,
     }
@@ -57,13 +81,14 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
         figures[f"{name}.psnr_validation"] = measured["validation"].psnr
     write_figures(out, {figure: round(value, 4) for figure, value in figures.items()})
     picture = write_picture(out, "reconstructions", _rows(shown, rebuilt))
-    write_card(out, _card(settings, tokenizer, measured, picture))
+    write_card(out, _card(settings, tokenizer, measured, picture, eye.name))
 
 
-def measure(tokenizer: ImageTokenizer, pictures: Values, most: int) -> Measured:
+def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, eye: PerceptualLoss) -> Measured:
     """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
     index = _spaced(len(pictures), most)
-    ratios, similarities, errors = [], [], []
+    ratios, similarities, over_scales, errors, distances = [], [], [], [], []
+    features: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
     count_K = np.zeros(tokenizer.codebook_size, np.int64)
     for part in np.array_split(index, -(-len(index) // AT_ONCE)):
         real = pictures[part]
@@ -72,6 +97,12 @@ def measure(tokenizer: ImageTokenizer, pictures: Values, most: int) -> Measured:
         before, after = torch.from_numpy(real), torch.from_numpy(tokenizer.decode(codes))
         ratios.append(psnr(before, after))
         similarities.append(ssim(before, after))
+        over_scales.append(ms_ssim(before, after))
+        with torch.inference_mode():
+            signed = [to_signed(x) for x in (before, after)]
+            distances.append(float(eye(*signed)) * len(part))
+            for side, x in zip(features, signed, strict=True):
+                side.append(eye.pooled(x))
         errors.append((before.double() - after.double()).square().mean().item() * len(part))
     error = sum(errors) / len(index)
     return Measured(
@@ -79,6 +110,9 @@ def measure(tokenizer: ImageTokenizer, pictures: Values, most: int) -> Measured:
         psnr=torch.cat(ratios).mean().item(),
         psnr_pooled=min(100.0, float(10 * np.log10(255.0**2 / error))) if error else 100.0,
         ssim=torch.cat(similarities).mean().item(),
+        ms_ssim=torch.cat(over_scales).mean().item(),
+        distance=sum(distances) / len(index),
+        frechet=frechet_distance(*(torch.cat(side) for side in features)),
         use=float((count_K > 0).mean()),
         perplexity=perplexity(torch.from_numpy(count_K)).item(),
         count_K=count_K,
@@ -90,23 +124,31 @@ def _spaced(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str) -> Card:
+def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str, eye: str) -> Card:
     name, (split, main) = settings.stream, next(iter(measured.items()))
     height, width = tokenizer.shape[:2]
     distance = ""
     if isinstance(settings.tokenizer, VqGan) and settings.tokenizer.perceptual_weight and settings.tokenizer.perceptual_weights is None:
         distance = " The perceptual network is random with a fixed seed."
     rows = tuple(
-        (each, found.pictures, round(found.psnr, 2), round(found.ssim, 4), round(found.use, 4), round(found.perplexity, 1))
+        (
+            *(each, found.pictures, round(found.psnr, 2), round(found.ssim, 4), round(found.ms_ssim, 4), round(found.distance, 4)),
+            *(round(found.frechet, 4), round(found.use, 4), round(found.perplexity, 1)),
+        )
         for each, found in measured.items()
     )
+    table = Table(
+        columns=("split", "pictures", "PSNR (dB)", "SSIM", "MS-SSIM", eye, f"Frechet ({eye})", "codebook use", "perplexity"), rows=rows
+    )
+    tokenizer.measured = markdown_table(table.columns, table.rows)
     blocks: tuple[Block, ...] = (
         Picture(file=picture, caption=f"{split}: pictures above, what is left of them after {height} x {width} codes below.{distance}"),
-        Table(columns=("split", "pictures", "PSNR (dB)", "SSIM", "codebook use", "perplexity"), rows=rows),
+        table,
         Bars(values=_use_bars(main.count_K), title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
         Curves(series=CURVES, title=f"Losses of {name}"),
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
+        Curves(series=("dead_age",), title=f"Updates since the code that is idle longest was chosen ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use"))
 

@@ -66,6 +66,10 @@ class PerceptualLoss(nn.Module):
         ]
         return torch.stack(parts).sum()
 
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """[B, D]: mean features of all stages side by side, for distances between sets of pictures."""
+        return torch.cat([stage.mean((2, 3)) for stage in self.features(pictures).stages], dim=1)
+
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self.distance(self.features(left), self.features(right))
 

@@ -49,7 +49,8 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
     tokenizer = ImageTokenizer.from_pretrained(made.folder / "tokenizer")
     assert (tokenizer.settings.type, tokenizer.shape) == (TYPES[kind]["type"], (4, 4))
     figures = json.loads(made.content("figures.json"))
-    expected = {"psnr", "psnr_pooled", "psnr_validation", "ssim", "codebook_use", "perplexity"}
+    expected = {"psnr", "psnr_pooled", "psnr_validation", "ssim", "ms_ssim", "codebook_use", "perplexity", "bits_per_pixel"}
+    expected |= {"random_vgg", "frechet_random_vgg"}
     assert set(figures) == {f"view.{name}" for name in expected}
     assert 0 < figures["view.codebook_use"] <= 1 <= figures["view.perplexity"] <= 9
     real = np.stack(list(Dataset(data).values("held_out", "view")))  # the main figures are those of what training never sees
@@ -58,7 +59,7 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
     assert figures["view.psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)
     assert figures["view.codebook_use"] == pytest.approx(len(np.unique(codes)) / 9, abs=1e-3)
     card = json.loads(made.content("card.json"))
-    assert [block["type"] for block in card["blocks"]] == ["picture", "table", "bars", "curves", "curves", "curves"]
+    assert [block["type"] for block in card["blocks"]] == ["picture", "table", "bars", "curves", "curves", "curves", "curves"]
     assert "pictures/reconstructions.png" in made.files()
     assert made.counts == {"codebook_size": 9, "codes_per_sample": 16}
     lines = [json.loads(line) for line in (made.folder / "logs" / "metrics.jsonl").read_text().splitlines()]
