@@ -25,7 +25,11 @@ class Claims:
     def give_back(self) -> None:
         """Frees everything that this rank claimed in an earlier life; what it had finished is found committed."""
         for path in self.folder.iterdir():
-            if path.read_text(encoding="ascii") == str(self.rank):
+            try:
+                mine = path.read_text(encoding="ascii") == str(self.rank)
+            except FileNotFoundError:  # given back meanwhile, by another worker that began anew
+                continue
+            if mine:
                 path.unlink(missing_ok=True)
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:

@@ -1,4 +1,5 @@
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,20 @@ def test_a_worker_that_outlived_its_run_ends(tmp_path):
     claims = Claims(tmp_path / "gone", 0, 1)
     with pytest.raises(FileNotFoundError):
         list(claims.share(ITEMS))
+
+
+def test_a_claim_that_another_worker_gives_back_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    for name, rank in (("0-0", 1), ("0-1", 1), ("0-2", 0)):
+        (tmp_path / name).write_text(str(rank), encoding="ascii")
+    read, gone = Path.read_text, []
+
+    def taken_away(path, *args, **kwargs):
+        if not gone:  # the first that is looked at goes between the listing and the reading
+            gone.append(path.name)
+            path.unlink()
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", taken_away)
+    Claims(tmp_path, 1, 2).give_back()
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} == {"0-2"} - set(gone)
