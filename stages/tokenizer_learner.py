@@ -94,9 +94,11 @@ class VqGanLearner:
         with _autocast(x, self.precision):
             adversarial = generator_loss(self.discriminator.frozen(fold_frames(xhat)))
         nll = sum((loss for name, loss in losses.items() if name != "codebook"), torch.zeros((), device=x.device))
-        weight = self.settings.adversarial_weight * adaptive_weight(nll, adversarial, self.autoencoder.last_weight)
+        ratio = adaptive_weight(nll, adversarial, self.autoencoder.last_weight)
+        weight = self.settings.adversarial_weight * ratio
         losses["adversarial"] = factor * weight * adversarial
-        yield Turn("generator", losses, {**metrics, "adversarial_weight": weight, "adversarial_gate": factor}, {"pictures": len(x)})
+        metrics = {**metrics, "gradient_ratio": ratio, "adversarial_weight": weight, "adversarial_gate": factor}
+        yield Turn("generator", losses, metrics, {"pictures": len(x)})
         with _autocast(x, self.precision):
             logits = self.discriminator(torch.cat([fold_frames(x), fold_frames(xhat.detach())]))
         real, fake = logits.chunk(2)

@@ -90,6 +90,7 @@ def test_the_generators_loss_is_what_the_paper_adds_up() -> None:
     learner = vqgan(adversarial_ramp=0.0)
     turn = next(learner.turns(pictures(), 8))
     weight = turn.metrics["adversarial_weight"]
+    assert float(weight) == pytest.approx(0.8 * float(turn.metrics["gradient_ratio"]))
     assert set(turn.losses) == {"l1", "random_vgg", "codebook", "adversarial"}
     assert isinstance(weight, torch.Tensor) and not weight.requires_grad and weight > 0
     last = learner.autoencoder.last_weight

@@ -95,18 +95,23 @@ def test_what_is_no_such_checkpoint_is_refused(weights: dict[str, torch.Tensor],
 
 
 class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
     def __reduce__(self):
-        return Path.touch, (Path("/tmp/never-touched-by-a-checkpoint"),)
+        return Path.touch, (self.canary,)
 
 
 def test_objects_damage_and_other_files_are_refused(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    torch.save({"state_dict": Payload()}, tmp_path / "objects.ckpt")
+    torch.save({"state_dict": Payload(tmp_path / "canary")}, tmp_path / "objects.ckpt")
     (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "empty.pt").write_bytes(b"")
     for name in ("objects.ckpt", "damaged.safetensors", "empty.pt"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as plain tensors"):
             read_taming(tmp_path / name, 16, 24)
-    assert not Path("/tmp/never-touched-by-a-checkpoint").exists()
+    assert not (tmp_path / "canary").exists()
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds no state_dict of tensors"):
         read_taming(tmp_path / "list.pt", 16, 24)
