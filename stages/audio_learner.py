@@ -15,9 +15,9 @@ from worldloom.stages.value_batches import ValueBatches
 from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.audio_measures import expand, multi_scale_mel_loss
 from worldloom.tokenizers.audio_settings import Codec, Mel
-from worldloom.tokenizers.autoencoder import DiscreteAutoencoder, Reconstruction
+from worldloom.tokenizers.autoencoder import Reconstruction
 from worldloom.tokenizers.mel_picture import MelTokenizer
-from worldloom.tokenizers.quantizers.codebooks import perplexity
+from worldloom.tokenizers.quantizers.codebooks import health
 
 
 class SoundLearner:
@@ -43,7 +43,7 @@ class SoundLearner:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             made: Reconstruction = autoencoder(x)
         losses = {**self.cost(x, made.output.float()), "codebook": made.quantized.loss}
-        yield Turn("generator", losses, _use(autoencoder), {"sounds": len(x)})
+        yield Turn("generator", losses, health(autoencoder), {"sounds": len(x)})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -83,13 +83,3 @@ def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelToken
     if isinstance(tokenizer, MelTokenizer):
         return SoundLearner(tokenizer, mel_cost, *rates)
     return SoundLearner(tokenizer, partial(codec_cost, tokenizer.settings, tokenizer.sample_rate), *rates)
-
-
-def _use(autoencoder: DiscreteAutoencoder) -> dict[str, Any]:
-    """Use and perplexity of the codebook, and updates since its longest idle code was chosen."""
-    statistics = autoencoder.quantizer.statistics
-    return {
-        "codebook_use": statistics.use(),
-        "perplexity": perplexity(statistics.average_K),
-        "dead_age": statistics.idle_K.max().float(),
-    }

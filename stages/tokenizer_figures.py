@@ -149,7 +149,7 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
         Curves(series=("gradient_ratio",), title=f"Gradient of the reconstruction over that of the discriminator, last layer ({name})"),
-        Curves(series=("dead_age",), title=f"Updates since the code that is idle longest was chosen ({name})"),
+        Curves(series=("oldest_idle_code", "dead_code_age"), title=f"Updates since idle and dead codes were chosen ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use"))
 

@@ -24,7 +24,7 @@ from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.learned import LearnedTokenizer
 from worldloom.tokenizers.measures import psnr
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
-from worldloom.tokenizers.quantizers.codebooks import perplexity
+from worldloom.tokenizers.quantizers.codebooks import health
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.video import VideoTokenizer, fold_frames
 from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge
@@ -241,13 +241,8 @@ def _perceptual(settings: VqGan) -> PerceptualLoss:
 
 @torch.no_grad()
 def _metrics(tokenizer: LearnedTokenizer, batch: Any, made: Reconstruction, step: int) -> Mapping[str, Tensor | float]:
-    """Use and perplexity of the codebook, updates since its longest idle code was chosen, and now and then the PSNR of this batch."""
-    statistics = tokenizer.autoencoder.quantizer.statistics
-    metrics: dict[str, Tensor | float] = {
-        "codebook_use": statistics.use(),
-        "perplexity": perplexity(statistics.average_K),
-        "dead_age": statistics.idle_K.max().float(),
-    }
+    """How the codebook is used, and now and then the PSNR of this batch."""
+    metrics: dict[str, Tensor | float] = {**health(tokenizer.autoencoder)}
     if step % MEASURE_EVERY == 0:
         pictures = torch.as_tensor(np.asarray(batch)).to(made.output.device)
         made_pictures = tokenizer.to_values(made.output)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 
 from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual
+from worldloom.tokenizers.rules import check_codebook, check_halvings
 
 
 class Codec(BaseModel):
@@ -24,14 +25,8 @@ class Codec(BaseModel):
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:
-        for name, value in (("patch", self.patch), ("downsample", self.downsample)):
-            if value & (value - 1):
-                raise ValueError(f"{name} must be a power of two (2, 4, 8, 16 ...), got {value}")
-        if self.patch > self.downsample:
-            raise ValueError(f"patch ({self.patch}) must not be above downsample ({self.downsample}): a frame stands for whole patches")
-        codes = self.quantizer.codes()
-        if codes is not None and codes != self.codebook_size:
-            raise ValueError(f"quantizer.levels make {codes} codes, codebook_size is {self.codebook_size}; make them equal")
+        check_halvings(self.patch, self.downsample)
+        check_codebook(self.quantizer, self.codebook_size)
         return self
 
     def resolved(self, steps: int) -> Self:
@@ -58,16 +53,12 @@ class Mel(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name, value in (("patch", self.patch), ("downsample", self.downsample)):
-            if value & (value - 1):
-                raise ValueError(f"{name} must be a power of two (2, 4, 8, 16 ...), got {value}")
-        if self.patch > self.downsample or self.bins % self.downsample:
-            raise ValueError(f"downsample ({self.downsample}) must be at least patch ({self.patch}) and divide bins ({self.bins})")
+        check_halvings(self.patch, self.downsample)
+        check_codebook(self.quantizer, self.codebook_size)
+        if self.bins % self.downsample:
+            raise ValueError(f"bins ({self.bins}) must be a multiple of downsample ({self.downsample}), so that codes are whole")
         if self.hop * 4 > self.window:
             raise ValueError(f"hop ({self.hop}) must be at most a quarter of window ({self.window}): Griffin-Lim needs frames that overlap")
-        codes = self.quantizer.codes()
-        if codes is not None and codes != self.codebook_size:
-            raise ValueError(f"quantizer.levels make {codes} codes, codebook_size is {self.codebook_size}; make them equal")
         return self
 
     def resolved(self, steps: int) -> Self:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, QuantizerSettings, Share
+from worldloom.tokenizers.rules import check_codebook, check_halvings
 
 
 class _Settings(BaseModel):
@@ -27,11 +28,7 @@ class _Autoencoder(_Settings):
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:
-        for name, value in (("patch", self.patch), ("downsample", self.downsample), ("time_stride", self.time_stride or 1)):
-            if value & (value - 1):
-                raise ValueError(f"{name} must be a power of two (2, 4, 8 ...), got {value}")
-        if self.patch > self.downsample:
-            raise ValueError(f"patch ({self.patch}) must not be above downsample ({self.downsample}): a code stands for whole patches")
+        check_halvings(self.patch, self.downsample, time_stride=self.time_stride or 1)
         return self
 
 
@@ -40,9 +37,7 @@ class _VectorQuantized(_Autoencoder):
 
     @model_validator(mode="after")
     def _codebook_is_the_quantizers(self) -> Self:
-        codes = self.quantizer.codes()
-        if codes is not None and codes != self.codebook_size:
-            raise ValueError(f"quantizer.levels make {codes} codes, codebook_size is {self.codebook_size}; make them equal")
+        check_codebook(self.quantizer, self.codebook_size)
         return self
 
     def resolved(self, steps: int) -> Self:

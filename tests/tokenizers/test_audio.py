@@ -75,7 +75,7 @@ def test_a_late_sample_changes_no_early_code() -> None:
     [
         ({"downsample": 48}, "downsample must be a power of two"),
         ({"patch": 32, "downsample": 16}, "must not be above downsample"),
-        ({"quantizer": Fsq(levels=(5, 3))}, "make 15 codes, codebook_size is 512"),
+        ({"quantizer": Fsq(levels=(5, 3))}, "makes 15 codes, codebook_size is 512"),
     ],
 )
 def test_settings_that_make_no_codec_are_refused(wrong: dict, message: str) -> None:

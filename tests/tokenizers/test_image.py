@@ -146,7 +146,7 @@ def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) ->
         ({"type": "fsq"}, "levels"),
         ({"type": "fsq", "levels": (2, 256)}, "greater than or equal to 3"),
         ({"type": "ema", "levels": (8, 8, 8)}, "Extra inputs are not permitted"),
-        ({"type": "fsq", "levels": (5, 3)}, "make 15 codes, codebook_size is 512"),
+        ({"type": "fsq", "levels": (5, 3)}, "makes 15 codes, codebook_size is 512"),
         ({"type": "fsq", "levels": (8, 8, 8), "decay": 0.9}, "Extra inputs are not permitted"),
     ],
 )
