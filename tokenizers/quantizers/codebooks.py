@@ -5,6 +5,7 @@ arXiv:2005.00341 (Jukebox), section 3.1, here from vectors that are badly served
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
 
@@ -172,27 +173,25 @@ class CodeStatistics(Float32State):
         return torch.Generator().manual_seed(self.upkeep.seed * 1_000_003 + int(self.updates))
 
 
-class EmaCodebook(Float32State):
-    """Codes are moving averages of the vectors that chose them (arXiv:1711.00937, appendix A.1), with Laplace smoothing, no zero-debias.
+class _KeptCodebook(Float32State, ABC):
+    """The upkeep of a codebook: when codes are counted, placed in the data, restarted and, after a collapse, placed anew."""
 
-    embedding = total / size', size' = (average + eps) / (n + K eps) * n, n = sum of averages.
-    """
-
-    embedding_KD: Tensor
-    total_KD: Tensor
-
-    def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
+    def __init__(self, size: int, width: int, upkeep: Upkeep) -> None:
         super().__init__()
         self.size, self.width = size, width
         self.statistics = CodeStatistics(size, upkeep)
-        self.register_buffer("embedding_KD", _uniform(size, width, generator))
-        self.register_buffer("total_KD", self.embedding_KD.clone())
 
+    @abstractmethod
     def vectors(self) -> Tensor:
-        return self.embedding_KD
+        """The codes as float32 [K, D]."""
 
-    def loss(self, z_ND: Tensor, chosen_ND: Tensor) -> Tensor:
-        return z_ND.new_zeros(())
+    @abstractmethod
+    def _put(self, index_R: Tensor, to_RD: Tensor, average: float) -> None:
+        """Moves codes, each of which counts as chosen `average` times an update."""
+
+    @abstractmethod
+    def _learn(self, sum_KD: Tensor) -> None:
+        """Follows the sums of the vectors that chose each code, which are counted already."""
 
     def placed(self) -> bool:
         return self.statistics.placed()
@@ -205,16 +204,11 @@ class EmaCodebook(Float32State):
             if sums is not None:
                 count_K, sum_KD = sums
                 statistics.count(count_K)
-                self.total_KD.lerp_(sum_KD, 1 - statistics.upkeep.decay)
-                n = statistics.average_K.sum()
-                smooth_K = (statistics.average_K + EPSILON) / (n + self.size * EPSILON) * n
-                self.embedding_KD.copy_(self.total_KD / smooth_K[:, None])
-                batch = int(count_K.sum())
+                self._learn(sum_KD)
                 if statistics.needs_remedy():
                     self._place(gather_over_ranks(z_ND, POOL))
                 else:
-                    # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
-                    self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
+                    self._restart(int(count_K.sum()), z_ND)
         elif statistics.placing():
             pool = gather_over_ranks(z_ND, POOL)
             if not torch.isfinite(pool).all():
@@ -223,23 +217,55 @@ class EmaCodebook(Float32State):
         statistics.updates += 1
 
     def _place(self, pool: Tensor) -> None:
-        self.embedding_KD.copy_(from_first_rank(kmeans(pool, self.size, rounds=10, generator=self.statistics.generator())))
+        centres_KD = from_first_rank(kmeans(pool, self.size, rounds=10, generator=self.statistics.generator()))
         # Each starts with the weight that even use would give it, so that one batch does not carry it away.
-        self.statistics.average_K.fill_(max(1.0, len(pool) / self.size))
-        self.total_KD.copy_(self.embedding_KD * self.statistics.average_K[:, None])
+        self._put(torch.arange(self.size, device=pool.device), centres_KD, max(1.0, len(pool) / self.size))
 
-    def _reset(self, dead_R: Tensor, z_ND: Tensor, average: float) -> None:
-        """Embedding, size and sum together: any of them left behind would pull the others back."""
+    def _restart(self, batch: int, z_ND: Tensor) -> None:
+        dead_R = self.statistics.dead(batch)
         if len(dead_R) == 0:
             return
         pool = gather_over_ranks(z_ND, POOL)
-        drawn_RD = from_first_rank(draw_by_error(pool, self.embedding_KD, len(dead_R), self.statistics.generator()))
-        self.embedding_KD[dead_R] = drawn_RD
-        self.statistics.average_K[dead_R] = average
-        self.total_KD[dead_R] = drawn_RD * average
+        drawn_RD = from_first_rank(draw_by_error(pool, self.vectors(), len(dead_R), self.statistics.generator()))
+        # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
+        self._put(dead_R, drawn_RD, 2 * self.statistics.threshold(batch))
 
 
-class GradientCodebook(Float32State):
+class EmaCodebook(_KeptCodebook):
+    """Codes are moving averages of the vectors that chose them (arXiv:1711.00937, appendix A.1), with Laplace smoothing, no zero-debias.
+
+    embedding = total / size', size' = (average + eps) / (n + K eps) * n, n = sum of averages.
+    """
+
+    embedding_KD: Tensor
+    total_KD: Tensor
+
+    def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
+        super().__init__(size, width, upkeep)
+        self.register_buffer("embedding_KD", _uniform(size, width, generator))
+        self.register_buffer("total_KD", self.embedding_KD.clone())
+
+    def vectors(self) -> Tensor:
+        return self.embedding_KD
+
+    def loss(self, z_ND: Tensor, chosen_ND: Tensor) -> Tensor:
+        return z_ND.new_zeros(())
+
+    def _learn(self, sum_KD: Tensor) -> None:
+        average_K = self.statistics.average_K
+        self.total_KD.lerp_(sum_KD, 1 - self.statistics.upkeep.decay)
+        n = average_K.sum()
+        smooth_K = (average_K + EPSILON) / (n + self.size * EPSILON) * n
+        self.embedding_KD.copy_(self.total_KD / smooth_K[:, None])
+
+    def _put(self, index_R: Tensor, to_RD: Tensor, average: float) -> None:
+        """Embedding, size and sum together: any of them left behind would pull the others back."""
+        self.embedding_KD[index_R] = to_RD
+        self.statistics.average_K[index_R] = average
+        self.total_KD[index_R] = to_RD * average
+
+
+class GradientCodebook(_KeptCodebook):
     """Codes are parameters plus a shift: e = weight + shift, `|sg(z) - e|^2` moves the weight (arXiv:1711.00937, equation 3).
 
     Restarts move the shift, because an optimizer that keeps its own copy of the parameters would undo a change of the weight.
@@ -248,9 +274,7 @@ class GradientCodebook(Float32State):
     shift_KD: Tensor
 
     def __init__(self, size: int, width: int, upkeep: Upkeep, generator: torch.Generator) -> None:
-        super().__init__()
-        self.size, self.width = size, width
-        self.statistics = CodeStatistics(size, upkeep)
+        super().__init__(size, width, upkeep)
         self.weight_KD = nn.Parameter(_uniform(size, width, generator))
         self.register_buffer("shift_KD", torch.zeros(size, width))
 
@@ -260,43 +284,12 @@ class GradientCodebook(Float32State):
     def loss(self, z_ND: Tensor, chosen_ND: Tensor) -> Tensor:
         return (chosen_ND - z_ND).square().mean()
 
-    def placed(self) -> bool:
-        return self.statistics.placed()
+    def _learn(self, sum_KD: Tensor) -> None:
+        """Nothing: the optimizer moves the weight."""
 
-    @torch.no_grad()
-    def update(self, z_ND: Tensor, codes_N: Tensor) -> None:
-        statistics = self.statistics
-        if statistics.placed():
-            sums = _choices(z_ND, codes_N, self.size)
-            if sums is not None:
-                count_K, _ = sums
-                statistics.count(count_K)
-                batch = int(count_K.sum())
-                if statistics.needs_remedy():
-                    self._place(gather_over_ranks(z_ND, POOL))
-                else:
-                    self._reset(statistics.dead(batch), z_ND, 2 * statistics.threshold(batch))
-        elif statistics.placing():
-            pool = gather_over_ranks(z_ND, POOL)
-            if not torch.isfinite(pool).all():
-                return  # on every rank; the next batch places the codes
-            self._place(pool)
-        statistics.updates += 1
-
-    def _place(self, pool: Tensor) -> None:
-        everything = torch.arange(self.size, device=pool.device)
-        self._move(everything, from_first_rank(kmeans(pool, self.size, rounds=10, generator=self.statistics.generator())))
-        self.statistics.average_K.fill_(max(1.0, len(pool) / self.size))
-
-    def _reset(self, dead_R: Tensor, z_ND: Tensor, average: float) -> None:
-        if len(dead_R) == 0:
-            return
-        pool = gather_over_ranks(z_ND, POOL)
-        self._move(dead_R, from_first_rank(draw_by_error(pool, self.vectors(), len(dead_R), self.statistics.generator())))
-        self.statistics.average_K[dead_R] = average
-
-    def _move(self, index_R: Tensor, to_RD: Tensor) -> None:
+    def _put(self, index_R: Tensor, to_RD: Tensor, average: float) -> None:
         self.shift_KD[index_R] = to_RD - self.weight_KD[index_R].float()
+        self.statistics.average_K[index_R] = average
 
 
 def perplexity(count_K: Tensor) -> Tensor:
