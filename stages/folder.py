@@ -161,7 +161,8 @@ def share_out(pictures: tuple[Picture, ...], validation_share: float, shard_size
         raise ValueError(
             f"held_out {held_out!r} matches {len(apart)} of {len(pictures)} files; it should match some, and leave some to train on"
         )
-    pictures = tuple(picture for picture in pictures if picture not in apart) if apart else pictures
+    files_apart = {picture.file for picture in apart}
+    pictures = tuple(picture for picture in pictures if picture.file not in files_apart)
     by_hash = sorted(pictures, key=lambda picture: (_fraction(picture.key), picture.file))
     held = sum(_fraction(picture.key) < validation_share for picture in by_hash)
     if validation_share > 0:

@@ -8,17 +8,16 @@ import torch
 from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture
-from worldloom.stages.code_figures import bits, markdown_table, rate, write_rates
+from worldloom.stages.code_figures import CodeUse, bits, markdown_table, rate, use_of, write_rates
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.train_tokenizer import TrainTokenizer
-from worldloom.stages.value_batches import Values
+from worldloom.stages.value_batches import Values, spaced
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import VqGan
 from worldloom.tokenizers.measures import frechet_distance, ms_ssim, psnr, ssim
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
 from worldloom.tokenizers.pixels import to_signed
-from worldloom.tokenizers.quantizers.codebooks import perplexity
 
 AT_ONCE = 64  # pictures
 SHOWN = 12
@@ -37,9 +36,7 @@ class Measured(NamedTuple):
     ms_ssim: float
     distance: float  # perceptual, of the named network
     frechet: float  # between pictures and reconstructions, of the same network's features
-    use: float  # share of the codes chosen at least once
-    perplexity: float
-    count_K: NDArray[np.int64]  # choices of each code
+    use: CodeUse
 
 
 def eye_of(settings: TrainTokenizer) -> PerceptualLoss:
@@ -56,13 +53,13 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
     eye = eye_of(settings)
     with deterministic(threads):
         measured = {split: measure(tokenizer, splits[split], settings.measured, eye) for split in unseen}
-        some = splits[unseen[0]][_spaced(len(splits[unseen[0]]), AT_ONCE)]
+        some = splits[unseen[0]][spaced(len(splits[unseen[0]]), AT_ONCE)]
         codes = tokenizer.encode(some)
         rates = {
             "encode_pictures_per_second": rate(lambda: tokenizer.encode(some), len(some)),
             "decode_pictures_per_second": rate(lambda: tokenizer.decode(codes), len(some)),
         }
-        shown = splits[unseen[0]][_spaced(len(splits[unseen[0]]), SHOWN)]
+        shown = splits[unseen[0]][spaced(len(splits[unseen[0]]), SHOWN)]
         rebuilt = tokenizer.decode(tokenizer.encode(shown))
     write_rates(out, rates)
     main = measured[unseen[0]]
@@ -74,8 +71,8 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
         f"{name}.{eye.name}": main.distance,
         f"{name}.frechet_{eye.name}": main.frechet,
         f"{name}.bits_per_pixel": bits(tokenizer) / (tokenizer.height * tokenizer.width),
-        f"{name}.codebook_use": main.use,
-        f"{name}.perplexity": main.perplexity,
+        f"{name}.codebook_use": main.use.share,
+        f"{name}.perplexity": main.use.perplexity,
     }
     if "validation" in measured:
         figures[f"{name}.psnr_validation"] = measured["validation"].psnr
@@ -86,14 +83,14 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
 
 def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, eye: PerceptualLoss) -> Measured:
     """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
-    index = _spaced(len(pictures), most)
+    index = spaced(len(pictures), most)
     ratios, similarities, over_scales, errors, distances = [], [], [], [], []
     features: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
-    count_K = np.zeros(tokenizer.codebook_size, np.int64)
+    chosen: list[NDArray[np.int64]] = []
     for part in np.array_split(index, -(-len(index) // AT_ONCE)):
         real = pictures[part]
         codes = tokenizer.encode(real)
-        count_K += np.bincount(codes.ravel(), minlength=tokenizer.codebook_size)
+        chosen.append(codes)
         before, after = torch.from_numpy(real), torch.from_numpy(tokenizer.decode(codes))
         ratios.append(psnr(before, after))
         similarities.append(ssim(before, after))
@@ -113,15 +110,8 @@ def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, eye: Percept
         ms_ssim=torch.cat(over_scales).mean().item(),
         distance=sum(distances) / len(index),
         frechet=frechet_distance(*(torch.cat(side) for side in features)),
-        use=float((count_K > 0).mean()),
-        perplexity=perplexity(torch.from_numpy(count_K)).item(),
-        count_K=count_K,
+        use=use_of(chosen, tokenizer.codebook_size, tokenizer.levels),
     )
-
-
-def _spaced(count: int, most: int) -> NDArray[np.int64]:
-    """Up to `most` of the numbers below `count`, evenly spaced: folders are read in order, and their first pictures are much alike."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str, eye: str) -> Card:
@@ -133,7 +123,7 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
     rows = tuple(
         (
             *(each, found.pictures, round(found.psnr, 2), round(found.ssim, 4), round(found.ms_ssim, 4), round(found.distance, 4)),
-            *(round(found.frechet, 4), round(found.use, 4), round(found.perplexity, 1)),
+            *(round(found.frechet, 4), round(found.use.share, 4), round(found.use.perplexity, 1)),
         )
         for each, found in measured.items()
     )
@@ -144,7 +134,7 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
     blocks: tuple[Block, ...] = (
         Picture(file=picture, caption=f"{split}: pictures above, what is left of them after {height} x {width} codes below.{distance}"),
         table,
-        Bars(values=_use_bars(main.count_K), title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
+        Bars(values=main.use.bars(), title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
         Curves(series=CURVES, title=f"Losses of {name}"),
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
@@ -152,12 +142,6 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
         Curves(series=("oldest_idle_code", "dead_code_age"), title=f"Updates since idle and dead codes were chosen ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use"))
-
-
-def _use_bars(count_K: NDArray[np.int64], most: int = 128) -> tuple[float, ...]:
-    """Choices sorted from high to low, in at most `most` bars of equally many codes (their mean)."""
-    ordered = np.sort(count_K)[::-1].astype(np.float64)
-    return tuple(round(float(part.mean()), 3) for part in np.array_split(ordered, min(most, len(ordered))))
 
 
 def _rows(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
