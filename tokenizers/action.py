@@ -152,7 +152,9 @@ def limits_of(column: NDArray[np.float64], binning: Uniform | Quantile | MuLaw) 
     """The limits of the bins for one dimension's numbers; two of them where all numbers are the same."""
     low, high = float(column.min()), float(column.max())
     if isinstance(binning, Uniform):
-        low, high = (float(np.quantile(column, share)) for share in (binning.cut, 1 - binning.cut))
+        cut = [float(np.quantile(column, share)) for share in (binning.cut, 1 - binning.cut)]
+        # What is rare but all there is to see, as a reward of the last step, is not cut off.
+        low, high = cut if cut[0] < cut[1] else (low, high)
     if low == high:
         width = max(abs(low), 1.0) * 1e-6
         return np.array([low - width, low + width])

@@ -87,6 +87,15 @@ def test_a_dimension_that_never_changes_has_one_bin() -> None:
         assert (codes == 0).all() and tokenizer.decode(codes) == pytest.approx(0.25, abs=1e-5)
 
 
+def test_a_reward_that_is_rare_is_kept_apart_from_none() -> None:
+    column = np.zeros((1_000, 1), np.float32)
+    column[::250] = 1.0
+    for binning in (Uniform(), *BINNINGS):
+        tokenizer = ActionTokenizer.fit(column, 2, None, binning)
+        back = tokenizer.decode(tokenizer.encode(np.array([[[0.0], [1.0]]], np.float32)))[0, :, 0]
+        assert back[0] < 0.3 < 0.7 < back[1], binning
+
+
 def test_discrete_actions_are_their_own_codes_and_others_are_refused() -> None:
     tokenizer = ActionTokenizer.fit(np.array([[0], [4]], np.float32), 3, 5, Uniform())
     values = np.array([[[0], [4], [2]]], np.float32)
