@@ -91,14 +91,14 @@ def _each(files: Sequence[Path], out: Path | None, named: Callable[[Path], str],
 def _open(tokenizer: str) -> "Tokenizer":
     """A tokenizer by its folder, or as RUN:STAGE by the stage that trained it."""
     from worldloom.pipeline.found import find_artifact
-    from worldloom.tokenizers.load import load_tokenizer
+    from worldloom.stages.open_tokenizer import open_tokenizer
 
     for folder in (Path(tokenizer), Path(tokenizer) / "tokenizer"):
         if (folder / "config.json").is_file():
-            return load_tokenizer(folder)
+            return open_tokenizer(folder)
     run, colon, stage = tokenizer.rpartition(":")
     if not colon:
         raise ValueError(
             f"{tokenizer} is no folder of a tokenizer (there is no config.json in it); give one, or RUN:STAGE (runs/shapes:frame_codes)"
         )
-    return load_tokenizer(find_artifact(Path(run), "tokenizer", stage).folder / "tokenizer")
+    return open_tokenizer(find_artifact(Path(run), "tokenizer", stage).folder / "tokenizer")

@@ -178,14 +178,14 @@ def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any], batch_size: int)
 
 def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], data: "Dataset") -> dict[str, "Tokenizer"]:
     """Stream -> its tokenizer, in the order of the names; ValueError where one does not serve its stream."""
+    from worldloom.stages.open_tokenizer import open_tokenizer
     from worldloom.stages.preprocess import serving
-    from worldloom.tokenizers.load import load_tokenizer
 
     tokenizers: dict[str, Tokenizer] = {}
     for stream in sorted(settings.tokenizers):
         if stream not in data.streams:
             raise ValueError(f"tokenizers.{stream}: {settings.data} has no stream {stream!r}; it has {', '.join(sorted(data.streams))}")
-        loaded = load_tokenizer(inputs[f"tokenizers.{stream}"].folder / "tokenizer")
+        loaded = open_tokenizer(inputs[f"tokenizers.{stream}"].folder / "tokenizer")
         tokenizer = serving(loaded, data.streams[stream])
         if tokenizer is None:
             raise ValueError(

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
+from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.preprocess import serving
 from worldloom.stages.settings import Settings
 from worldloom.stages.streams import kind_of
-from worldloom.tokenizers.load import load_tokenizer
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.grammar import Grammar, IllegalToken
 from worldloom.world_model.load import from_pretrained
@@ -176,7 +176,7 @@ def open_world(artifact: Artifact) -> OpenWorld:
     world = from_pretrained(artifact.folder / "world")
     dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
     for name in world.grammar.streams:
-        tokenizer = serving(load_tokenizer(tokens.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
+        tokenizer = serving(open_tokenizer(tokens.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
         assert tokenizer is not None, "the tokens were made by it"
         tokenizers[name] = tokenizer
     return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from worldloom.stages.learner import Learner, Player, Precision, Turn, resolve_precision
+from worldloom.stages.open_tokenizer import NETWORKS
 from worldloom.stages.settings import ImageStream, VideoStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
@@ -199,14 +200,14 @@ def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageToken
             f"tokenizer.time_stride ({settings.tokenizer.time_stride}) is for clips, and {settings.stream!r} is of pictures; leave it out"
         )
     form = {"height": stream.height, "width": stream.width}
-    return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
+    return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed, NETWORKS)
 
 
 def video_tokenizer(settings: TrainTokenizer, stream: VideoStream) -> VideoTokenizer:
     """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's frames."""
     assert isinstance(settings.tokenizer, VqGan | VqVae | Dvae)
     form = {"height": stream.height, "width": stream.width, "frames": stream.frames, "frame_rate": stream.frame_rate}
-    return VideoTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed)
+    return VideoTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed, NETWORKS)
 
 
 def learner_of(settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: ValueBatches) -> Learner:

@@ -54,6 +54,21 @@ def test_imports_run_one_way(room: str) -> None:
     assert code(room) and not wrong
 
 
+def test_encoders_import_nothing_of_the_world_model() -> None:
+    found = {name for path in code("world_model/encoders") for name in imports(path) if name.startswith("worldloom.")}
+    assert found and all(name.startswith("worldloom.world_model.encoders.") for name in found)
+
+
+def test_tokenizers_are_opened_through_one_door_which_has_all_networks() -> None:
+    opening = {
+        str(path.relative_to(ROOT))
+        for room in ("pipeline", "stages")
+        for path in code(room)
+        if "worldloom.tokenizers.load" in imports(path)
+    }
+    assert opening == {"stages/open_tokenizer.py"}
+
+
 def test_every_import_of_ours_names_a_module_that_is_there() -> None:
     for room in ROOMS:
         for path in code(room):

@@ -9,10 +9,12 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
+from worldloom.tokenizers.backbone_settings import ConvBackbone
 from worldloom.tokenizers.dvae import split_output
 from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
 from worldloom.tokenizers.networks.convnet import ConvDecoder, ConvEncoder
+from worldloom.tokenizers.networks.elsewhere import NONE, EncoderDecoder, Networks, Sides, build_networks
 from worldloom.tokenizers.networks.taming import TamingDecoder, TamingEncoder
 from worldloom.tokenizers.pixels import from_mapped, from_signed, to_mapped, to_signed
 from worldloom.tokenizers.quantizers.build import build_quantizer, upkeep_of
@@ -53,8 +55,13 @@ class ImageTokenizer(LearnedTokenizer):
         return {"height": self.height, "width": self.width}
 
     @classmethod
-    def build(cls, settings: VqGan | VqVae | Dvae | Taming, form: Mapping[str, Any], seed: int) -> Self:
-        return cls(build_autoencoder(settings, seed), settings, form["height"], form["width"])
+    def build(cls, settings: VqGan | VqVae | Dvae | Taming, form: Mapping[str, Any], seed: int, networks: Networks = NONE) -> Self:
+        autoencoder = build_autoencoder(settings, seed, networks, (form["height"], form["width"]))
+        return cls(autoencoder, settings, form["height"], form["width"])
+
+    @classmethod
+    def assemble(cls, settings: Any, form: Mapping[str, Any], networks: Networks) -> Self:
+        return cls.build(settings, form, 0, networks)
 
     @classmethod
     def read_settings(cls, value: Any) -> VqGan | VqVae | Dvae | Taming:
@@ -72,18 +79,38 @@ class ImageTokenizer(LearnedTokenizer):
         return from_mapped(split_output(output)[0].sigmoid()) if isinstance(self.settings, Dvae) else from_signed(output)
 
 
-def build_autoencoder(settings: VqGan | VqVae | Dvae | Taming, seed: int) -> DiscreteAutoencoder:
-    """An untrained autoencoder in fp32 on the CPU; the same for the same settings and seed."""
+def build_autoencoder(
+    settings: VqGan | VqVae | Dvae | Taming, seed: int, networks: Networks = NONE, size: tuple[int, int] | None = None
+) -> DiscreteAutoencoder:
+    """An untrained autoencoder in fp32 on the CPU; the same for the same settings and seed.
+
+    A backbone of another room comes from `networks` and is made for pictures of `size`, height and width.
+    """
     with first_weights(seed) as generator:
         if isinstance(settings, Taming):
             codes = Gradient(code_width=settings.code_width, place_after=-1, restart_every=0)
             quantizer = build_quantizer(codes, settings.codebook_size, seed, generator)
             return DiscreteAutoencoder(TamingEncoder(settings), quantizer, TamingDecoder(settings))
         quantizer = quantizer_of(settings, seed, generator)
-        network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
-        encoder = ConvEncoder(channels=3, code_width=quantizer.in_width, **network)
-        decoder = ConvDecoder(channels=6 if isinstance(settings, Dvae) else 3, code_width=quantizer.out_width, **network)
+        encoder, decoder = picture_networks(settings, quantizer, networks, size, generator)
         return DiscreteAutoencoder(encoder, quantizer, decoder)
+
+
+def picture_networks(
+    settings: VqGan | VqVae | Dvae, quantizer: Quantizer, networks: Networks, size: tuple[int, int] | None, generator: torch.Generator
+) -> EncoderDecoder:
+    """The networks of the settings' backbone around a quantizer."""
+    channels = 6 if isinstance(settings, Dvae) else 3
+    if not isinstance(settings.backbone, ConvBackbone):
+        assert size is not None, "such networks are made for pictures of one size"
+        grid = size[0] // settings.downsample, size[1] // settings.downsample
+        sides = Sides(grid, settings.downsample, 3, channels, quantizer.in_width, quantizer.out_width)
+        return build_networks(networks, settings.backbone, sides, generator)
+    network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
+    return EncoderDecoder(
+        ConvEncoder(channels=3, code_width=quantizer.in_width, **network),
+        ConvDecoder(channels=channels, code_width=quantizer.out_width, **network),
+    )
 
 
 def quantizer_of(settings: VqGan | VqVae | Dvae, seed: int, generator: torch.Generator) -> Quantizer:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from worldloom.tokenizers.backbone_settings import Backbone, ConvBackbone
 from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, QuantizerSettings, Share
 from worldloom.tokenizers.rules import check_codebook, check_halvings
 
@@ -22,6 +23,9 @@ class _Autoencoder(_Settings):
     ] = 2
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
+    backbone: Backbone = Field(
+        default=ConvBackbone(), description="the networks: conv, made of patch, width and blocks; or vit, which has settings of its own"
+    )
     time_stride: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None, description="of clips: frames that one step of codes stands for, a power of two; null: every frame by itself"
     )
@@ -29,6 +33,22 @@ class _Autoencoder(_Settings):
     @model_validator(mode="after")
     def _halvings(self) -> Self:
         check_halvings(self.patch, self.downsample, time_stride=self.time_stride or 1)
+        return self
+
+    @model_validator(mode="after")
+    def _each_backbone_has_its_own(self) -> Self:
+        if isinstance(self.backbone, ConvBackbone):
+            return self
+        theirs = [name for name in ("patch", "width", "blocks") if getattr(self, name) != type(self).model_fields[name].default]
+        if theirs:
+            raise ValueError(
+                f"{', '.join(theirs)} shape{'s' if len(theirs) == 1 else ''} the conv backbone; "
+                f"with {self.backbone.type} leave it out and set backbone's own"
+            )
+        if self.time_stride is not None:
+            raise ValueError(
+                f"time_stride ({self.time_stride}) needs the conv backbone: {self.backbone.type} codes frame by frame; leave one out"
+            )
         return self
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
+from worldloom.tokenizers.networks.elsewhere import NONE, Networks, NetworksMissing
 
 FORMAT = 2
 
@@ -54,6 +55,11 @@ class LearnedTokenizer(ABC):
     @abstractmethod
     def build(cls, settings: Any, form: Mapping[str, Any], seed: int) -> Self:
         """Untrained, in fp32 on the CPU, the same for the same seed; ValueError where settings and form do not go together."""
+
+    @classmethod
+    def assemble(cls, settings: Any, form: Mapping[str, Any], networks: Networks) -> Self:
+        """What saved weights are read into; kinds whose networks may come from elsewhere look into `networks`."""
+        return cls.build(settings, form, seed=0)
 
     @classmethod
     @abstractmethod
@@ -119,8 +125,8 @@ class LearnedTokenizer(ABC):
         (folder / "README.md").write_text(self._readme(), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Reads what `save_pretrained` wrote; ValueError where files are damaged or do not fit each other."""
+    def from_pretrained(cls, folder: Path, networks: Networks = NONE) -> Self:
+        """Reads what `save_pretrained` wrote; ValueError where files do not fit each other, or a backbone was not passed in."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("format") != FORMAT or config.get("kind") != cls.kind:
             raise ValueError(
@@ -128,7 +134,9 @@ class LearnedTokenizer(ABC):
                 f"expected {FORMAT} and {cls.kind!r}"
             )
         try:
-            tokenizer = cls.build(cls.read_settings(config["tokenizer"]), config["form"], seed=0)
+            tokenizer = cls.assemble(cls.read_settings(config["tokenizer"]), config["form"], networks)
+        except NetworksMissing as error:
+            raise NetworksMissing(f"{folder}: {error}") from None
         except ValueError as error:
             raise ValueError(f"{folder}: config.json does not describe a tokenizer of {cls.values}: {error}") from None
         weights = load_file(folder / "model.safetensors")
@@ -175,8 +183,8 @@ class LearnedTokenizer(ABC):
             f"# Tokenizer of {self.values} ({self.settings.type})\n\n"
             f"{self.values.capitalize()} of {each} to {' x '.join(map(str, self.shape))} codes of {self.codebook_size}, and back.\n\n"
             "```python\n"
-            "from pathlib import Path\n\nfrom worldloom.tokenizers.load import load_tokenizer\n\n"
-            'tokenizer = load_tokenizer(Path("."))\n'
+            "from pathlib import Path\n\nfrom worldloom.stages.open_tokenizer import open_tokenizer\n\n"
+            'tokenizer = open_tokenizer(Path("."))\n'
             f"codes = tokenizer.encode({self.values})  # {self.value_type} [B, {each.replace(' x ', ', ')}] -> int64 codes\n"
             f"{self.values} = tokenizer.decode(codes)\n"
             "```\n"

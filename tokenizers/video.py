@@ -12,11 +12,11 @@ from torch import Tensor
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.dvae import split_output
-from worldloom.tokenizers.image import quantizer_of
+from worldloom.tokenizers.image import picture_networks, quantizer_of
 from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
 from worldloom.tokenizers.networks.causal_video import CausalVideoDecoder, CausalVideoEncoder, EachFrame
-from worldloom.tokenizers.networks.convnet import ConvDecoder, ConvEncoder
+from worldloom.tokenizers.networks.elsewhere import NONE, Networks
 from worldloom.tokenizers.networks.streaming import Past
 from worldloom.tokenizers.pixels import from_mapped, from_signed, to_mapped, to_signed
 
@@ -69,8 +69,13 @@ class VideoTokenizer(LearnedTokenizer):
         return {"height": self.height, "width": self.width, "frames": self.frames, "frame_rate": self.frame_rate}
 
     @classmethod
-    def build(cls, settings: VqGan | VqVae | Dvae, form: Mapping[str, Any], seed: int) -> Self:
-        return cls(_autoencoder(settings, seed), settings, form["height"], form["width"], form["frames"], form["frame_rate"])
+    def build(cls, settings: VqGan | VqVae | Dvae, form: Mapping[str, Any], seed: int, networks: Networks = NONE) -> Self:
+        autoencoder = _autoencoder(settings, seed, networks, (form["height"], form["width"]))
+        return cls(autoencoder, settings, form["height"], form["width"], form["frames"], form["frame_rate"])
+
+    @classmethod
+    def assemble(cls, settings: Any, form: Mapping[str, Any], networks: Networks) -> Self:
+        return cls.build(settings, form, 0, networks)
 
     @classmethod
     def read_settings(cls, value: Any) -> VqGan | VqVae | Dvae:
@@ -114,14 +119,15 @@ def fold_frames(values: Tensor) -> Tensor:
     return values.transpose(1, 2).flatten(0, 1) if values.ndim == 5 else values
 
 
-def _autoencoder(settings: VqGan | VqVae | Dvae, seed: int) -> DiscreteAutoencoder:
+def _autoencoder(settings: VqGan | VqVae | Dvae, seed: int, networks: Networks, size: tuple[int, int]) -> DiscreteAutoencoder:
     with first_weights(seed) as generator:
         quantizer = quantizer_of(settings, seed, generator)
-        network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
-        into = {"channels": 3, "code_width": quantizer.in_width}
-        back = {"channels": 6 if isinstance(settings, Dvae) else 3, "code_width": quantizer.out_width}
         if settings.time_stride is None:
-            encoder, decoder = ConvEncoder(**network, **into), ConvDecoder(**network, **back)
+            encoder, decoder = picture_networks(settings, quantizer, networks, size, generator)
             return DiscreteAutoencoder(EachFrame(encoder), quantizer, EachFrame(decoder))
+        network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
         network["time_stride"] = settings.time_stride
-        return DiscreteAutoencoder(CausalVideoEncoder(**network, **into), quantizer, CausalVideoDecoder(**network, **back))
+        channels = 6 if isinstance(settings, Dvae) else 3
+        encoder = CausalVideoEncoder(**network, channels=3, code_width=quantizer.in_width)
+        decoder = CausalVideoDecoder(**network, channels=channels, code_width=quantizer.out_width)
+        return DiscreteAutoencoder(encoder, quantizer, decoder)

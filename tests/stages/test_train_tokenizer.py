@@ -12,6 +12,7 @@ from worldloom.stages import train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.disk import digest
+from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.tokenizer_learner import image_tokenizer
 from worldloom.stages.train_tokenizer import TrainTokenizer, outside
 from worldloom.stages.worker import Interrupted, Worker
@@ -25,6 +26,10 @@ TYPES: dict[str, dict[str, Any]] = {
     "vqvae": {"type": "vqvae", **SMALL, "quantizer": {**EMA, "type": "gradient"}},
     "fsq": {"type": "vqvae", **SMALL, "quantizer": {"type": "fsq", "levels": (3, 3)}},
     "dvae": {"type": "dvae", **SMALL, "code_width": 3},
+    "vit": {
+        **{"type": "vqgan", "codebook_size": 9, "downsample": 4, "quantizer": EMA, "discriminator_width": 4, "adversarial_from": 0.5},
+        "backbone": {"type": "vit", "width": 16, "depth": 1, "heads": 2},
+    },
 }
 
 
@@ -46,7 +51,8 @@ def make(folder: Path, data: Artifact, settings: TrainTokenizer, worker: Worker 
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, data: Artifact, kind: str) -> None:
     made = make(tmp_path, data, settings_of(TYPES[kind]))
-    tokenizer = ImageTokenizer.from_pretrained(made.folder / "tokenizer")
+    tokenizer = open_tokenizer(made.folder / "tokenizer")
+    assert isinstance(tokenizer, ImageTokenizer)
     assert (tokenizer.settings.type, tokenizer.shape) == (TYPES[kind]["type"], (4, 4))
     figures = json.loads(made.content("figures.json"))
     expected = {"psnr", "psnr_pooled", "psnr_validation", "ssim", "ms_ssim", "codebook_use", "perplexity", "bits_per_pixel"}
@@ -66,8 +72,9 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
     assert [line["step"] for line in lines] == [2, 4, 6]
 
 
-def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact) -> None:
-    settings = settings_of(TYPES["vqgan"])
+@pytest.mark.parametrize("kind", ["vqgan", "vit"])
+def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact, kind: str) -> None:
+    settings = settings_of(TYPES[kind])
     whole = make(tmp_path / "whole", data, settings)
     steps: list[int] = []
     stopping = replace(Worker(), report=lambda done, *rest: steps.append(done), stopping=lambda: steps[-1:] == [4])

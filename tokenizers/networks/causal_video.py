@@ -178,7 +178,7 @@ class DoubleFrames(nn.Module):
 class EachFrame(nn.Module):
     """A network of pictures [N, C, H, W] on each frame of clips [B, C, T, H, W] by itself."""
 
-    def __init__(self, inner: ConvEncoder | ConvDecoder) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
@@ -189,8 +189,9 @@ class EachFrame(nn.Module):
 
     @property
     def last_weight(self) -> nn.Parameter:
-        assert isinstance(self.inner, ConvDecoder)
-        return self.inner.last_weight
+        weight = self.inner.last_weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
 
 def halvings_of(time_stride: int, stages: int) -> Sequence[int]:
