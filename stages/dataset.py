@@ -49,7 +49,11 @@ class Dataset(_Sharded):
     def __init__(self, artifact: Artifact) -> None:
         about = _read(artifact, "dataset.json")
         self.artifact = artifact
-        self.streams: dict[str, Stream] = {name: _STREAM.validate_python(stream) for name, stream in about["streams"].items()}
+        self.streams: dict[str, Stream] = {
+            # As JSON, in which a list may fill a tuple: [height, width].
+            name: _STREAM.validate_json(json.dumps(stream))
+            for name, stream in about["streams"].items()
+        }
         self.oracle: str | None = about["oracle"]  # who can read what a sample shows: "shapes"
         self._splits = {name: _Split(split) for name, split in about["splits"].items()}
         self._open: dict[tuple[str, int, str], IndexedShard] = {}

@@ -1,4 +1,4 @@
-"""Trains a tokenizer on one stream of a dataset: VQ-GAN (the default), VQ-VAE or dVAE."""
+"""Trains a tokenizer on one stream of a dataset, or on several of one kind and form: VQ-GAN (the default), VQ-VAE or dVAE."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,10 +24,21 @@ class TrainTokenizer(TrainingSettings):
     run: Literal["train_tokenizer"]
     data: DatasetRef
     stream: Annotated[str, StreamName(("image", "video", "audio"))] = Field(description="the stream to learn")
+    also: tuple[Annotated[str, StreamName(("image", "video", "audio"))], ...] = Field(
+        (), description="streams of the same kind and form that share the tokenizer: depth and mask beside rgb; batches mix them all"
+    )
     tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec or mel for sounds")
     batch_size: PositiveInt = Field(32, description="values a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
     measured: PositiveInt = Field(2_000, description="values of each split that the final figures are taken from, at most")
+
+    @model_validator(mode="after")
+    def _names_each_stream_once(self) -> Self:
+        names = (self.stream, *self.also)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"also: {', '.join(twice)} is named twice, stream itself included; name each stream once")
+        return self
 
     @model_validator(mode="after")
     def _places_codes_before_it_ends(self) -> Self:
@@ -45,20 +56,22 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
     from dataclasses import replace
 
     from worldloom.stages.dataset import Dataset
-    from worldloom.stages.tokenizer_kinds import kind_of_tokenizer
+    from worldloom.stages.stream_reports import report_streams
+    from worldloom.stages.tokenizer_kinds import check_together, kind_of_tokenizer
     from worldloom.stages.training import train
     from worldloom.stages.value_batches import ValueBatches
 
-    if (out / "card.json").exists():
+    if (out / "tokenizer" / "README.md").exists():  # what is written last
         return
     dataset = Dataset(inputs["data"])
     kind = kind_of_tokenizer(settings, dataset)
+    check_together(settings, dataset)
     tokenizer = kind.build(settings, dataset.streams[settings.stream])
-    batches = ValueBatches(dataset, "train", settings.stream, settings.batch_size, settings.seed, worker)
+    batches = ValueBatches(dataset, "train", (settings.stream, *settings.also), settings.batch_size, settings.seed, worker)
     # The adaptive weight needs whole parameters, so a profile's ZeRO 3 stops at 2 here.
     train(kind.learner(settings, tokenizer, batches), settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
     if worker.rank == 0:
-        kind.report(settings, tokenizer, dataset, out, worker.threads)
+        report_streams(kind.report, settings, tokenizer, dataset, out, worker.threads)
         tokenizer.save_pretrained(out / "tokenizer")
 
 

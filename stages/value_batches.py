@@ -1,6 +1,6 @@
 """Batches of values for training a tokenizer: an order that is a pure function of the seed, the same whatever the number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -20,15 +20,18 @@ CACHE_BYTES = 1 << 29  # a split whose values need less is decoded once and kept
 class ValueBatches:
     """This rank's part of every global batch of `batch_size` values [b, *shape]; the position is {"values": seen so far}."""
 
-    def __init__(self, dataset: Dataset, split: str, stream: str, batch_size: int, seed: int, worker: Worker) -> None:
+    def __init__(self, dataset: Dataset, split: str, streams: Sequence[str], batch_size: int, seed: int, worker: Worker) -> None:
+        """Values of several streams, of one kind and form, are mixed as if they were one long stream."""
         if batch_size % worker.world_size:
             raise ValueError(
                 f"batch_size ({batch_size}) must be a multiple of the {worker.world_size} training workers; "
                 f"set it to {-(-batch_size // worker.world_size) * worker.world_size}"
             )
-        self.values = Values(dataset, split, stream)
-        if not len(self.values):
-            raise ValueError(f"no sample of the split {split!r} has the stream {stream!r}; there is nothing to train on")
+        parts = [Values(dataset, split, stream) for stream in streams]
+        for stream, part in zip(streams, parts, strict=True):
+            if not len(part):
+                raise ValueError(f"no sample of the split {split!r} has the stream {stream!r}; there is nothing to train on")
+        self.values: Values | Pooled = parts[0] if len(parts) == 1 else Pooled(parts)
         self.batch_size = batch_size
         self.seed = seed
         self.part = batch_size // worker.world_size
@@ -88,6 +91,26 @@ class Values:
             self._cache[missing] = self.dataset.batch(self.split, self.stream, self.samples[missing])
             self._decoded[missing] = True
         return self._cache[index]
+
+
+class Pooled:
+    """Values of several streams one behind the other; all have one shape and type."""
+
+    def __init__(self, parts: Sequence[Values]) -> None:
+        self.parts = tuple(parts)
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[Any]:
+        """[B, *shape] in the order asked for."""
+        found = np.empty((len(index), *self.parts[0].shape), self.parts[0].dtype)
+        of = np.searchsorted(self.ends, index, "right")
+        for number in np.unique(of).tolist():
+            here = of == number
+            found[here] = self.parts[number][index[here] - (self.ends[number] - len(self.parts[number]))]
+        return found
 
 
 def spaced(count: int, most: int) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ def dataset(tiny_root: Path) -> Dataset:
 
 
 def batches(dataset: Dataset, worker: Worker | None = None, seed: int = 3) -> ValueBatches:
-    return ValueBatches(dataset, "train", STREAM, batch_size=4, seed=seed, worker=worker or Worker())
+    return ValueBatches(dataset, "train", (STREAM,), batch_size=4, seed=seed, worker=worker or Worker())
 
 
 def take(source: Iterator[Any], count: int) -> list[Any]:
@@ -74,4 +74,4 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(dataset: Dataset) -> N
 
 def test_a_split_without_pictures_is_refused(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="no sample of the split 'nowhere'"):
-        ValueBatches(dataset, "nowhere", STREAM, 4, 0, Worker())
+        ValueBatches(dataset, "nowhere", (STREAM,), 4, 0, Worker())
