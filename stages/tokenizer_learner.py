@@ -28,7 +28,7 @@ from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, ra
 from worldloom.tokenizers.quantizers.codebooks import health
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.video import VideoTokenizer, fold_frames
-from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge
+from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge, known
 from worldloom.tokenizers.vqvae import reconstruction_loss
 
 MEASURE_EVERY = 10  # steps between PSNRs of a training batch
@@ -38,7 +38,8 @@ VARIANCE_OF = 1024  # pictures
 class VqGanLearner:
     """L1 + perceptual + commitment, and from some step on a patch discriminator (arXiv:2012.09841).
 
-    One forward pass of the autoencoder serves both turns; features of the real pictures are computed once.
+    One forward pass of the autoencoder and one of the discriminator over what it made serve both turns; features of the real pictures are
+    computed once, and no network is differentiated twice.
     """
 
     def __init__(
@@ -79,30 +80,35 @@ class VqGanLearner:
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
         xhat = made.output.float()
-        losses = {"l1": (x - xhat).abs().mean(), "codebook": made.quantized.loss}
+        # Losses are differentiated down to here, each once; what they ask of the pictures then goes through the decoder together.
+        seen = xhat.detach().requires_grad_()
+        losses = {"l1": (x - seen).abs().mean()}
         if self.perceptual is not None:
             self.perceptual.to(x.device)
             with _autocast(x, self.precision):
                 with torch.no_grad():
                     real_features = self.perceptual.features(fold_frames(x))
-                distance = self.perceptual.distance(real_features, self.perceptual.features(fold_frames(xhat)))
+                distance = self.perceptual.distance(real_features, self.perceptual.features(fold_frames(seen)))
             losses[self.perceptual.name] = self.settings.perceptual_weight * distance
+        gradients = {name: torch.autograd.grad(loss, seen)[0] for name, loss in losses.items()}
+        losses = {name: known(xhat, loss, gradients[name]) for name, loss in losses.items()}
+        losses["codebook"] = made.quantized.loss
         metrics = _metrics(self.tokenizer, batch, made, step)
         factor = gate(step, self.start, self.ramp)
         if self.discriminator is None or factor == 0:
             yield Turn("generator", losses, metrics, {"pictures": len(x)})
             return
         with _autocast(x, self.precision):
-            adversarial = generator_loss(self.discriminator.frozen(fold_frames(xhat)))
-        nll = sum((loss for name, loss in losses.items() if name != "codebook"), torch.zeros((), device=x.device))
-        ratio = adaptive_weight(nll, adversarial, self.autoencoder.last_weight)
+            fake = self.discriminator(fold_frames(seen))  # for both turns
+        adversarial = generator_loss(fake)
+        (gradient,) = torch.autograd.grad(adversarial, seen, retain_graph=True)
+        ratio = adaptive_weight(xhat, sum(gradients.values(), torch.zeros_like(xhat)), gradient, self.autoencoder.last_weight)
         weight = self.settings.adversarial_weight * ratio
-        losses["adversarial"] = factor * weight * adversarial
+        losses["adversarial"] = factor * weight * known(xhat, adversarial, gradient)
         metrics = {**metrics, "gradient_ratio": ratio, "adversarial_weight": weight, "adversarial_gate": factor}
         yield Turn("generator", losses, metrics, {"pictures": len(x)})
         with _autocast(x, self.precision):
-            logits = self.discriminator(torch.cat([fold_frames(x), fold_frames(xhat.detach())]))
-        real, fake = logits.chunk(2)
+            real = self.discriminator(fold_frames(x))
         yield Turn(
             "discriminator",
             {"discriminator": factor * hinge(real, fake)},

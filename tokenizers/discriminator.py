@@ -6,6 +6,8 @@ Group norm in place of batch norm: its statistics are those of one picture, so t
 import torch
 from torch import Tensor, nn
 
+from worldloom.tokenizers.networks.group_norm import GroupNorm
+
 
 class PatchDiscriminator(nn.Module):
     """Pictures [B, 3, H, W] in [-1, 1] -> logits [B, 1, h, w]. Weights N(0, 0.02), norms N(1, 0.02)."""
@@ -34,12 +36,6 @@ class PatchDiscriminator(nn.Module):
         logits: Tensor = self.stages(pictures.contiguous(memory_format=torch.channels_last))
         return logits
 
-    def frozen(self, pictures: Tensor) -> Tensor:
-        """`forward` with constant weights: gradients pass to the pictures and not to this module."""
-        weights = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        logits: Tensor = torch.func.functional_call(self, weights, (pictures,))
-        return logits
-
 
 def smallest_side(layers: int) -> int:
     """The smallest pictures that leave at least one patch."""
@@ -49,6 +45,6 @@ def smallest_side(layers: int) -> int:
     return side
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def _group_norm(channels: int) -> GroupNorm:
     groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if groups == 1 or (channels % groups == 0 and channels // groups >= 4))
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)

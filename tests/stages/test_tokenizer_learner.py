@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench.taming_reference import TamingModel
+from bench.taming_training import Discriminator, TamingTraining
 from worldloom.stages.tokenizer_learner import DvaeLearner, VqGanLearner, VqVaeLearner, learner_of
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
@@ -11,6 +13,7 @@ from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.quantizers.settings import Ema
+from worldloom.tokenizers.taming import architecture, key_table, put_weights
 
 
 class Even(ValueBatches):
@@ -97,6 +100,39 @@ def test_the_generators_loss_is_what_the_paper_adds_up() -> None:
     nll = torch.autograd.grad(turn.losses["l1"] + turn.losses["random_vgg"], last, retain_graph=True)[0].norm()
     adversarial = torch.autograd.grad(turn.losses["adversarial"], last, retain_graph=True)[0].norm()
     assert (adversarial / nll).item() == pytest.approx(0.8, rel=1e-2)  # equal gradients, times the weight of 0.8
+
+
+def test_a_step_has_the_losses_and_gradients_of_tamings_scheme() -> None:
+    """Which differentiates through everything as often as a loss asks for it; ours does so once."""
+    torch.manual_seed(0)
+    network = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn": (False, True), "z_channels": 24, "embed_dim": 16, "n_embed": 50}
+    model, judge = TamingModel(**network), Discriminator(width=8, layers=2)
+    about = architecture(model.state_dict())
+    tokenizer = ImageTokenizer.build(about, {"height": 16, "width": 16}, seed=0)
+    put_weights(tokenizer.autoencoder, about, model.state_dict())
+    settings = VqGan(adversarial_weight=0.8, adversarial_from=0.0, adversarial_ramp=0.0, discriminator_width=8)
+    learner = VqGanLearner(tokenizer, settings, 10, 1e-3, (0.5, 0.9), 0.0, 0, "fp32")
+    assert learner.discriminator is not None and learner.perceptual is not None
+    for parameter, other in zip(learner.discriminator.parameters(), judge.parameters(), strict=True):
+        parameter.data.copy_(other.data)
+    plain = TamingTraining(model, learner.perceptual, judge)
+    x = torch.from_numpy(pictures()).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = [plain.generator_loss(x), plain.discriminator_loss(x)]
+    for turn, loss, module, other in zip(
+        learner.turns(pictures(), 5), expected, (tokenizer.autoencoder, learner.discriminator), (model, judge), strict=True
+    ):
+        total = sum(turn.losses.values(), torch.zeros(()))
+        assert total.item() == pytest.approx(loss.item(), rel=1e-5)
+        total.backward()
+        other.zero_grad()
+        loss.backward()
+        theirs = dict(other.named_parameters())
+        order = iter(theirs)
+        for name, parameter in module.named_parameters():
+            wanted = theirs[key_table(about)[name] if other is model else next(order)].grad
+            assert parameter.grad is not None and wanted is not None
+            # A bias before a norm has no gradient but rounding.
+            assert torch.allclose(parameter.grad, wanted, atol=1e-5 * wanted.abs().max().item() + 1e-6, rtol=0), name
 
 
 def test_without_adversarial_weight_there_is_one_player() -> None:

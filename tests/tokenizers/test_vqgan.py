@@ -1,28 +1,37 @@
 import pytest
 import torch
 
-from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge
+from worldloom.tokenizers.vqgan import adaptive_weight, gate, generator_loss, hinge, known
 
 
-def toy(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two quadratic losses of two parameters: (nll, adversarial, parameters)."""
+def toy(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures made of two parameters, the gradients of two quadratic losses at them, and the parameters; d nll / dw = 6 w = (6, -12)."""
     w = torch.tensor([1.0, -2.0], requires_grad=True)
-    return 3 * w.square().sum(), scale * (w - 1).square().sum(), w
+    xhat = 3 * w  # nll = |xhat|^2 / 3, adversarial = scale |xhat / 3 - 1|^2
+    seen = xhat.detach()
+    return xhat, 2 * seen / 3, 2 * scale * (seen / 3 - 1) / 3, w
 
 
 def test_the_adaptive_weight_is_the_ratio_of_gradients() -> None:
-    nll, adversarial, w = toy(0.5)
-    # Gradients are 6 w = (6, -12) and (w - 1) = (0, -3).
-    assert adaptive_weight(nll, adversarial, w).item() == pytest.approx((180**0.5) / (3 + 1e-4), rel=1e-6)
+    # The gradients are 6 w = (6, -12) and (w - 1) = (0, -3).
+    assert adaptive_weight(*toy(0.5)).item() == pytest.approx((180**0.5) / (3 + 1e-4), rel=1e-6)
 
 
 def test_the_adaptive_weight_is_clamped_and_constant() -> None:
-    nll, adversarial, w = toy(1e-9)
-    weight = adaptive_weight(nll, adversarial, w)
+    xhat, nll, adversarial, w = toy(1e-9)
+    weight = adaptive_weight(xhat, nll, adversarial, w)
     assert weight.item() == 1e4
     assert not weight.requires_grad
-    (nll + weight * adversarial).backward()  # both graphs are still there
-    assert w.grad is not None and torch.allclose(w.grad, torch.tensor([6.0, -12.0]), atol=1e-3)
+    xhat.square().sum().div(3).backward()  # the graph is still there
+    assert w.grad is not None and torch.allclose(w.grad, torch.tensor([6.0, -12.0]))
+
+
+def test_a_known_loss_has_its_value_and_passes_the_gradient_on() -> None:
+    xhat, nll, _, w = toy(1.0)
+    loss = known(xhat, (xhat.square() / 3).sum(), nll)
+    assert loss.item() == pytest.approx(15.0)
+    (0.5 * loss).backward()
+    assert w.grad is not None and torch.allclose(w.grad, torch.tensor([3.0, -6.0]))
 
 
 @pytest.mark.parametrize("step, expected", [(0, 0.0), (99, 0.0), (100, 0.25), (101, 0.5), (103, 1.0), (500, 1.0)])

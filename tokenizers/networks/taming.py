@@ -1,14 +1,16 @@
 """The encoder and decoder of VQ-GAN (arXiv:2012.09841, appendix), so that public checkpoints in that layout can be used.
 
 B batch, H x W pixels, C channels, D code width. Values are those of the published network; the execution is ours: activations lie in
-channels_last from the first convolution on, swish overwrites the norm's output where no gradient needs it, attention is one fused
-call, the 1 x 1 convolutions around the codes belong to the networks. Parameters stay contiguous: engines exchange them as flat memory.
+channels_last from the first convolution on, norms are made for that, swish overwrites their output where no gradient needs it, attention
+is one fused call, the 1 x 1 convolutions around the codes belong to the networks. Parameters stay contiguous: engines exchange them as flat
+memory.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.tokenizers.networks.group_norm import GroupNorm
 from worldloom.tokenizers.taming_settings import GROUPS, Taming
 
 EPSILON = 1e-6
@@ -43,9 +45,9 @@ class TamingEncoder(nn.Module):
             x = self.stem(pictures.contiguous(memory_format=torch.channels_last))
             for level in self.levels:
                 x = level(x)
-            x = self.norm.swish(self.middle(x))
-        with torch.autocast(device, enabled=False):  # codes are chosen by small differences: the last products are float32
-            features: Tensor = self.to_code(self.head(x.to(self.head.weight.dtype)))
+            x = self.head(self.norm.swish(self.middle(x)))
+        with torch.autocast(device, enabled=False):  # codes are chosen by small differences: the last product is float32
+            features: Tensor = self.to_code(x.to(self.to_code.weight.dtype))
         return features
 
 
@@ -111,15 +113,11 @@ class Middle(nn.Module):
         return out
 
 
-class Norm(nn.GroupNorm):
-    """Group norm of 32 groups; statistics in float32, whatever the type of the activations."""
+class Norm(GroupNorm):
+    """Group norm of 32 groups."""
 
     def __init__(self, width: int) -> None:
         super().__init__(GROUPS, width, eps=EPSILON)
-
-    def swish(self, x: Tensor) -> Tensor:
-        """norm(x) * sigmoid(norm(x))."""
-        return F.silu(self(x), inplace=not torch.is_grad_enabled())
 
 
 class Residual(nn.Module):
