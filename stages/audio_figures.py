@@ -1,6 +1,7 @@
 """What a trained tokenizer of sounds is worth on sounds it has not heard: distances, bits, use of its codes, how they sound."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from worldloom.tokenizers.mel_picture import MelTokenizer
 
 SPLITS = ("held_out", "validation", "train")
 PLAIN_BITS = 2  # a sample, of the mu-law coder that stands beside it
+PLAIN = f"mu-law, {PLAIN_BITS} bits a sample"
+LEARNED, PHASES = "learned decoder", "the same codes, Griffin-Lim alone"
 SHOWN, HEARD = 6, 2
 AT_ONCE = 64
 
@@ -31,13 +34,17 @@ def report_audio(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelTokeni
         some = values[spaced(len(values), settings.measured)]
         codes = np.concatenate([tokenizer.encode(part) for part in np.array_split(some, -(-len(some) // AT_ONCE))])
         rebuilt = tokenizer.decode(codes)
-    real, made, plain = torch.from_numpy(some), torch.from_numpy(rebuilt), mu_law_coded(torch.from_numpy(some), PLAIN_BITS)
+        others = _others(tokenizer, some, codes)
     seconds = tokenizer.samples / tokenizer.sample_rate
     use = use_of([codes], tokenizer.codebook_size, tokenizer.levels)
+    main, *compared = (_distances(some, made, tokenizer.sample_rate) for made in (rebuilt, *others.values()))
+    plain = compared[list(others).index(PLAIN)]
     figures = {
-        f"{name}.log_mel_l1": float(log_mel_l1(real, made, tokenizer.sample_rate).mean()),
-        f"{name}.log_mel_l1_mu_law": float(log_mel_l1(real, plain, tokenizer.sample_rate).mean()),
-        f"{name}.si_sdr": float(si_sdr(real, made).mean()),
+        f"{name}.log_mel_l1": main.log_mel_l1,
+        f"{name}.log_mel_l1_mu_law": plain.log_mel_l1,
+        f"{name}.log_mel_l1_of_mu_laws": main.log_mel_l1 / max(plain.log_mel_l1, 1e-6),
+        f"{name}.si_sdr": main.si_sdr,
+        f"{name}.si_sdr_mu_law": plain.si_sdr,
         f"{name}.codebook_use": use.share,
         f"{name}.perplexity": use.perplexity,
         f"{name}.bits_per_second": bits(tokenizer) / seconds,
@@ -51,12 +58,13 @@ def report_audio(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelTokeni
             "decode_seconds_per_second": rate(lambda: tokenizer.decode(few_codes), len(few)) * seconds,
         }
     write_rates(out, speeds)
-    plain_rate = PLAIN_BITS * tokenizer.sample_rate * tokenizer.channels
+    rates = {PLAIN: PLAIN_BITS * tokenizer.sample_rate * tokenizer.channels, PHASES: round(bits(tokenizer) / seconds)}
+    kind = f"{settings.tokenizer.type}, {LEARNED}" if PHASES in others else settings.tokenizer.type
     table = Table(
         columns=("coder", "bits a second", "log-mel L1", "SI-SDR (dB)", "codebook use", "perplexity"),
         rows=(
-            (settings.tokenizer.type, round(bits(tokenizer) / seconds), *_rounded(figures, name)),
-            ("mu-law, 2 bits a sample", plain_rate, *(round(float(x), 3) for x in _plain(real, plain, tokenizer.sample_rate)), None, None),
+            (kind, round(bits(tokenizer) / seconds), *main.rounded(), round(use.share, 3), round(use.perplexity, 3)),
+            *((what, rates[what], *found.rounded(), None, None) for what, found in zip(others, compared, strict=True)),
         ),
         title=f"{len(some):,} sounds of {split}",
     )
@@ -64,16 +72,31 @@ def report_audio(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelTokeni
     write_card(out, _card(settings, tokenizer, table, use.bars(), some, rebuilt, split, out))
 
 
-def _rounded(figures: dict[str, float], name: str) -> tuple[float, ...]:
-    return tuple(round(figures[f"{name}.{what}"], 3) for what in ("log_mel_l1", "si_sdr", "codebook_use", "perplexity"))
+class _Distances(NamedTuple):
+    """Means over sounds."""
+
+    log_mel_l1: float
+    si_sdr: float  # dB
+
+    def rounded(self) -> tuple[float, float]:
+        return round(self.log_mel_l1, 3), round(self.si_sdr, 3)
+
+
+def _distances(real: NDArray[np.float32], made: NDArray[np.float32], sample_rate: int) -> _Distances:
+    before, after = torch.from_numpy(real), torch.from_numpy(made)
+    return _Distances(float(log_mel_l1(before, after, sample_rate).mean()), float(si_sdr(before, after).mean()))
+
+
+def _others(
+    tokenizer: AudioTokenizer | MelTokenizer, sounds: NDArray[np.float32], codes: NDArray[np.int64]
+) -> dict[str, NDArray[np.float32]]:
+    """What stands beside the tokenizer, by name: where its decoder is learned, the same codes without it; the plain coder."""
+    others = {PHASES: tokenizer.decode_plainly(codes)} if isinstance(tokenizer, MelTokenizer) and tokenizer.vocoder is not None else {}
+    return {**others, PLAIN: mu_law_coded(torch.from_numpy(sounds), PLAIN_BITS).numpy()}
 
 
 def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255)
-
-
-def _plain(real: torch.Tensor, plain: torch.Tensor, sample_rate: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return log_mel_l1(real, plain, sample_rate).mean(), si_sdr(real, plain).mean()
 
 
 def _card(
@@ -101,7 +124,7 @@ def _card(
         *heard,
         table,
         Bars(values=bars, title=f"Choices of the codes of {name}, from the most to the least chosen, levels together ({split})"),
-        Curves(series=("loss/waveform", "loss/mel", "loss/codebook"), title=f"Losses of {name}"),
+        Curves(series=("loss/waveform", "loss/mel", "loss/codebook", "loss/vocoder"), title=f"Losses of {name}"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.log_mel_l1", f"{name}.codebook_use"))

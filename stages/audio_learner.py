@@ -1,7 +1,7 @@
 """What trains the tokenizers of sounds: how waveforms and log-mel spectrograms differ, and the quantizer's own loss."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,50 @@ from worldloom.tokenizers.mel_picture import MelTokenizer
 from worldloom.tokenizers.quantizers.codebooks import health
 
 
-class SoundLearner:
-    """One player. What a reconstruction costs beside the quantizer's own loss is `cost`: (network's input, its output) -> losses."""
+class CodecLearner:
+    """One player: what a reconstruction costs, beside the quantizer's own loss, is that of its waveform."""
 
     def __init__(
-        self,
-        tokenizer: AudioTokenizer | MelTokenizer,
-        cost: Callable[[Tensor, Tensor], dict[str, Tensor]],
-        learning_rate: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        precision: Precision,
+        self, tokenizer: AudioTokenizer, learning_rate: float, betas: tuple[float, float], weight_decay: float, precision: Precision
     ) -> None:
         self.tokenizer = tokenizer
-        self.cost = cost
         self.precision = precision
         self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
-        autoencoder = self.tokenizer.autoencoder.train()
-        x = self.tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(self.tokenizer.device))
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            made: Reconstruction = autoencoder(x)
-        losses = {**self.cost(x, made.output.float()), "codebook": made.quantized.loss}
-        yield Turn("generator", losses, health(autoencoder), {"sounds": len(x)})
+        x, made = _reconstruction(self.tokenizer, batch, self.precision)
+        costs = codec_cost(self.tokenizer.settings, self.tokenizer.sample_rate, x, made.output.float())
+        yield Turn("generator", {**costs, "codebook": made.quantized.loss}, health(self.tokenizer.autoencoder), {"sounds": len(x)})
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class MelLearner:
+    """Two players where the decoder is learned: the vocoder hears what the codes leave, and moves neither codes nor autoencoder."""
+
+    def __init__(
+        self, tokenizer: MelTokenizer, learning_rate: float, betas: tuple[float, float], weight_decay: float, precision: Precision
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.precision = precision
+        players = [Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay)]
+        if tokenizer.vocoder is not None:
+            players.append(Player("vocoder", tokenizer.vocoder, learning_rate, betas, weight_decay))
+        self.players = tuple(players)
+
+    def turns(self, batch: Any, step: int) -> Iterator[Turn]:
+        x, made = _reconstruction(self.tokenizer, batch, self.precision)
+        losses = {**mel_cost(x, made.output.float()), "codebook": made.quantized.loss}
+        yield Turn("generator", losses, health(self.tokenizer.autoencoder), {"sounds": len(x)})
+        if self.tokenizer.vocoder is not None:
+            sounds = torch.as_tensor(np.asarray(batch)).to(x.device)
+            with _autocast(x, self.precision):
+                rebuilt = self.tokenizer.to_values(made.output.detach())
+            yield Turn("vocoder", {"vocoder": multi_scale_mel_loss(sounds, rebuilt, self.tokenizer.sample_rate)})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -80,6 +100,15 @@ def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelToken
     """The learner of the tokenizer's type."""
     precision = resolve_precision(settings.precision)
     rates = settings.learning_rate, settings.betas, settings.weight_decay, precision
-    if isinstance(tokenizer, MelTokenizer):
-        return SoundLearner(tokenizer, mel_cost, *rates)
-    return SoundLearner(tokenizer, partial(codec_cost, tokenizer.settings, tokenizer.sample_rate), *rates)
+    return MelLearner(tokenizer, *rates) if isinstance(tokenizer, MelTokenizer) else CodecLearner(tokenizer, *rates)
+
+
+def _reconstruction(tokenizer: AudioTokenizer | MelTokenizer, batch: Any, precision: Precision) -> tuple[Tensor, Reconstruction]:
+    """The network's input, and what the autoencoder makes of it."""
+    x = tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(tokenizer.device))
+    with _autocast(x, precision):
+        return x, tokenizer.autoencoder.train()(x)
+
+
+def _autocast(x: Tensor, precision: Precision) -> AbstractContextManager[Any]:
+    return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -35,7 +35,10 @@ class Codec(BaseModel):
 
 
 class Mel(BaseModel):
-    """The log-mel spectrogram as a picture, coded like one; sounds come back by Griffin-Lim (spectrograms as in arXiv:2312.17172)."""
+    """The log-mel spectrogram as a picture, coded like one; sounds come back by Griffin-Lim, to which a vocoder may be added.
+
+    Spectrograms as in arXiv:2312.17172.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -49,7 +52,12 @@ class Mel(BaseModel):
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
     quantizer: AnyQuantizer = Field(default=Ema(), description="how the encoder's vectors become codes")
+    decoder: Literal["griffin_lim", "learned"] = Field(
+        default="griffin_lim", description="learned: a vocoder trained beside the codes makes Griffin-Lim's sounds better"
+    )
     rounds: Annotated[int, Field(ge=1, le=1000, description="of Griffin-Lim; more are better and slower")] = 32
+    vocoder_width: Annotated[int, Field(ge=4, le=1024, description="channels of the learned decoder")] = 128
+    vocoder_blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks of the learned decoder")] = 4
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.networks.elsewhere import NONE, Networks, NetworksMissing
@@ -90,6 +90,11 @@ class LearnedTokenizer(ABC):
         return hashlib.sha256(self._config() + self._weights()).hexdigest()
 
     @property
+    def weights(self) -> nn.Module:
+        """All that is learnt, as it is saved; a kind that has more than the autoencoder puts both into one module."""
+        return self.autoencoder
+
+    @property
     def device(self) -> torch.device:
         return next(self.autoencoder.parameters()).device
 
@@ -140,7 +145,7 @@ class LearnedTokenizer(ABC):
         except ValueError as error:
             raise ValueError(f"{folder}: config.json does not describe a tokenizer of {cls.values}: {error}") from None
         weights = load_file(folder / "model.safetensors")
-        expected = tokenizer.autoencoder.state_dict()
+        expected = tokenizer.weights.state_dict()
         wrong = sorted(set(weights) ^ set(expected)) + sorted(
             key
             for key in set(weights) & set(expected)
@@ -150,8 +155,8 @@ class LearnedTokenizer(ABC):
             raise ValueError(
                 f"{folder}: model.safetensors does not fit config.json at {', '.join(wrong[:5])}; the files are of different runs"
             )
-        tokenizer.autoencoder.load_state_dict(weights)
-        tokenizer.autoencoder.eval().requires_grad_(False)
+        tokenizer.weights.load_state_dict(weights)
+        tokenizer.weights.eval().requires_grad_(False)
         return tokenizer
 
     def _parts(self, values: Tensor) -> list[Tensor]:
@@ -174,7 +179,7 @@ class LearnedTokenizer(ABC):
         return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
     def _weights(self) -> bytes:
-        weights: bytes = save({name: value.cpu().contiguous() for name, value in sorted(self.autoencoder.state_dict().items())})
+        weights: bytes = save({name: value.cpu().contiguous() for name, value in sorted(self.weights.state_dict().items())})
         return weights
 
     def _readme(self) -> str:

@@ -23,6 +23,7 @@ from worldloom.tokenizers.load import load_tokenizer
 
 EMA = {"type": "ema", "code_width": 3, "place_after": 2}
 SMALL = {"codebook_size": 9, "width": 4, "blocks": 1}
+MEL = {"bins": 16, "window": 128, "hop": 32, "downsample": 16, "rounds": 4, "quantizer": EMA}
 PICTURES = {**SMALL, "downsample": 8, "quantizer": EMA}
 TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip over time": ("clip", {"type": "vqgan", **PICTURES, "time_stride": 2, "discriminator_width": 4, "adversarial_from": 0.5}),
@@ -32,13 +33,18 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
         "sound",
         {"type": "codec", **SMALL, "downsample": 64, "quantizer": {**EMA, "type": "residual", "levels": 2}},
     ),
-    "mel": ("sound", {"type": "mel", **SMALL, "bins": 16, "window": 128, "hop": 32, "downsample": 16, "rounds": 4, "quantizer": EMA}),
+    "mel, learned": (
+        "sound",
+        {"type": "mel", **SMALL, **MEL, "decoder": "learned", "vocoder_width": 5, "vocoder_blocks": 1},
+    ),
+    "mel": ("sound", {"type": "mel", **SMALL, **MEL}),
 }
 SHAPES = {
     "clip over time": (3, 2, 2),
     "clip by frames": (5, 2, 2),
     "dvae of clips": (2, 2, 2),
     "codec": (40, 2),
+    "mel, learned": (5, 1),
     "mel": (5, 1),
 }
 
@@ -90,7 +96,23 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
     assert kinds[0] == "picture" and {"table", "bars", "curves"} <= set(kinds) and ("sound" in kinds) == (stream == "sound")
 
 
-@pytest.mark.parametrize("kind", ["clip over time", "codec"])
+def test_the_learned_decoder_trains_beside_the_codes_and_the_card_compares_it(tmp_path: Path, data: Artifact) -> None:
+    plain, learned = (make(tmp_path / kind, data, settings_of(kind)) for kind in ("mel", "mel, learned"))
+    tokenizers = [load_tokenizer(made.folder / "tokenizer") for made in (plain, learned)]
+    values = Values(Dataset(data), "held_out", "sound")[np.arange(4)]
+    assert np.array_equal(*(tokenizer.encode(values) for tokenizer in tokenizers))
+    sounds = [tokenizer.decode(tokenizer.encode(values)) for tokenizer in tokenizers]
+    assert not np.array_equal(*sounds)
+    table = next(block for block in json.loads(learned.content("card.json"))["blocks"] if block["type"] == "table")
+    assert [row[0] for row in table["rows"]] == ["mel, learned decoder", "the same codes, Griffin-Lim alone", "mu-law, 2 bits a sample"]
+    assert table["rows"][1][2] == json.loads(plain.content("card.json"))["blocks"][5]["rows"][0][2]
+    figures = json.loads(learned.content("figures.json"))
+    assert figures["sound.log_mel_l1_of_mu_laws"] == pytest.approx(
+        figures["sound.log_mel_l1"] / figures["sound.log_mel_l1_mu_law"], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["clip over time", "codec", "mel, learned"])
 def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact, kind: str) -> None:
     settings = settings_of(kind)
     whole = make(tmp_path / "whole", data, settings)

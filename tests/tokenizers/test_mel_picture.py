@@ -64,6 +64,26 @@ def test_a_tone_keeps_its_pitch_and_loudness_through_the_picture(hertz: float) -
     assert 0.2 < np.abs(back[500:2_500]).max() < 1.0
 
 
+def test_a_learned_decoder_changes_sounds_and_no_code_and_comes_back_from_its_folder(tmp_path: Path) -> None:
+    settings = Mel(codebook_size=11, quantizer=Ema(code_width=3), **SMALL)
+    plain = MelTokenizer.build(settings, FORM, seed=3)
+    learned = MelTokenizer.build(settings.model_copy(update={"decoder": "learned", "vocoder_width": 8, "vocoder_blocks": 1}), FORM, seed=3)
+    codes = learned.encode(sounds(2))
+    assert np.array_equal(codes, plain.encode(sounds(2)))
+    np.testing.assert_allclose(learned.decode(codes), plain.decode(codes), atol=1e-5)  # untrained it adds nothing
+    assert learned.vocoder is not None
+    torch.nn.init.normal_(learned.vocoder.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    assert np.abs(learned.decode(codes) - plain.decode(codes)).max() > 1e-3
+    np.testing.assert_array_equal(learned.decode_plainly(codes), plain.decode(codes))
+    assert np.array_equal(learned.decode(codes), learned.decode(codes)) and np.array_equal(
+        learned.decode(codes)[:1], learned.decode(codes[:1])
+    )
+    learned.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.fingerprint == learned.fingerprint != plain.fingerprint
+    assert np.array_equal(loaded.decode(codes), learned.decode(codes))
+
+
 def test_silence_stays_silent() -> None:
     audio = tokenizer()
     assert float(audio.to_values(audio.to_network(torch.zeros(1, 1, 3_000))).abs().max()) < 1e-6
