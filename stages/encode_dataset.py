@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef, StageSettings, StreamName, TokenizerRef
+from worldloom.stages.settings import DatasetRef, Settings, StageSettings, StreamName, TokenizerRef
 
 if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
@@ -28,6 +28,27 @@ if TYPE_CHECKING:
     from worldloom.tokenizers.tokenizer import Tokenizer
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Crops(Settings):
+    """Crops of the training split as samples of their own, behind the whole ones. Streams without crops repeat their codes."""
+
+    streams: tuple[Annotated[str, StreamName(("image", "video"))], ...] = Field(
+        min_length=1, description="streams that show the same scene: a sample's crop is the same part of each"
+    )
+    count: PositiveInt = Field(description="crops of every sample")
+    scale: tuple[Share, Share] = Field(default=(0.5, 1.0), description="smallest and largest share of the picture's area")
+    flip: bool = Field(default=False, description="half of the crops are turned left to right; captions and actions are not")
+    seed: NonNegativeInt = Field(default=0, description="of the boxes, with the sample's key and the number of the crop")
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale goes from the smallest to the largest share, got {list(self.scale)}; turn it round")
+        return self
+
+
 class EncodeDataset(StageSettings):
     """Samples to codes, for every stream that has a tokenizer here."""
 
@@ -36,8 +57,24 @@ class EncodeDataset(StageSettings):
     tokenizers: Annotated[
         dict[Annotated[str, StreamName()], TokenizerRef], Field(min_length=1, description="stream -> the stage that trains its tokenizer")
     ]
+    crops: Crops | None = Field(default=None, description="encode crops of pictures and clips, too; null: whole ones only")
     batch_size: PositiveInt = Field(16, description="samples per call of a tokenizer; beyond 16 pictures a CPU's cache overflows")
     max_reject_share: Annotated[float, Field(ge=0, le=1, description="share of samples that may be refused before the stage fails")] = 0.01
+
+    @model_validator(mode="after")
+    def _crops_what_it_encodes(self) -> Self:
+        without = sorted(set(self.crops.streams) - self.tokenizers.keys()) if self.crops else []
+        if without:
+            raise ValueError(f"crops.streams: {', '.join(without)} has no tokenizer here; name streams of tokenizers")
+        return self
+
+
+class Task(NamedTuple):
+    """One token shard to make."""
+
+    shard: str  # its name, "train/shard-000003"
+    source: str  # the raw shard
+    crop: int | None  # number of the crop that is taken of every sample; None: whole
 
 
 class Batch(NamedTuple):
@@ -59,19 +96,19 @@ def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, wo
 
     data = Dataset(inputs["data"])
     commits = Commits.of(out)
-    shards = _shards(data)
-    if all(commits.find(shard) is not None for shard in shards):
+    tasks = plan(settings, data)
+    if all(commits.find(task.shard) is not None for task in tasks):
         return
     tokenizers = load_tokenizers(settings, inputs, data)
-    done, total = 0, sum(_samples(data, shard) for shard in shards)
+    done, total = 0, sum(_samples(data, task.source) for task in tasks)
 
     def reading() -> Iterator[Callable[[], Batch]]:
         nonlocal done
-        for shard in worker.share(shards):  # taken one by one, while the one before is encoded: a fast worker gets more of them
-            if commits.find(shard) is None:
-                yield from _reading(data, shard, settings)
+        for task in worker.share(tasks):  # taken one by one, while the one before is encoded: a fast worker gets more of them
+            if commits.find(task.shard) is None:
+                yield from _reading(data, task, settings)
             else:
-                done += _samples(data, shard)
+                done += _samples(data, task.source)
                 worker.report(done, total, "samples", {})
 
     with deterministic(threads=1), closing(ahead(reading())) as batches, Behind() as behind:
@@ -97,10 +134,10 @@ def finish(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path)
     from worldloom.stages.dataset import Dataset
 
     data = Dataset(inputs["data"])
-    planned = _shards(data)
-    samples = sum(data.samples(split) for split in data.splits)
-    totals = Commits.of(out).finish(planned, settings.max_reject_share, planned_samples=samples)
-    about = _describe(load_tokenizers(settings, inputs, data), data, totals, out)
+    tasks = plan(settings, data)
+    samples = sum(_samples(data, task.source) for task in tasks)
+    totals = Commits.of(out).finish([task.shard for task in tasks], settings.max_reject_share, planned_samples=samples)
+    about = _describe(load_tokenizers(settings, inputs, data), data, tasks, totals, out)
     disk.write_file(out / "tokens" / "dataset.json", disk.canonical_json(about))
     rows = tuple(
         (split, name, shape["samples"], shape["streams"][name]["samples"], shape["streams"][name]["codes"])
@@ -195,20 +232,33 @@ def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], d
     return tokenizers
 
 
-def _reading(data: "Dataset", shard: str, settings: EncodeDataset) -> Iterator[Callable[[], Batch]]:
-    samples = _samples(data, shard)
+def plan(settings: EncodeDataset, data: "Dataset") -> list[Task]:
+    """Every raw shard as it is, under its own name, and behind those of the training split its crops, numbered on."""
+    tasks = [Task(f"{split}/{shard}", f"{split}/{shard}", None) for split in data.splits for shard in data.shards(split)]
+    if settings.crops is None or not data.samples("train"):
+        return tasks
+    sources = [f"train/{shard}" for shard in data.shards("train")]
+    first = 1 + max(int(shard.rpartition("-")[2]) for shard in sources)
+    crops = [(crop, source) for crop in range(settings.crops.count) for source in sources]
+    return tasks + [Task(f"train/shard-{first + number:06d}", source, crop) for number, (crop, source) in enumerate(crops)]
+
+
+def _reading(data: "Dataset", task: Task, settings: EncodeDataset) -> Iterator[Callable[[], Batch]]:
+    samples = _samples(data, task.source)
     for first in range(0, max(samples, 1), settings.batch_size):
         rows = range(first, min(first + settings.batch_size, samples))
-        yield partial(_read, data, shard, rows, sorted(settings.tokenizers), first + settings.batch_size >= samples)
+        yield partial(_read, data, task, rows, settings, first + settings.batch_size >= samples)
 
 
-def _read(data: "Dataset", shard: str, rows: range, streams: Sequence[str], last: bool) -> Batch:
+def _read(data: "Dataset", task: Task, rows: range, settings: EncodeDataset, last: bool) -> Batch:
+    from worldloom.stages.crops import crop_key
+    from worldloom.stages.keys import check_key
     from worldloom.stages.rejects import InputRejected, Rejected
     from worldloom.stages.streams import kind_of
 
-    split, name = shard.split("/")
-    readers = {stream: data.reader(split, name, stream) for stream in streams}
-    batch = Batch(shard, [], {stream: [] for stream in streams}, [], last)
+    split, name = task.source.split("/")
+    readers = {stream: data.reader(split, name, stream) for stream in sorted(settings.tokenizers)}
+    batch = Batch(task.shard, [], {stream: [] for stream in readers}, [], last)
     for row in rows:
         values: dict[str, Any] = {}
         key = next(iter(readers.values())).key(row)
@@ -216,8 +266,10 @@ def _read(data: "Dataset", shard: str, rows: range, streams: Sequence[str], last
         try:
             for stream, reader in readers.items():
                 content = reader.content(row)
-                settings = data.streams[stream]
-                values[stream] = None if content is None else kind_of(settings.kind).decode(content, settings)
+                about = data.streams[stream]
+                values[stream] = None if content is None else kind_of(about.kind).decode(content, about)
+            if task.crop is not None:
+                key, values = check_key(crop_key(key, task.crop)), _cropped(key, values, task.crop, settings, data)
         except InputRejected as error:
             batch.rejects.append(Rejected(key, error.code, error.detail, hashlib.sha256(content or b"").hexdigest()))
             continue
@@ -227,8 +279,14 @@ def _read(data: "Dataset", shard: str, rows: range, streams: Sequence[str], last
     return batch
 
 
-def _shards(data: "Dataset") -> list[str]:
-    return [f"{split}/{shard}" for split in data.splits for shard in data.shards(split)]
+def _cropped(key: str, values: dict[str, Any], number: int, settings: EncodeDataset, data: "Dataset") -> dict[str, Any]:
+    from worldloom.stages.crops import cropped, draw_crop
+    from worldloom.stages.settings import ImageStream, VideoStream
+
+    about = settings.crops
+    assert about is not None
+    shown = {name: stream for name in about.streams if isinstance(stream := data.streams[name], ImageStream | VideoStream)}
+    return cropped(values, draw_crop(about.seed, key, number, about.scale, about.flip), shown)
 
 
 def _samples(data: "Dataset", shard: str) -> int:
@@ -236,7 +294,7 @@ def _samples(data: "Dataset", shard: str) -> int:
     return data.shard_samples(split, name)
 
 
-def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "Totals", out: Path) -> dict[str, Any]:
+def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", tasks: Sequence[Task], totals: "Totals", out: Path) -> dict[str, Any]:
     """tokens/dataset.json."""
     import numpy as np
 
@@ -247,7 +305,7 @@ def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "T
     splits: dict[str, Any] = {}
     for split in data.splits:
         shards: list[dict[str, Any]] = []
-        for name in data.shards(split):
+        for name in [task.shard.split("/")[1] for task in tasks if task.shard.startswith(f"{split}/")]:
             commit = totals.shards[f"{split}/{name}"]
             streams: dict[str, Any] = {}
             for stream in tokenizers:
@@ -281,7 +339,7 @@ def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "T
 def parallelism(settings: EncodeDataset, inputs: Mapping[str, "Artifact"]) -> int:
     from worldloom.stages.dataset import Dataset
 
-    return len(_shards(Dataset(inputs["data"])))
+    return len(plan(settings, Dataset(inputs["data"])))
 
 
 def estimate(settings: EncodeDataset, inputs: Mapping[str, Estimate]) -> Estimate:
@@ -290,6 +348,7 @@ def estimate(settings: EncodeDataset, inputs: Mapping[str, Estimate]) -> Estimat
     each = [inputs[f"tokenizers.{stream}"].codes for stream in settings.tokenizers]
     if samples is None:
         return Estimate()
+    samples *= 1 + (settings.crops.count if settings.crops else 0)  # nearly all samples are of the training split
     sizes = [member_bytes(128 + 2 * (codes or 30)) + 64 for codes in each]  # .npy header and codes, and a row of the index
     return Estimate(samples, codes=samples * sum(codes or 0 for codes in each) or None, bytes=samples * sum(sizes))
 

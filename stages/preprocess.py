@@ -1,29 +1,40 @@
-"""What a tokenizer reads, from its own config.json: files of its kind become values of its form, as in training."""
+"""What a tokenizer reads, from its own preprocessor_config.json: files of its kind become values of its form, as in training."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, Stream, TextStream, VideoStream
 from worldloom.stages.streams import kind_of
+from worldloom.tokenizers.action import ActionTokenizer
 from worldloom.tokenizers.each_frame import EachFrame
 from worldloom.tokenizers.image import ImageTokenizer
+from worldloom.tokenizers.learned import LearnedTokenizer
+from worldloom.tokenizers.preprocessing import RESAMPLING
 from worldloom.tokenizers.tokenizer import Tokenizer
 
 
 def stream_of(tokenizer: Tokenizer) -> Stream:
     """The stream whose values the tokenizer encodes."""
-    form: dict[str, Any] = getattr(tokenizer, "form", {})
-    if tokenizer.kind == "text":
-        return TextStream(kind="text")
-    if tokenizer.kind == "image":
-        return ImageStream(kind="image", size=(form["height"], form["width"]), resample=form.get("resample", "lanczos"))
-    if tokenizer.kind == "video":
-        return VideoStream(kind="video", size=(form["height"], form["width"]), frames=form["frames"], frame_rate=form["frame_rate"])
-    if tokenizer.kind == "audio":
-        rate = form["sample_rate"]
-        return AudioStream(kind="audio", sample_rate=rate, seconds=form["samples"] / rate, channels=form["channels"])
-    return ActionStream(kind="action", steps=form["steps"], dimensions=form["dimensions"], choices=form["choices"])
+    if isinstance(tokenizer, LearnedTokenizer | EachFrame):
+        return _learned(tokenizer.kind, tokenizer.preprocessing)
+    if isinstance(tokenizer, ActionTokenizer):
+        form = tokenizer.form
+        return ActionStream(kind="action", steps=form["steps"], dimensions=form["dimensions"], choices=form["choices"])
+    assert tokenizer.kind == "text"
+    return TextStream(kind="text")
+
+
+def _learned(kind: str, about: dict[str, Any]) -> Stream:
+    if kind == "audio":
+        seconds = about["num_samples"] / about["sampling_rate"]
+        return AudioStream(kind="audio", sample_rate=about["sampling_rate"], seconds=seconds, channels=about["num_channels"])
+    size = about["size"]["height"], about["size"]["width"]
+    if kind == "video":
+        return VideoStream(kind="video", size=size, frames=about["num_frames"], frame_rate=about["fps"])
+    assert kind == "image"
+    resample: Literal["nearest", "lanczos"] = "nearest" if about["resample"] == RESAMPLING["nearest"] else "lanczos"
+    return ImageStream(kind="image", size=size, resample=resample)
 
 
 def serving(tokenizer: Tokenizer, stream: Stream) -> Tokenizer | None:

@@ -221,14 +221,20 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, height: int, width: int, nearest: bool) -> Image.Image:
-    """The largest centred part of the aspect of `height` and `width`, resized to them."""
+    """The largest centred part of the aspect of `height` and `width`, resized to them.
+
+    Where it is resized its borders may lie between pixels, so that pictures of one scene in several sizes (rgb, depth, mask) are cut alike.
+    """
     scale = min(image.width / width, image.height / height)
-    across, down = (max(1, round(side * scale)) for side in (width, height))
-    left, top = (image.width - across) // 2, (image.height - down) // 2
-    if image.size != (across, down):
-        image = image.crop((left, top, left + across, top + down))
+    if image.size == (width, height):
+        return image
+    if scale == 1:  # whole pixels: nothing is resampled
+        first, above = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((first, above, first + width, above + height))
+    across, down = min(width * scale, image.width), min(height * scale, image.height)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
     way = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-    return image if image.size == (width, height) else image.resize((width, height), way)
+    return image.resize((width, height), way, box=(left, top, min(left + across, image.width), min(top + down, image.height)))
 
 
 KIND = StreamKind(extensions=("png", "jpg", "jpeg", "webp"), decode=decode, encode=encode, batch=batch, most_bytes=MAX_BYTES, form=form)

@@ -205,7 +205,7 @@ def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageToken
         raise ValueError(
             f"tokenizer.time_stride ({settings.tokenizer.time_stride}) is for clips, and {settings.stream!r} is of pictures; leave it out"
         )
-    form = {"height": stream.height, "width": stream.width}
+    form = {"height": stream.height, "width": stream.width, "resample": stream.resample}
     return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed, NETWORKS)
 
 

@@ -35,6 +35,11 @@ class EachFrame:
         return {**self.picture.form, "frames": self.frames, "frame_rate": self.frame_rate}
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Of every frame, and how many there are."""
+        return {**self.picture.preprocessing, "num_frames": self.frames, "fps": self.frame_rate}
+
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the tokenizer's own and the number of frames."""
         return hashlib.sha256(f"{self.picture.fingerprint} each of {self.frames} frames".encode()).hexdigest()

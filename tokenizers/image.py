@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -32,14 +32,22 @@ class ImageTokenizer(LearnedTokenizer):
     value_type = torch.uint8
     settings: VqGan | VqVae | Dvae | Taming
 
-    def __init__(self, autoencoder: DiscreteAutoencoder, settings: VqGan | VqVae | Dvae | Taming, height: int, width: int) -> None:
+    def __init__(
+        self,
+        autoencoder: DiscreteAutoencoder,
+        settings: VqGan | VqVae | Dvae | Taming,
+        height: int,
+        width: int,
+        resample: Literal["lanczos", "nearest"] = "lanczos",
+    ) -> None:
+        """`resample` is how files of other sizes were brought to these."""
         super().__init__(autoencoder, settings)
         if height % settings.downsample or width % settings.downsample:
             raise ValueError(
                 f"pictures of {height} x {width} pixels cannot be divided into cells of {settings.downsample}; "
                 f"choose a downsample that divides both, or another size for the stream"
             )
-        self.height, self.width = height, width
+        self.height, self.width, self.resample = height, width, resample
 
     @property
     def value_shape(self) -> tuple[int, ...]:
@@ -52,12 +60,12 @@ class ImageTokenizer(LearnedTokenizer):
 
     @property
     def form(self) -> dict[str, Any]:
-        return {"height": self.height, "width": self.width}
+        return {"height": self.height, "width": self.width, "resample": self.resample}
 
     @classmethod
     def build(cls, settings: VqGan | VqVae | Dvae | Taming, form: Mapping[str, Any], seed: int, networks: Networks = NONE) -> Self:
         autoencoder = build_autoencoder(settings, seed, networks, (form["height"], form["width"]))
-        return cls(autoencoder, settings, form["height"], form["width"])
+        return cls(autoencoder, settings, form["height"], form["width"], form.get("resample", "lanczos"))
 
     @classmethod
     def assemble(cls, settings: Any, form: Mapping[str, Any], networks: Networks) -> Self:

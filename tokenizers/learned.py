@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.networks.elsewhere import NONE, Networks, NetworksMissing
+from worldloom.tokenizers.preprocessing import FILE, preprocessing_of
 
-FORMAT = 2
+FORMAT = 3
 
 
 class LearnedTokenizer(ABC):
@@ -85,9 +86,14 @@ class LearnedTokenizer(ABC):
         return self.autoencoder.quantizer.levels
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What preprocessor_config.json says: how values are brought to their form, and to what the networks read."""
+        return preprocessing_of(self.kind, self.settings, self.form)
+
+    @property
     def fingerprint(self) -> str:
-        """sha256 over config.json and the weights."""
-        return hashlib.sha256(self._config() + self._weights()).hexdigest()
+        """sha256 over config.json, preprocessor_config.json and the weights."""
+        return hashlib.sha256(self._config() + self._preprocessor() + self._weights()).hexdigest()
 
     @property
     def weights(self) -> nn.Module:
@@ -123,8 +129,9 @@ class LearnedTokenizer(ABC):
         return (torch.cat(found)[: len(grid)] if found else torch.zeros((0, *self.value_shape), dtype=self.value_type)).numpy()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes config.json, model.safetensors and README.md."""
+        """Writes config.json, preprocessor_config.json, model.safetensors and README.md."""
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_bytes(self._preprocessor())
         (folder / "model.safetensors").write_bytes(self._weights())
         (folder / "config.json").write_bytes(self._config())
         (folder / "README.md").write_text(self._readme(), encoding="utf-8")
@@ -144,6 +151,7 @@ class LearnedTokenizer(ABC):
             raise NetworksMissing(f"{folder}: {error}") from None
         except ValueError as error:
             raise ValueError(f"{folder}: config.json does not describe a tokenizer of {cls.values}: {error}") from None
+        _check_preprocessing(folder, tokenizer.preprocessing)
         weights = load_file(folder / "model.safetensors")
         expected = tokenizer.weights.state_dict()
         wrong = sorted(set(weights) ^ set(expected)) + sorted(
@@ -178,6 +186,9 @@ class LearnedTokenizer(ABC):
         }
         return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
+    def _preprocessor(self) -> bytes:
+        return json.dumps(self.preprocessing, indent=2, sort_keys=True).encode() + b"\n"
+
     def _weights(self) -> bytes:
         weights: bytes = save({name: value.cpu().contiguous() for name, value in sorted(self.weights.state_dict().items())})
         return weights
@@ -194,6 +205,20 @@ class LearnedTokenizer(ABC):
             f"{self.values} = tokenizer.decode(codes)\n"
             "```\n"
             f"{self.measured and chr(10) + self.measured}"
+        )
+
+
+def _check_preprocessing(folder: Path, expected: Mapping[str, Any]) -> None:
+    """ValueError where the file says other things than the networks were trained with: codes would silently be others."""
+    try:
+        found = json.loads((folder / FILE).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no {FILE}: it says how values are prepared; save the tokenizer again") from None
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if wrong:
+        raise ValueError(
+            f"{folder}: {FILE} says {wrong[0]} = {found.get(wrong[0])!r}, the weights were trained with {expected.get(wrong[0])!r}; "
+            f"undo the change, or train a tokenizer for it"
         )
 
 

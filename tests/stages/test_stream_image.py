@@ -257,3 +257,21 @@ def test_an_animation_gives_its_first_frame():
     frames = [Image.fromarray(corners()), Image.new("RGB", (24, 24)), Image.new("RGB", (24, 24), "white")]
     for format, options in (("PNG", {}), ("WEBP", {"lossless": True})):
         assert np.array_equal(decode(saved(frames[0], format, save_all=True, append_images=frames[1:], **options), STREAM), corners())
+
+
+@pytest.mark.parametrize("size", [(90, 120), (47, 61), (38, 51), (301, 200)])
+def test_pictures_of_one_scene_are_cut_alike_whatever_their_size(size: tuple[int, int]) -> None:
+    """A disc at one place of the scene is found at one place of the picture, though the borders of the cut lie between pixels."""
+    stream = ImageStream(kind="image", size=32)
+
+    def place(height: int, width: int) -> np.ndarray:
+        down, across = np.mgrid[:height, :width] + 0.5
+        shorter = min(height, width)  # from the centre, in the shorter side: what a centred cut leaves where it is
+        far = np.hypot(across - width / 2 - 0.1 * shorter, down - height / 2 + 0.15 * shorter) / shorter
+        disc = (np.clip((0.2 - far) * shorter + 0.5, 0, 1) * 255).astype(np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(disc).save(content, format="PNG")
+        light = decode(content.getvalue(), stream)[..., 0].astype(float)
+        return np.array([light.sum(axis) @ (np.arange(32) + 0.5) for axis in (0, 1)]) / light.sum()
+
+    np.testing.assert_allclose(place(*size), place(640, 960), atol=0.12)  # pixels of 32
