@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from worldloom.tokenizers.audio_measures import compress, expand
 from worldloom.tokenizers.audio_settings import Codec
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
 from worldloom.tokenizers.networks.causal_audio import CausalAudioDecoder, CausalAudioEncoder
 from worldloom.tokenizers.quantizers.build import build_quantizer
+
+TYPICAL = 0.05  # root mean square of speech; stands for what nobody has measured
 
 
 class AudioTokenizer(LearnedTokenizer):
@@ -61,10 +62,15 @@ class AudioTokenizer(LearnedTokenizer):
     def read_settings(cls, value: Any) -> Codec:
         return TypeAdapter(Codec).validate_json(json.dumps(value))
 
+    @property
+    def loudest(self) -> float:
+        """The amplitude that the network hears as 1."""
+        return 3 * (self.settings.loudness or TYPICAL)
+
     def to_network(self, values: Tensor) -> Tensor:
-        """[B, C, samples] -> companded, [B, C, frames * downsample]: quiet sounds would hardly move a network."""
-        return compress(F.pad(values, (0, self.frames * self.settings.downsample - self.samples)))
+        """[B, C, samples] -> [B, C, frames * downsample], as loud as networks like it: very quiet ones would hardly move its codes."""
+        return F.pad(values, (0, self.frames * self.settings.downsample - self.samples)) / self.loudest
 
     def to_values(self, output: Tensor) -> Tensor:
         """[B, C, frames * downsample] -> [B, C, samples] in [-1, 1]."""
-        return expand(output[..., : self.samples].float().clamp(-1, 1))
+        return (output[..., : self.samples].float() * self.loudest).clamp(-1, 1)
