@@ -43,7 +43,9 @@ class CodecLearner:
         precision: Precision,
     ) -> None:
         self.tokenizer = tokenizer
-        self.settings = about = tokenizer.settings
+        about = tokenizer.settings
+        assert isinstance(about, Codec)
+        self.settings = about
         self.precision = precision
         self.start, self.ramp = round(about.adversarial_from * steps), round(about.adversarial_ramp * steps)
         self.discriminator: StftDiscriminator | None = None
@@ -121,6 +123,7 @@ class MelLearner:
 def codec_cost(tokenizer: AudioTokenizer, x: Tensor, xhat: Tensor) -> dict[str, Tensor]:
     """L1 and share of the energy of the waveform + multi-scale log-mel of the sound (arXiv:2210.13438, which has no term of energies)."""
     settings, loudest = tokenizer.settings, tokenizer.loudest
+    assert isinstance(settings, Codec)
     difference = (x - xhat).flatten(1)
     share = difference.square().mean(1) / (x.square().flatten(1).mean(1) + SILENT)
     return {
@@ -150,7 +153,7 @@ def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelToken
     """The learner of the tokenizer's type."""
     precision = resolve_precision(settings.precision)
     rates = settings.learning_rate, settings.betas, settings.weight_decay
-    if isinstance(tokenizer, AudioTokenizer) and tokenizer.settings.loudness is None:
+    if isinstance(tokenizer.settings, Codec) and tokenizer.settings.loudness is None:
         tokenizer.settings = tokenizer.settings.model_copy(update={"loudness": loudness(batches)})
     if isinstance(tokenizer, MelTokenizer):
         return MelLearner(tokenizer, *rates, precision)
