@@ -47,18 +47,19 @@ class CodecLearner:
         assert isinstance(about, Codec)
         self.settings = about
         self.precision = precision
+        self.seed = seed
         self.start, self.ramp = round(about.adversarial_from * steps), round(about.adversarial_ramp * steps)
         self.discriminator: StftDiscriminator | None = None
         players = [Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay)]
         if about.adversarial_weight and self.start < steps:
-            windows = windows_at(tokenizer.sample_rate, tokenizer.frames * about.downsample)
+            windows = windows_at(tokenizer.sample_rate, min(about.crop or tokenizer.samples, tokenizer.samples))
             generator = torch.Generator().manual_seed(seed)
             self.discriminator = StftDiscriminator(tokenizer.channels, windows, about.discriminator_width, generator)
             players.append(Player("discriminator", self.discriminator, about.discriminator_learning_rate, (0.5, 0.9)))
         self.players = tuple(players)
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
-        x, made = _reconstruction(self.tokenizer, batch, self.precision)
+        x, made = _reconstruction(self.tokenizer, batch, self.precision, self._part(step))
         xhat = made.output.float()
         costs = codec_cost(self.tokenizer, x, xhat)
         losses, metrics = {**costs, "codebook": made.quantized.loss}, health(self.tokenizer.autoencoder)
@@ -82,6 +83,14 @@ class CodecLearner:
         with _autocast(x, self.precision):
             real, fake = self.discriminator(x), self.discriminator(xhat.detach())
         yield Turn("discriminator", {"discriminator": factor * scales_hinge(real, fake)})
+
+    def _part(self, step: int) -> slice:
+        """The samples to learn from, a function of seed and step: the same on every rank and after a stop."""
+        whole = self.tokenizer.frames * self.settings.downsample
+        length = min(self.settings.crop or whole, whole)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        start = int(torch.randint(0, whole - length + 1, (), generator=generator))
+        return slice(start, start + length)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -165,9 +174,11 @@ def loudness(batches: ValueBatches) -> float:
     return float(f"{max(float(np.sqrt(np.square(batches.some(LOUDNESS_OF), dtype=np.float64).mean())), 1e-4):.3g}")
 
 
-def _reconstruction(tokenizer: AudioTokenizer | MelTokenizer, batch: Any, precision: Precision) -> tuple[Tensor, Reconstruction]:
-    """The network's input, and what the autoencoder makes of it."""
-    x = tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(tokenizer.device))
+def _reconstruction(
+    tokenizer: AudioTokenizer | MelTokenizer, batch: Any, precision: Precision, part: slice = slice(None)
+) -> tuple[Tensor, Reconstruction]:
+    """That part of the network's input, along its last axis, and what the autoencoder makes of it."""
+    x = tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(tokenizer.device))[..., part]
     with _autocast(x, precision):
         return x, tokenizer.autoencoder.train()(x)
 

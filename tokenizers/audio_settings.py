@@ -20,6 +20,10 @@ class Codec(BaseModel):
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each rate, in encoder and decoder, ever more dilated")] = 2
     quantizer: AnyQuantizer = Field(default=Residual(decay=0.95), description="how the encoder's vectors become codes")
+    crop: PositiveInt | None = Field(
+        default=None,
+        description="samples of each sound that a step learns from, at a random place, a multiple of downsample; null: all of them",
+    )
     loudness: PositiveFloat | None = Field(
         default=None, description="root mean square of the samples, which the network hears as 1/3; null: measured on what it learns from"
     )
@@ -45,6 +49,8 @@ class Codec(BaseModel):
     def _halvings(self) -> Self:
         check_halvings(self.patch, self.downsample)
         check_codebook(self.quantizer, self.codebook_size)
+        if self.crop is not None and self.crop % self.downsample:
+            raise ValueError(f"crop ({self.crop}) must be a multiple of downsample ({self.downsample}), so that frames are whole")
         return self
 
     def resolved(self, steps: int) -> Self:

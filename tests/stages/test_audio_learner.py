@@ -86,6 +86,19 @@ def test_without_it_there_is_one_player(changes: dict[str, float]) -> None:
     assert Codec().adversarial_weight == 0.0
 
 
+def test_a_step_learns_from_a_part_at_a_place_that_follows_from_the_step() -> None:
+    learner, seen = codec(crop=64), []
+    learner.tokenizer.autoencoder.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for step in (0, 1, 0):
+        next(learner.turns(sounds(), step))
+    whole = learner.tokenizer.to_network(torch.from_numpy(sounds()))
+    assert all(x.shape == (3, 1, 64) for x in seen)
+    starts = [next(at for at in range(241) if torch.equal(whole[..., at : at + 64], x)) for x in seen]
+    assert starts[0] == starts[2] != starts[1]
+    assert codec(crop=640)._part(3) == codec()._part(3) == slice(0, 304)  # longer than the sound: all of it
+    assert all(loss.isfinite() for turn in codec(crop=64).turns(sounds(), 9) for loss in turn.losses.values())
+
+
 def test_losses_are_float32_and_finite_under_bfloat16() -> None:
     for turn in codec("bf16").turns(sounds(), 9):
         assert all(loss.dtype == torch.float32 and bool(torch.isfinite(loss)) for loss in turn.losses.values())
