@@ -124,7 +124,10 @@ def _card(
         *heard,
         table,
         Bars(values=bars, title=f"Choices of the codes of {name}, from the most to the least chosen, levels together ({split})"),
-        Curves(series=("loss/waveform", "loss/mel", "loss/codebook", "loss/vocoder"), title=f"Losses of {name}"),
+        Curves(
+            series=("loss/waveform", "loss/energy", "loss/mel", "loss/codebook", "loss/adversarial", "loss/features", "loss/vocoder"),
+            title=f"Losses of {name}",
+        ),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.log_mel_l1", f"{name}.codebook_use"))

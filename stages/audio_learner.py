@@ -13,27 +13,84 @@ from worldloom.stages.settings import AudioStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
 from worldloom.tokenizers.audio import AudioTokenizer
-from worldloom.tokenizers.audio_measures import expand, multi_scale_mel_loss
+from worldloom.tokenizers.audio_measures import multi_scale_mel_loss
 from worldloom.tokenizers.audio_settings import Codec, Mel
 from worldloom.tokenizers.autoencoder import Reconstruction
 from worldloom.tokenizers.mel_picture import MelTokenizer
 from worldloom.tokenizers.quantizers.codebooks import health
+from worldloom.tokenizers.stft_discriminator import StftDiscriminator, feature_distance, scales_generator_loss, scales_hinge, windows_at
+from worldloom.tokenizers.vqgan import adaptive_weight, gate
+
+LOUDNESS_OF = 1024  # sounds
+SILENT = 1e-3  # mean square, where 1/9 is usual, that is added to each sound's: next to nothing is left of nothing
 
 
 class CodecLearner:
-    """One player: what a reconstruction costs, beside the quantizer's own loss, is that of its waveform."""
+    """Costs of the waveform, and from some step on a discriminator of spectrograms (arXiv:2210.13438, section 3.4), a second player.
+
+    Gradients of both adversarial losses are brought to the size of that of the waveform's at the decoder's last layer, as in VQ-GAN, where
+    the paper balances them at its output; the quantizer's own loss stays outside the balance.
+    """
 
     def __init__(
-        self, tokenizer: AudioTokenizer, learning_rate: float, betas: tuple[float, float], weight_decay: float, precision: Precision
+        self,
+        tokenizer: AudioTokenizer,
+        steps: int,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        seed: int,
+        precision: Precision,
     ) -> None:
         self.tokenizer = tokenizer
+        about = tokenizer.settings
+        assert isinstance(about, Codec)
+        self.settings = about
         self.precision = precision
-        self.players = (Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay),)
+        self.seed = seed
+        self.start, self.ramp = round(about.adversarial_from * steps), round(about.adversarial_ramp * steps)
+        self.discriminator: StftDiscriminator | None = None
+        players = [Player("generator", tokenizer.autoencoder, learning_rate, betas, weight_decay)]
+        if about.adversarial_weight and self.start < steps:
+            windows = windows_at(tokenizer.sample_rate, min(about.crop or tokenizer.samples, tokenizer.samples))
+            generator = torch.Generator().manual_seed(seed)
+            self.discriminator = StftDiscriminator(tokenizer.channels, windows, about.discriminator_width, generator)
+            players.append(Player("discriminator", self.discriminator, about.discriminator_learning_rate, (0.5, 0.9)))
+        self.players = tuple(players)
 
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
-        x, made = _reconstruction(self.tokenizer, batch, self.precision)
-        costs = codec_cost(self.tokenizer.settings, self.tokenizer.sample_rate, x, made.output.float())
-        yield Turn("generator", {**costs, "codebook": made.quantized.loss}, health(self.tokenizer.autoencoder), {"sounds": len(x)})
+        x, made = _reconstruction(self.tokenizer, batch, self.precision, self._part(step))
+        xhat = made.output.float()
+        costs = codec_cost(self.tokenizer, x, xhat)
+        losses, metrics = {**costs, "codebook": made.quantized.loss}, health(self.tokenizer.autoencoder)
+        factor = gate(step, self.start, self.ramp)
+        if self.discriminator is None or factor == 0:
+            yield Turn("generator", losses, metrics, {"sounds": len(x)})
+            return
+        with _autocast(x, self.precision):
+            judged = self.discriminator.frozen(xhat)
+            with torch.no_grad():
+                known = self.discriminator(x)
+        nll = torch.stack(list(costs.values())).sum()
+        for name, weight, loss in (
+            ("adversarial", self.settings.adversarial_weight, scales_generator_loss(judged)),
+            ("features", self.settings.feature_weight, feature_distance(known, judged)),
+        ):
+            ratio = adaptive_weight(nll, loss, self.tokenizer.autoencoder.last_weight)
+            losses[name] = factor * weight * ratio * loss
+            metrics[f"gradient_ratio_{name}"] = ratio
+        yield Turn("generator", losses, {**metrics, "adversarial_gate": torch.tensor(factor)}, {"sounds": len(x)})
+        with _autocast(x, self.precision):
+            real, fake = self.discriminator(x), self.discriminator(xhat.detach())
+        yield Turn("discriminator", {"discriminator": factor * scales_hinge(real, fake)})
+
+    def _part(self, step: int) -> slice:
+        """The samples to learn from, a function of seed and step: the same on every rank and after a stop."""
+        whole = self.tokenizer.frames * self.settings.downsample
+        length = min(self.settings.crop or whole, whole)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        start = int(torch.randint(0, whole - length + 1, (), generator=generator))
+        return slice(start, start + length)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -72,11 +129,16 @@ class MelLearner:
         pass
 
 
-def codec_cost(settings: Codec, sample_rate: int, x: Tensor, xhat: Tensor) -> dict[str, Tensor]:
-    """L1 of the companded waveform + multi-scale log-mel of the sound itself (arXiv:2210.13438, without discriminators)."""
+def codec_cost(tokenizer: AudioTokenizer, x: Tensor, xhat: Tensor) -> dict[str, Tensor]:
+    """L1 and share of the energy of the waveform + multi-scale log-mel of the sound (arXiv:2210.13438, which has no term of energies)."""
+    settings, loudest = tokenizer.settings, tokenizer.loudest
+    assert isinstance(settings, Codec)
+    difference = (x - xhat).flatten(1)
+    share = difference.square().mean(1) / (x.square().flatten(1).mean(1) + SILENT)
     return {
-        "waveform": settings.waveform_weight * (x - xhat).abs().mean(),
-        "mel": settings.mel_weight * multi_scale_mel_loss(expand(x), expand(xhat.clamp(-1, 1)), sample_rate),
+        "waveform": settings.waveform_weight * difference.abs().mean(),
+        "energy": settings.energy_weight * share.mean(),
+        "mel": settings.mel_weight * multi_scale_mel_loss(x * loudest, xhat * loudest, tokenizer.sample_rate),
     }
 
 
@@ -99,13 +161,24 @@ def audio_tokenizer(settings: TrainTokenizer, stream: AudioStream) -> AudioToken
 def audio_learner(settings: TrainTokenizer, tokenizer: AudioTokenizer | MelTokenizer, batches: ValueBatches) -> Learner:
     """The learner of the tokenizer's type."""
     precision = resolve_precision(settings.precision)
-    rates = settings.learning_rate, settings.betas, settings.weight_decay, precision
-    return MelLearner(tokenizer, *rates) if isinstance(tokenizer, MelTokenizer) else CodecLearner(tokenizer, *rates)
+    rates = settings.learning_rate, settings.betas, settings.weight_decay
+    if isinstance(tokenizer.settings, Codec) and tokenizer.settings.loudness is None:
+        tokenizer.settings = tokenizer.settings.model_copy(update={"loudness": loudness(batches)})
+    if isinstance(tokenizer, MelTokenizer):
+        return MelLearner(tokenizer, *rates, precision)
+    return CodecLearner(tokenizer, settings.steps, *rates, settings.seed, precision)
 
 
-def _reconstruction(tokenizer: AudioTokenizer | MelTokenizer, batch: Any, precision: Precision) -> tuple[Tensor, Reconstruction]:
-    """The network's input, and what the autoencoder makes of it."""
-    x = tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(tokenizer.device))
+def loudness(batches: ValueBatches) -> float:
+    """Root mean square of the first sounds of the first epoch, in three digits."""
+    return float(f"{max(float(np.sqrt(np.square(batches.some(LOUDNESS_OF), dtype=np.float64).mean())), 1e-4):.3g}")
+
+
+def _reconstruction(
+    tokenizer: AudioTokenizer | MelTokenizer, batch: Any, precision: Precision, part: slice = slice(None)
+) -> tuple[Tensor, Reconstruction]:
+    """That part of the network's input, along its last axis, and what the autoencoder makes of it."""
+    x = tokenizer.to_network(torch.as_tensor(np.asarray(batch)).to(tokenizer.device))[..., part]
     with _autocast(x, precision):
         return x, tokenizer.autoencoder.train()(x)
 

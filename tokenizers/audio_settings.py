@@ -2,14 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual
+from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual, Share
 from worldloom.tokenizers.rules import check_codebook, check_halvings
 
 
 class Codec(BaseModel):
-    """A causal codec of the waveform (SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438), without their discriminators."""
+    """A causal codec of the waveform (SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438); their discriminators are an option."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -20,13 +20,37 @@ class Codec(BaseModel):
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each rate, in encoder and decoder, ever more dilated")] = 2
     quantizer: AnyQuantizer = Field(default=Residual(decay=0.95), description="how the encoder's vectors become codes")
-    waveform_weight: NonNegativeFloat = Field(default=1.0, description="of the mean difference of the companded samples")
+    crop: PositiveInt | None = Field(
+        default=None,
+        description="samples of each sound that a step learns from, at a random place, a multiple of downsample; null: all of them",
+    )
+    loudness: PositiveFloat | None = Field(
+        default=None, description="root mean square of the samples, which the network hears as 1/3; null: measured on what it learns from"
+    )
+    waveform_weight: NonNegativeFloat = Field(default=0.3, description="of the mean difference of the samples, as the network hears them")
+    energy_weight: NonNegativeFloat = Field(
+        default=3.0, description="of the energy of the samples' differences, as a share of each sound's"
+    )
     mel_weight: NonNegativeFloat = Field(default=0.3, description="of the difference of log-mel spectrograms, mean over all window lengths")
+
+    adversarial_weight: NonNegativeFloat = Field(
+        default=0.0,
+        description="of the adversarial loss, its gradient first made as large as that of those above; 3 in the paper, 0 leaves it out",
+    )
+    feature_weight: NonNegativeFloat = Field(
+        default=3.0, description="of the distance of the discriminator's features, in the same way; only where adversarial_weight is not 0"
+    )
+    adversarial_from: Share = Field(default=0.6, description="share of the steps before the discriminator joins")
+    adversarial_ramp: Share = Field(default=0.2, description="share of the steps over which its weight grows to full")
+    discriminator_learning_rate: PositiveFloat = Field(default=3e-4, description="of the discriminator at its highest")
+    discriminator_width: PositiveInt = Field(default=32, description="channels of the discriminator's convolutions")
 
     @model_validator(mode="after")
     def _halvings(self) -> Self:
         check_halvings(self.patch, self.downsample)
         check_codebook(self.quantizer, self.codebook_size)
+        if self.crop is not None and self.crop % self.downsample:
+            raise ValueError(f"crop ({self.crop}) must be a multiple of downsample ({self.downsample}), so that frames are whole")
         return self
 
     def resolved(self, steps: int) -> Self:

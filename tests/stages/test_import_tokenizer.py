@@ -88,3 +88,51 @@ def test_the_content_of_the_file_counts_and_a_missing_one_is_named(checkpoint: P
     gone = settings.model_copy(update={"checkpoint": str(tmp_path / "gone.pt")})
     with pytest.raises(FileNotFoundError, match="checkpoint: there is no file"):
         import_tokenizer.STAGE.outside(gone, lambda path: "")
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import EncodecConfig, EncodecModel
+
+    torch.manual_seed(0)
+    small = {"sampling_rate": 1_000, "target_bandwidths": [1.0], "codebook_size": 16, "hidden_size": 6, "num_filters": 4}
+    model = EncodecModel(EncodecConfig(**small, upsampling_ratios=[5, 2, 2]))
+    for layer in model.quantizer.layers:
+        layer.codebook.embed.normal_()
+    folder = tmp_path_factory.mktemp("public")
+    model.save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def test_an_imported_codec_says_what_it_is_and_counts_its_config(codec: Path, tmp_path: Path) -> None:
+    settings = ImportTokenizer(run="import_tokenizer", layout="encodec", checkpoint=str(codec), seconds=0.25, levels=3)
+    made = execute(import_tokenizer.STAGE, "codes", settings, {}, tmp_path / "codes" / "f1", Worker())
+    card = json.loads((made.folder / "card.json").read_bytes())
+    rows = dict(next(block for block in card["blocks"] if block["type"] == "table")["rows"])
+    assert rows["codes of one sound, frames x levels"] == "13 x 3" and rows["samples a second"] == 1_000
+    assert rows["bits a second"] == 13 * 3 * 4 / 0.25
+    tokenizer = load_tokenizer(made.folder / "tokenizer")
+    assert tokenizer.decode(tokenizer.encode(np.zeros((2, 1, 250), np.float32))).shape == (2, 1, 250)
+    assert import_tokenizer.STAGE.outside(settings, lambda path: path.name) == {"checkpoint": "model.safetensors", "config": "config.json"}
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*config\.json"):
+        other = settings.model_copy(update={"checkpoint": str(put_alone(codec, tmp_path))})
+        import_tokenizer.STAGE.outside(other, lambda path: "")
+
+
+def put_alone(codec: Path, folder: Path) -> Path:
+    (folder / "alone.safetensors").write_bytes(codec.read_bytes())
+    return folder / "alone.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"height": 16}, "layout 'taming' needs width; it takes height, width, precision"),
+        ({"layout": "encodec"}, "layout 'encodec' needs seconds; it takes seconds, levels"),
+        ({"layout": "encodec", "seconds": 1.0, "height": 4, "precision": "bf16"}, "'encodec' has no use for height and precision"),
+        ({"height": 16, "width": 16, "levels": 3}, "'taming' has no use for levels"),
+    ],
+)
+def test_settings_of_the_other_layout_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImportTokenizer(run="import_tokenizer", checkpoint="a.safetensors", **given)

@@ -33,6 +33,13 @@ TYPES: dict[str, tuple[str, dict[str, Any]]] = {
         "sound",
         {"type": "codec", **SMALL, "downsample": 64, "quantizer": {**EMA, "type": "residual", "levels": 2}},
     ),
+    "codec, judged": (
+        "sound",
+        {
+            **{"type": "codec", **SMALL, "downsample": 64, "quantizer": EMA},
+            **{"adversarial_weight": 3.0, "adversarial_from": 0.5, "discriminator_width": 3},
+        },
+    ),
     "mel, learned": (
         "sound",
         {"type": "mel", **SMALL, **MEL, "decoder": "learned", "vocoder_width": 5, "vocoder_blocks": 1},
@@ -44,6 +51,7 @@ SHAPES = {
     "clip by frames": (5, 2, 2),
     "dvae of clips": (2, 2, 2),
     "codec": (40, 2),
+    "codec, judged": (40,),
     "mel, learned": (5, 1),
     "mel": (5, 1),
 }
@@ -112,7 +120,7 @@ def test_the_learned_decoder_trains_beside_the_codes_and_the_card_compares_it(tm
     )
 
 
-@pytest.mark.parametrize("kind", ["clip over time", "codec", "mel, learned"])
+@pytest.mark.parametrize("kind", ["clip over time", "codec", "codec, judged", "mel, learned"])
 def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact, kind: str) -> None:
     settings = settings_of(kind)
     whole = make(tmp_path / "whole", data, settings)

@@ -2,8 +2,9 @@
 
 B batch, C channels of sound, S samples, F frames of `downsample` samples, D code width. Inside, activations lie as [B, T, channels]. The
 first layer reads `patch` samples at once and each stage halves the rate by one product, as in networks/convnet, which is what makes it
-fast; SoundStream and EnCodec (arXiv:2107.03312, 2210.13438) have strided convolutions there. Norms are over channels: one over time would
-let the past know the future. There is no LSTM and no weight norm, and the activation is SiLU.
+fast; SoundStream and EnCodec (arXiv:2107.03312, 2210.13438) have strided convolutions there. There are no norms: one over time would let
+the past know the future, and one over channels takes a sound's loudness from it, without which its waveform cannot be followed. There is no
+LSTM and no weight norm, and the activation is SiLU.
 """
 
 import torch
@@ -29,7 +30,6 @@ class CausalAudioEncoder(nn.Module):
             self.stages.extend(CausalResidual(this, dilation=2**number) for number in range(blocks))
             if deeper is not None:
                 self.stages.append(HalveTime(this, deeper))
-        self.norm = nn.LayerNorm(widths[-1])
         self.head = nn.Linear(widths[-1], code_width)
 
     def forward(self, sounds: Tensor, past: Past | None = None) -> Tensor:
@@ -42,7 +42,7 @@ class CausalAudioEncoder(nn.Module):
         for stage in self.stages:
             x = stage(x, past)
         with torch.autocast(x.device.type, enabled=False):  # codes are chosen by small differences: the last product is float32
-            x = self.head(self.norm(x.float()))
+            x = self.head(x.float())
         features: Tensor = x.transpose(1, 2)
         return features
 
@@ -60,7 +60,6 @@ class CausalAudioDecoder(nn.Module):
             self.stages.extend(CausalResidual(this, dilation=2**number) for number in range(blocks))
             if shallower is not None:
                 self.stages.append(DoubleTime(this, shallower))
-        self.norm = nn.LayerNorm(widths[-1])
         self.head = CausalConv(widths[-1], patch * channels)
 
     def forward(self, z: Tensor, past: Past | None = None) -> Tensor:
@@ -69,7 +68,7 @@ class CausalAudioDecoder(nn.Module):
         x = self.stem(z.transpose(1, 2), past)
         for stage in self.stages:
             x = stage(x, past)
-        x = self.head(self.norm(x), past)
+        x = self.head(x, past)
         sounds: Tensor = x.reshape(len(x), -1, self.channels).transpose(1, 2)
         return sounds
 
@@ -95,18 +94,17 @@ class CausalConv(nn.Module):
 
 
 class CausalResidual(nn.Module):
-    """x + linear(swish(conv(norm(x))))."""
+    """x + linear(swish(conv(x)))."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
         self.conv = CausalConv(width, width, dilation)
         self.mix = nn.Linear(width, width)
         with torch.no_grad():
             self.mix.weight.mul_(0.5)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        out: Tensor = x + self.mix(F.silu(self.conv(self.norm(x), past)))
+        out: Tensor = x + self.mix(F.silu(self.conv(x, past)))
         return out
 
 
