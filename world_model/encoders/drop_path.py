@@ -1,11 +1,19 @@
-"""Stochastic depth (arXiv:1603.09382): while training, a sample skips a residual branch with some probability."""
+"""Stochastic depth (arXiv:1603.09382): while training, a sample skips a residual branch with some probability.
+
+Two forms of the same: every sample goes through the branch and some results are dropped, or only those that are kept go through it
+(arXiv:2304.07193, section 5), which saves the share that is dropped. Both draw from torch's own generator.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+Branch = Callable[[Tensor], Tensor]
+
 
 class DropPath(nn.Module):
-    """[B, ...] -> the same, zero for some samples and divided by the share that is kept for the others; draws from torch's generator."""
+    """x + branch(x), [B, ...]; while training, a sample's branch is left out with probability `rate`, else divided by 1 - rate."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -13,11 +21,22 @@ class DropPath(nn.Module):
             raise ValueError(f"drop path must be at least 0 and below 1, got {rate}; 1 would leave nothing to learn")
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
         if not self.training or self.rate == 0:
-            return x
+            return x + branch(x)
         kept = torch.rand((len(x), *(1,) * (x.dim() - 1)), device=x.device) >= self.rate
-        return x * (kept.to(x.dtype) / (1 - self.rate))
+        return x + branch(x) * (kept.to(x.dtype) / (1 - self.rate))
+
+
+class SubsetPath(DropPath):
+    """The same on round((1 - rate) B) samples drawn anew, at least one; the others never enter the branch."""
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x + branch(x)
+        kept = torch.randperm(len(x), device=x.device)[: max(1, round((1 - self.rate) * len(x)))]
+        out = branch(x[kept])
+        return x.index_add(0, kept, out.to(x.dtype), alpha=len(x) / len(kept))
 
 
 def rates(highest: float, depth: int) -> list[float]:

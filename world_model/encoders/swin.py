@@ -190,11 +190,15 @@ class _Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self._attended(self.attention_norm(x)))
-        out: Tensor = x + self.drop_path(self.down(F.gelu(self.up(self.mlp_norm(x)))))
+        out: Tensor = self.drop_path(self.drop_path(x, self._attended), self._thought)
         return out
 
+    def _thought(self, x: Tensor) -> Tensor:
+        thought: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x))))
+        return thought
+
     def _attended(self, x: Tensor) -> Tensor:
+        x = self.attention_norm(x)
         grid = (x.shape[1], x.shape[2])
         window, shift = shift_of(grid, self.window, self.shifted)
         padded = padded_grid(grid, window)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from worldloom.world_model.encoders.patches import ConvPatches, LinearPatches, fold, unfold
 from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
-from worldloom.world_model.encoders.vit import ViT
+from worldloom.world_model.encoders.vit import Style, ViT
 
 PATCH, WIDTH, DEPTH, HEADS = 4, 32, 2, 2
 # ours -> theirs; several of theirs stand one above the other
@@ -53,7 +53,7 @@ def vit(linear: bool = False, positions: bool = True, **changes: Any) -> ViT:
     generator = torch.Generator().manual_seed(0)
     form = LinearPatches if linear else ConvPatches
     table = LearnedPositions((3, 3), WIDTH, generator=generator) if positions else None
-    made = ViT(form(3, WIDTH, PATCH, generator=generator), table, DEPTH, HEADS, 48, generator=generator, **changes)
+    made = ViT(form(3, WIDTH, PATCH, generator=generator), table, DEPTH, Style(HEADS, 48), generator=generator, **changes)
     return randomised(made, 1)  # type: ignore[return-value]
 
 
@@ -111,7 +111,7 @@ def test_b_16_with_a_thousand_classes_has_the_known_number_of_parameters() -> No
     from worldloom.world_model.encoders.classifier import Classifier
 
     with torch.device("meta"):
-        encoder = ViT(ConvPatches(3, 768, 16), LearnedPositions((14, 14), 768), 12, 12)
+        encoder = ViT(ConvPatches(3, 768, 16), LearnedPositions((14, 14), 768), 12, Style(12))
         assert sum(each.numel() for each in Classifier(encoder, 1000).parameters()) == 86_567_656
 
 
@@ -140,14 +140,14 @@ def test_without_positions_patches_may_change_places() -> None:
 def test_the_mean_is_pooled_where_it_is_asked_for() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = LinearPatches(3, WIDTH, PATCH, generator=generator)
-    made = ViT(patches, SinePositions(WIDTH, prefix=0), DEPTH, HEADS, class_token=False, pooling="mean", generator=generator).eval()
+    made = ViT(patches, SinePositions(WIDTH, prefix=0), DEPTH, Style(HEADS), class_token=False, pooling="mean", generator=generator).eval()
     features = made(torch.randn(2, 3, 8, 12))
     assert features.tokens.shape == (2, 6, WIDTH) and made.width == WIDTH
     torch.testing.assert_close(features.pooled, features.tokens.mean(1))
 
 
 def test_first_weights_follow_the_generator_and_the_paper() -> None:
-    one, same = (ViT(ConvPatches(3, 64, 4), None, 1, 2, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    one, same = (ViT(ConvPatches(3, 64, 4), None, 1, Style(2), generator=torch.Generator().manual_seed(3)) for _ in range(2))
     block = one.trunk.blocks[0]
     assert torch.equal(block.qkv.weight, same.trunk.blocks[0].qkv.weight)
     bound = (6 / (64 + 64)) ** 0.5
@@ -166,4 +166,4 @@ def test_parts_that_do_not_fit_each_other_are_refused(changes: dict[str, Any], m
     with pytest.raises(ValueError, match=message):
         vit(**changes)
     with pytest.raises(ValueError, match=r"width \(32\) must be a multiple of heads \(5\)"):
-        ViT(ConvPatches(3, 32, 4), None, 1, 5)
+        ViT(ConvPatches(3, 32, 4), None, 1, Style(5))

@@ -1,0 +1,81 @@
+"""Encoders from their settings."""
+
+from collections.abc import Callable
+
+import torch
+
+from worldloom.world_model.encoders.patches import ConvPatches
+from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
+from worldloom.world_model.encoders.relative_bias import BucketBias, GridBias
+from worldloom.world_model.encoders.relative_keys import RelativeKeys, TwoPhase
+from worldloom.world_model.encoders.rotary import Rotary
+from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
+from worldloom.world_model.encoders.swin import Swin
+from worldloom.world_model.encoders.vit import Relation, Style, ViT
+
+
+def build_encoder(about: VitSettings | SwinSettings, generator: torch.Generator) -> ViT | Swin:
+    """Untrained, in fp32 on the CPU; first weights are drawn from `generator`."""
+    return _vit(about, generator) if isinstance(about, VitSettings) else _swin(about, generator)
+
+
+def _vit(about: VitSettings, generator: torch.Generator) -> ViT:
+    style = Style(
+        about.heads,
+        about.mlp_width,
+        about.dropout,
+        about.epsilon,
+        about.gelu,
+        about.swiglu,
+        about.layer_scale,
+        about.drop_path,
+        about.subset,
+        _relations(about, generator)[about.relation],
+    )
+    placed = int(about.class_token) + int(about.distillation_token)
+    positions = {
+        "learned": lambda: LearnedPositions(about.grid, about.width, placed, generator),
+        "sine": lambda: SinePositions(about.width, placed),
+        "none": lambda: None,
+    }
+    return ViT(
+        ConvPatches(about.channels, about.width, about.patch, about.fitting, generator),
+        positions[about.positions](),
+        about.depth,
+        style,
+        about.class_token,
+        about.distillation_token,
+        about.registers,
+        about.mask_token,
+        about.pooling,
+        generator,
+    )
+
+
+def _relations(about: VitSettings, generator: torch.Generator) -> dict[str, Callable[[], Relation] | None]:
+    head = about.width // about.heads
+    return {
+        "none": None,
+        "rotary": lambda: Rotary(head),
+        "relative_bias": lambda: GridBias(about.heads, about.grid, generator),
+        "buckets": lambda: BucketBias(about.heads, generator=generator),
+        "relative_keys": lambda: RelativeKeys(head, generator=generator),
+        "two_phase": lambda: TwoPhase(head, about.grid[0] * about.grid[1], generator),
+    }
+
+
+def _swin(about: SwinSettings, generator: torch.Generator) -> Swin:
+    return Swin(
+        about.channels,
+        about.patch,
+        about.width,
+        about.depths,
+        about.heads,
+        about.window,
+        about.mlp_ratio,
+        about.drop_path,
+        about.mask_token,
+        about.mask_padding,
+        about.epsilon,
+        generator,
+    )

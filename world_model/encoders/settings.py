@@ -1,0 +1,84 @@
+"""Settings of the encoders, one model a type. Imports no torch: pipeline files are validated without it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class VitSettings(_Settings):
+    """Vision Transformer (arXiv:2010.11929)."""
+
+    type: Literal["vit"] = "vit"
+    channels: PositiveInt = 3
+    patch: Annotated[int, Field(ge=1, le=128, description="pixels along the side of a patch")] = 16
+    fitting: Literal["error", "pad", "crop"] = Field(default="error", description="what becomes of pictures that patches do not divide")
+    width: PositiveInt = Field(default=384, description="features of a token; 192, 384, 768 and 1024 in the papers")
+    depth: PositiveInt = Field(default=12, description="blocks")
+    heads: PositiveInt = Field(default=6, description="of the attention; they share the width")
+    mlp_width: PositiveInt | None = Field(default=None, description="of the MLPs' hidden layers; null: 4 x width, SwiGLU: two thirds of it")
+    swiglu: bool = Field(default=False, description="gated MLPs in place of GELU")
+    gelu: Literal["none", "tanh"] = Field(default="none", description="what approximates GELU")
+    grid: tuple[PositiveInt, PositiveInt] = Field(
+        default=(14, 14), description="rows and columns of patches that learned positions and bias tables are made for"
+    )
+    positions: Literal["learned", "sine", "none"] = Field(default="learned", description="what is added to the patches")
+    relation: Literal["none", "rotary", "relative_bias", "buckets", "relative_keys", "two_phase"] = Field(
+        default="none", description="positions inside the attention"
+    )
+    class_token: bool = True
+    distillation_token: bool = Field(default=False, description="a second class token, which learns from a teacher (DeiT)")
+    registers: NonNegativeInt = Field(default=0, description="tokens of no patch, where the model may keep what belongs to no place")
+    mask_token: bool = Field(default=False, description="a token that stands for hidden patches")
+    pooling: Literal["class", "mean", "attention"] = Field(default="class", description="what becomes of the tokens as one vector")
+    layer_scale: PositiveFloat | None = Field(default=None, description="first factor of the residual branches; null: none is learnt")
+    drop_path: Rate = Field(default=0.0, description="stochastic depth of the last block; it rises from 0 at the first")
+    subset: bool = Field(default=False, description="dropped samples skip the computation")
+    dropout: Rate = 0.0
+    epsilon: PositiveFloat = Field(default=1e-6, description="of the layer norms")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if self.pooling == "class" and not self.class_token:
+            raise ValueError("pooling is 'class', and there is no class token; set pooling to 'mean', or class_token")
+        if self.relation == "rotary" and self.width // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a width that 4 divides, got {self.width // self.heads}; choose other heads")
+        if self.positions == "sine" and self.width % 4:
+            raise ValueError(f"positions of sines and cosines over two axes need a width that 4 divides, got {self.width}")
+        return self
+
+
+class SwinSettings(_Settings):
+    """Swin (arXiv:2103.14030)."""
+
+    type: Literal["swin"] = "swin"
+    channels: PositiveInt = 3
+    patch: Annotated[int, Field(ge=1, le=128, description="pixels along the side of a patch; others are padded")] = 4
+    width: PositiveInt = Field(default=96, description="features of a token in the first stage; every stage doubles it")
+    depths: tuple[PositiveInt, ...] = Field(default=(2, 2, 6, 2), min_length=1, description="blocks of every stage")
+    heads: tuple[PositiveInt, ...] = Field(default=(3, 6, 12, 24), min_length=1, description="of every stage's attention")
+    window: Annotated[int, Field(ge=2, le=64, description="tokens along the side of a window")] = 7
+    mlp_ratio: PositiveFloat = Field(default=4.0, description="width of the MLPs' hidden layers over that of the tokens")
+    mask_token: bool = Field(default=False, description="a token that stands for hidden patches")
+    mask_padding: bool = Field(default=False, description="padded cells are no keys; in the original they are")
+    drop_path: Rate = Field(default=0.0, description="stochastic depth of the last block; it rises from 0 at the first")
+    epsilon: NonNegativeFloat = Field(default=1e-5, description="of the layer norms")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if len(self.depths) != len(self.heads):
+            raise ValueError(f"there are {len(self.depths)} depths and {len(self.heads)} heads; give one of each for every stage")
+        for stage, heads in enumerate(self.heads):
+            if (self.width << stage) % heads:
+                raise ValueError(f"width of stage {stage} ({self.width << stage}) must be a multiple of its heads ({heads})")
+        return self
+
+
+EncoderSettings = Annotated[VitSettings | SwinSettings, Field(discriminator="type")]
