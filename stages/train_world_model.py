@@ -153,6 +153,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="world_model",
-    version=1,
+    version=2,
     placement="gang",
 )

@@ -16,6 +16,9 @@ from worldloom.world_model.example import Choice
 
 CHUNK = 1 << 20  # logits held at a time
 LEAST_ROWS = 64  # positions of a chunk, whatever that holds
+# Gradients of logits, in the type of the weights, that meet the hidden states in one product: adding its result to the gradient of the
+# whole matrix is a pass over memory, and chunks small enough for the cache would take many.
+GATHERED = 1 << 22
 
 
 class Losses(NamedTuple):
@@ -46,6 +49,8 @@ class _CrossEntropy(torch.autograd.Function):
         for number, choice in enumerate(choices):
             rows_CD = _rows(weight, choice.ranges)
             step = max(LEAST_ROWS, CHUNK // len(rows_CD))
+            at_once = max(step, GATHERED // len(rows_CD))
+            waiting: list[tuple[Tensor, Tensor]] = []  # gradients of logits, and hidden states
             for at in range(0, len(choice.places), step):
                 places = choice.places[at : at + step]
                 labels = choice.labels[at : at + step, None]
@@ -69,7 +74,11 @@ class _CrossEntropy(torch.autograd.Function):
                 d_logits_nC *= weights_n1
                 d_logits = d_logits_nC.to(hidden.dtype)
                 d_hidden.index_copy_(0, places, d_logits @ rows_CD)
-                _add_rows(d_weight, choice.ranges, d_logits.t() @ hidden_nD)
+                waiting.append((d_logits, hidden_nD))
+                if len(waiting) * step >= at_once or at + step >= len(choice.places):
+                    d_logits, hidden_nD = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*waiting, strict=True))
+                    _add_rows(d_weight, choice.ranges, d_logits.t() @ hidden_nD)
+                    waiting.clear()
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(sums)

@@ -1,9 +1,12 @@
 """Attention inside documents: equal to torch's own, and blind to everything else."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldloom.world_model import attention
 from worldloom.world_model.attention import PackedAttention
@@ -28,9 +31,14 @@ def alone(x: Tensor) -> Tensor:
     return torch.cat(mixed)
 
 
-@pytest.mark.parametrize("short", [512, 0], ids=["products", "kernel"])
-def test_packed_documents_get_what_each_gets_alone(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
+@pytest.fixture(params=[(512, 128), (512, 2), (0, 2), (4, 3)], ids=["one block", "kept", "computed again", "both"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "KEPT", request.param[0])
+    monkeypatch.setattr(attention, "QUERIES", request.param[1])
+
+
+@pytest.mark.usefixtures("blocks")
+def test_packed_documents_get_what_each_gets_alone() -> None:
     x = qkv()
     made, expected = PackedAttention(RUNS)(0, x, K), alone(x)
     torch.testing.assert_close(made, expected)
@@ -38,9 +46,13 @@ def test_packed_documents_get_what_each_gets_alone(short: int, monkeypatch: pyte
     torch.testing.assert_close(torch.autograd.grad(made, x, towards)[0], torch.autograd.grad(expected, x, towards)[0])
 
 
-@pytest.mark.parametrize("short", [512, 0], ids=["products", "kernel"])
-def test_neither_another_document_nor_the_future_is_seen_at_all(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
+def test_the_kernel_of_other_devices_gives_the_same() -> None:
+    x = qkv()
+    torch.testing.assert_close(attention._attention(x, K, RUNS), PackedAttention(RUNS)(0, x, K))
+
+
+@pytest.mark.usefixtures("blocks")
+def test_neither_another_document_nor_the_future_is_seen_at_all() -> None:
     x = qkv()
     made = PackedAttention(RUNS)(0, x, K)
     # Position 11 is the second of the document at 10 .. 14.
@@ -56,3 +68,28 @@ def test_no_documents_give_nothing_by_either_way() -> None:
     for made in (PackedAttention(())(0, x, K), attention._attention(x, K, ())):
         assert made.shape == (0, H, E)
         made.sum().backward()
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_nothing_grows_with_the_square_of_a_documents_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "KEPT", 8)
+    monkeypatch.setattr(attention, "QUERIES", 8)
+
+    def largest(length: int) -> int:
+        x = torch.randn((length, H + 2 * K, E), requires_grad=True)
+        with Largest() as seen:
+            PackedAttention((Run(1, length),))(0, x, K).sum().backward()
+        return seen.elements
+
+    assert largest(128) == 2 * largest(64) < 128 * 128

@@ -30,9 +30,10 @@ def plain_losses(worlds, example, hidden, weight, full):
     return torch.nn.functional.cross_entropy(logits, example.labels, reduction="none")
 
 
-@pytest.mark.parametrize("chunk", [64, 1 << 20])
-def test_the_restricted_loss_and_its_gradients_are_those_of_whole_masked_logits(worlds, monkeypatch, chunk):
+@pytest.mark.parametrize(("chunk", "gathered"), [(64, 1), (64, 150), (64, 1 << 22), (1 << 20, 1 << 22)])
+def test_the_restricted_loss_and_its_gradients_are_those_of_whole_masked_logits(worlds, monkeypatch, chunk, gathered):
     monkeypatch.setattr(loss_file, "CHUNK", chunk)
+    monkeypatch.setattr(loss_file, "GATHERED", gathered)
     monkeypatch.setattr(loss_file, "LEAST_ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     example = next_token(worlds.some_documents(30), worlds.GRAMMAR, np.arange(30), 1, 0.2, {"frame": 2.5, "order": 0.5})
