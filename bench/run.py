@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode", "tokenizers", "world_model", "kills")
+AREAS = ("loader", "encode", "tokenizers", "world_model", "sampling", "kills")
 
 
 def main(names: list[str]) -> int:

@@ -5,40 +5,46 @@ steps, those whose log-probability, jolted by Gumbel noise that dies away, is lo
 learnt from hidden codes (see masked). A row's result is a function of its prompt and its seed, whatever else is in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import cos, floor, pi
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldloom.world_model.attention import PackedAttention
+from worldloom.world_model.decoder import Decoder, Whole
 from worldloom.world_model.example import runs_of
 from worldloom.world_model.grammar import BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
+from worldloom.world_model.sampling import Rules, choose
 from worldloom.world_model.transformer import WorldModel
 
 _CODE, _ORDER = 0xC0DE, 0x0DE4  # what a draw is for
+Order = Literal["confidence", "random", "raster"]
 
 
 @torch.inference_mode()
 def fill_in(
-    model: WorldModel,
+    model: WorldModel | Decoder,
     grammar: Grammar,
     prompts: Sequence[np.ndarray],
     streams: Sequence[str],
     *,
     seeds: Sequence[int],
     steps: int = 12,
-    temperature: float = 1.0,
+    temperature: float | Mapping[str, float] = 1.0,
+    top_k: int | Mapping[str, int] = 0,
+    top_p: float | Mapping[str, float] = 1.0,
     jolt: float = 4.5,
     guidance: float = 1.0,
+    order: Order = "confidence",
 ) -> list[np.ndarray]:
     """Each prompt (<bos> and whole segments) with one more segment, of its stream in `streams`, and <eos>; int64 tokens.
 
-    `temperature` 0 takes the likeliest codes; `jolt` scales the noise on the order in which codes are kept (4.5 in the paper), 0 keeps the
-    likeliest. `guidance` s takes u + s (c - u), for logits c in sight of the prompt and u without it.
-    ValueError for a stream whose length varies: nobody would know how many codes to hide.
+    `temperature`, `top_k` and `top_p` as in sampling. `order`: which codes are kept first, the surest, any, or those in front; `jolt`
+    scales the noise on the surest (4.5 in the paper), 0 keeps the likeliest. `guidance` s takes u + s (c - u), for logits c in sight of
+    the prompt and u without it. ValueError for a stream whose length varies: nobody would know how many codes to hide.
     """
     if not len(prompts) == len(streams) == len(seeds):
         raise ValueError(
@@ -46,14 +52,30 @@ def fill_in(
         )
     if steps < 1:
         raise ValueError(f"at least one step is needed, got {steps}")
+    if order not in _FIRST:
+        raise ValueError(f"there is no order {order!r}; there are {', '.join(_FIRST)}")
+    rules = Rules(grammar, temperature, top_k, top_p)
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_Row(grammar, prompt, stream, seed) for prompt, stream, seed in zip(prompts, streams, seeds, strict=True)]
     for step in range(steps):
-        logits = _logits(model, [row.tokens for row in rows])
-        if guidance != 1:
-            free = _logits(model, [row.alone() for row in rows])
-            logits = [_behind(u, len(c)) + guidance * (c - _behind(u, len(c))) for c, u in zip(logits, free, strict=True)]
-        for row, of_row in zip(rows, logits, strict=True):
-            row.write(of_row, step, steps, temperature, jolt)
+        given = _hidden(decoder, [row.tokens for row in rows], [row.first for row in rows])
+        free = None if guidance == 1 else _hidden(decoder, [row.alone() for row in rows], [2] * len(rows))
+        for number, level in sorted({(row.number, level) for row in rows for level in range(row.levels)}):
+            places = {at: row.places(level) for at, row in enumerate(rows) if row.number == number}
+            ids = grammar.vocabulary.level(number, level)
+            logits = _logits(decoder, given, places, ids)
+            if free is not None:
+                unguided = _logits(decoder, free, places, ids)
+                logits = unguided + guidance * (logits - unguided)
+            noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
+            drawn = choose(logits, *rules.of(number), torch.from_numpy(noise).to(logits.device))
+            sure = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(1)
+            ends = np.cumsum([len(each) for each in places.values()])[:-1]
+            parts = zip(places.items(), np.split(drawn.cpu().numpy(), ends), np.split(sure.cpu().double().numpy(), ends), strict=True)
+            for (at, each), codes, certainty in parts:
+                rows[at].propose(each, codes + ids.start, certainty)
+        for row in rows:
+            row.keep(_FIRST[order], step, steps, jolt)
     return [row.tokens for row in rows]
 
 
@@ -64,71 +86,92 @@ def kept_hidden(codes: int, hidden: int, step: int, steps: int) -> int:
     return max(0, min(floor(codes * cos(pi / 2 * (step + 1) / steps)), hidden - 1))
 
 
+class _Kept(NamedTuple):
+    """What decides which of n hidden codes are kept at a step."""
+
+    places: np.ndarray  # int64 [n]
+    sure: np.ndarray  # float64 [n]: log-probabilities of what was drawn
+    luck: np.ndarray  # float64 [n], in (0, 1), anew at each step
+    jolt: float  # of the noise on `sure`, which dies away
+    ever: np.ndarray  # float64 [n], in (0, 1), the same at each step
+
+
+_FIRST: dict[str, Callable[[_Kept], np.ndarray]] = {
+    "confidence": lambda kept: kept.sure - kept.jolt * np.log(-np.log(kept.luck)),
+    "random": lambda kept: kept.ever,
+    "raster": lambda kept: -kept.places.astype(np.float64),
+}
+
+
 class _Row:
     """One sample, whole from the first: what is not yet known is hidden."""
 
     def __init__(self, grammar: Grammar, prompt: np.ndarray, stream: str, seed: int) -> None:
         ids = grammar.vocabulary
-        number = ids.index(stream)
-        about = ids.streams[number]
+        self.number = ids.index(stream)
+        about = ids.streams[self.number]
         if not about.fixed:
             raise ValueError(
                 f"segments of {stream!r} differ in length, so they are written token by token; ask for a stream of a fixed shape"
             )
         prompt = np.asarray(prompt, dtype=np.int64)
         state = grammar.follow(prompt.tolist())
-        if state.stream != BETWEEN or number not in grammar.openable(state):
+        if state.stream != BETWEEN or self.number not in grammar.openable(state):
             raise ValueError(f"<{stream}> may not open behind this prompt: it is there already, or a segment is still open")
-        opening, closing = [ids.indicator(number)], [ids.closing(number), ids.eos]
+        opening, closing = [ids.indicator(self.number)], [ids.closing(self.number), ids.eos]
         self.tokens = np.concatenate([prompt, opening, np.full(about.max_length, ids.mask), closing])
-        self.first, self.codes, self.seed, self.bos = len(prompt) + 1, about.max_length, seed, ids.bos
-        self.spans = [ids.level(number, level) for level in range(about.levels)]
-        self.hidden = np.ones(about.max_length, bool)
+        self.first, self.codes, self.levels, self.seed, self.bos = len(prompt) + 1, about.max_length, about.levels, seed, ids.bos
+        self.known = np.zeros(about.max_length, bool)
+        self._drawn = np.zeros(about.max_length, np.int64)
+        self._sure = np.zeros(about.max_length)
 
     def alone(self) -> np.ndarray:
         """The same without the prompt's segments."""
         return np.concatenate([[self.bos], self.tokens[self.first - 1 :]])
 
-    def write(self, logits: Tensor, step: int, steps: int, temperature: float, jolt: float) -> None:
-        """Draws the hidden codes from `logits` [length, V] and keeps the surest of them."""
-        if not self.hidden.any():
-            return
-        places = np.flatnonzero(self.hidden)
-        level = places % len(self.spans)
-        first = np.array([span.start for span in self.spans])[level]
-        size = len(self.spans[0])
-        columns = torch.from_numpy(first)[:, None] + torch.arange(size)
-        at = torch.from_numpy(self.first + places)
-        log_p = torch.log_softmax(logits[at.to(logits.device)].cpu().gather(1, columns).double(), dim=1)
-        drawn = log_p.argmax(1)
-        key = np.full(len(places), step * self.codes) + places
-        if temperature > 0:
-            p = torch.softmax(log_p / temperature, dim=1).cumsum(1)
-            luck = torch.from_numpy(uniform(_CODE, np.full(len(places), self.seed), key))[:, None]
-            drawn = torch.searchsorted(p, luck * p[:, -1:], right=True)[:, 0].clamp_(max=size - 1)
-        sure = log_p.gather(1, drawn[:, None])[:, 0].numpy()
-        if jolt:
-            noise = uniform(_ORDER, np.full(len(places), self.seed), key).clip(1e-12, 1 - 1e-12)
-            sure = sure - jolt * (1 - (step + 1) / steps) * np.log(-np.log(noise))
+    def places(self, level: int) -> np.ndarray:
+        """Which codes of a level are hidden."""
+        hidden = np.flatnonzero(~self.known)
+        mine: np.ndarray = hidden[hidden % self.levels == level]
+        return mine
+
+    def luck(self, purpose: int, places: np.ndarray, step: int) -> np.ndarray:
+        return uniform(purpose, np.full(len(places), self.seed), step * self.codes + places)
+
+    def propose(self, places: np.ndarray, tokens: np.ndarray, sure: np.ndarray) -> None:
+        self._drawn[places], self._sure[places] = tokens, sure
+
+    def keep(self, first: Callable[[_Kept], np.ndarray], step: int, steps: int, jolt: float) -> None:
+        """Keeps those of the proposed codes that come first, as many as are due."""
+        places = np.flatnonzero(~self.known)
         stay = kept_hidden(self.codes, len(places), step, steps)
-        surest = np.argsort(sure, kind="stable")[stay:]
-        self.hidden[places[surest]] = False
-        self.tokens[self.first + places[surest]] = (first + drawn.numpy())[surest]
+        luck, ever = (self.luck(_ORDER, places, at).clip(1e-12, 1 - 1e-12) for at in (step, 0))
+        value = first(_Kept(places, self._sure[places], luck, jolt * (1 - (step + 1) / steps), ever))
+        best = places[np.argsort(value, kind="stable")[stay:]]
+        self.known[best] = True
+        self.tokens[self.first + best] = self._drawn[best]
 
 
-def _behind(logits: Tensor, length: int) -> Tensor:
-    """The logits of a row without its prompt, at the places that they have in one of `length` tokens with it."""
-    return torch.cat([logits.new_zeros(length - len(logits), logits.shape[1]), logits])
+class _Hidden(NamedTuple):
+    """Hidden states of rows one behind the other."""
+
+    states: Tensor  # [N, D]
+    firsts: list[int]  # where each row's segment has its first code
 
 
-def _logits(model: WorldModel, rows: Sequence[np.ndarray]) -> list[Tensor]:
-    """[T, V] of every row, each seeing itself whole."""
-    device = model.output.device
+def _hidden(decoder: Decoder, rows: Sequence[np.ndarray], firsts: Sequence[int]) -> _Hidden:
+    """Of rows that each see themselves whole; `firsts`: the place of the first code in each."""
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    lengths = [len(rows[row]) for row in by_length]
-    tokens = torch.from_numpy(np.concatenate([rows[row] for row in by_length])).to(device)
-    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-    runs = [run._replace(causal=False) for run in runs_of(np.array(lengths))]
-    hidden = torch.split(model(tokens, positions, PackedAttention(runs)), lengths)
-    found = dict(zip(by_length, (model.logits(part) for part in hidden), strict=True))
-    return [found[row] for row in range(len(rows))]
+    lengths = np.array([len(rows[row]) for row in by_length], dtype=np.int64)
+    begins = dict(zip(by_length, (np.cumsum(lengths) - lengths).tolist(), strict=True))
+    tokens = torch.from_numpy(np.concatenate([rows[row] for row in by_length])).to(decoder.device)
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(decoder.device)
+    runs = [run._replace(causal=False) for run in runs_of(lengths)]
+    states = decoder.through(tokens, positions, int(lengths[-1]), Whole(decoder.shape, runs))
+    return _Hidden(states, [begins[row] + first for row, first in enumerate(firsts)])
+
+
+def _logits(decoder: Decoder, hidden: _Hidden, places: Mapping[int, np.ndarray], ids: range) -> Tensor:
+    """[n, C] of the codes `ids` at some places of some rows."""
+    at = np.concatenate([hidden.firsts[row] + each for row, each in places.items()])
+    return decoder.logits(hidden.states[torch.from_numpy(at).to(hidden.states.device)], (ids,))

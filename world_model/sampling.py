@@ -1,11 +1,12 @@
-"""Sampling with a cache of keys and values; every row of a batch is in its own state of the grammar.
+"""Sampling with a cache of keys and values; every row of a batch is in its own state of the grammar and wants streams of its own.
 
-A row's result is a function of its prompt and its seed: noise is counter-based, and no row sees another.
+A row's result is a function of its prompt, its seed and what it wants: noise is counter-based, no row sees another, and the decoder adds
+up alike for any number of rows. Logits are computed only for the ids that may follow, of all rows in the same legal set at once.
 
-B rows, V vocabulary.
+B rows, V vocabulary, C ids of a legal set.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,20 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloom.world_model.attention import CachedAttention
+from worldloom.world_model.decoder import Cache, Decoder
 from worldloom.world_model.grammar import BETWEEN, END, Grammar
 from worldloom.world_model.next_token import ORDER, uniform
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import weave_one
 
 NOISE = 0x5EED  # keeps these draws apart from those of training
+_AHEAD = 64  # draws of a row that are made at a time
+_SPARSE = 0.75  # the cache is made smaller once so few of its rows are still written
+
+Ranges = tuple[range, ...]
+Want = Sequence[str] | None
 
 
 class Generated(NamedTuple):
     """Whole samples, prompts included, and how far the model alone would have gone astray."""
 
     tokens: list[np.ndarray]  # int64, from <bos> to <eos>
-    illegal: dict[str, float]  # mean probability that the model gave to illegal tokens, by stream and for "order"
+    illegal: dict[str, float]  # mean probability that the model gave to illegal tokens, by stream and for "order"; empty if not watched
 
 
 def prompt(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.ndarray]]) -> np.ndarray:
@@ -36,69 +42,107 @@ def prompt(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.nd
 
 @torch.inference_mode()
 def generate(
-    model: WorldModel,
+    model: WorldModel | Decoder,
     grammar: Grammar,
     prompts: Sequence[np.ndarray],
-    want: Sequence[str] | None = None,
+    want: Want | Sequence[Want] = None,
     *,
     seeds: Sequence[int],
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    temperature: float | Mapping[str, float] = 1.0,
+    top_k: int | Mapping[str, int] = 0,
+    top_p: float | Mapping[str, float] = 1.0,
     guidance: float = 1.0,
     length: int | None = None,
+    watch: bool = False,
 ) -> Generated:
     """Goes on from every prompt (tokens from <bos> on, maybe in the middle of a segment) to its <eos>.
 
     `want` names the streams to write, in turn, after whatever segment the prompt leaves open; None leaves the choice to the model, <eos>
-    too. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave out nothing. `guidance` s takes u + s (c - u), for logits c
-    behind the prompt and u behind <bos> alone (arXiv:2207.12598). A sample has at most `length` tokens (None: as long as it may get).
+    too. It is one for all rows, or a list with one for each. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave out
+    nothing; each is one number, or one for each stream that is named ("order" for what stands between segments), else 1, 0 and 1.
+    `guidance` s takes u + s (c - u), for logits c behind the prompt and u behind <bos> alone (arXiv:2207.12598). A sample has at most
+    `length` tokens (None: as long as it may get). `watch` measures the illegal probability, which takes the logits of all ids.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature and top_k must be at least 0 and top_p in (0, 1], got {temperature}, {top_k}, {top_p}")
-    rows = [_Row(grammar, tokens, want, seed, length) for tokens, seed in zip(prompts, seeds, strict=True)]
-    writer = _Writer(model, grammar, rows, guided=guidance != 1)
-    masks = _Masks(grammar, model.output.device)
-    while rows := [row for row in rows if not row.done()]:
-        logits = writer.logits(rows, guidance)
-        may = masks(row.legal for row in rows)
-        outside = (1 - (torch.softmax(logits, dim=1) * may).sum(dim=1)).clamp_(min=0)
-        logits.masked_fill_(~masks(row.allowed() for row in rows), -torch.inf)
-        noise = uniform(NOISE, np.array([row.seed for row in rows]), np.array([len(row.tokens) for row in rows]))
-        drawn = choose(logits, temperature, top_k, top_p, torch.from_numpy(noise).to(logits.device))
-        for row, token, illegal in zip(rows, drawn.tolist(), outside.tolist(), strict=True):
-            row.write(token, illegal)
-    return Generated([np.array(row.tokens, dtype=np.int64) for row in writer.all], _by_stream(grammar, writer.all))
+    rules = Rules(grammar, temperature, top_k, top_p)
+    wants = _wants(want, len(prompts))
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    rows = [_Row(grammar, tokens, mine, seed, length) for tokens, mine, seed in zip(prompts, wants, seeds, strict=True)]
+    writer = _Writer(decoder, rows, guidance)
+    while left := [row for row in writer.rows if row is not None and not row.done()]:
+        hidden = writer.hidden(left)
+        if watch:
+            _watch(left, writer.mixed(hidden, (range(grammar.vocabulary.size),), slice(None)))
+        for (stream, ids), members in _alike(left).items():
+            mine = slice(None) if len(members) == len(left) else torch.tensor(members, device=decoder.device)
+            if sum(map(len, ids)) == 1:
+                drawn = [ids[0].start] * len(members)
+            else:
+                noise = torch.tensor([left[member].noise() for member in members], dtype=torch.float64, device=decoder.device)
+                picked = choose(writer.mixed(hidden, ids, mine), *rules.of(stream), noise)
+                drawn = _tokens(ids, picked.tolist())
+            for member, token in zip(members, drawn, strict=True):
+                left[member].write(token)
+    return Generated([np.array(row.tokens, dtype=np.int64) for row in rows], _by_stream(grammar, rows))
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, noise: Tensor) -> Tensor:
-    """One id for every row of `logits` [B, V], where -inf is never chosen; `noise` [B], float64 in [0, 1), decides."""
+    """One column for every row of `logits` [B, C], where -inf is never chosen; `noise` [B], float64 in [0, 1), decides."""
     if temperature == 0:
         return logits.argmax(dim=1)
-    # The likeliest at 0, and in float64, so that a temperature close to nothing gives neither infinities nor 0 / 0.
-    logits = (logits - logits.amax(dim=1, keepdim=True)).double() / temperature
+    # The likeliest at 0 and the divisor no denormal, so that a temperature close to nothing gives neither infinities nor 0 / 0.
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.shape[1]:
         least = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    p = torch.softmax(logits, dim=1)
+    p = logits.exp_()
     if top_p < 1:
-        sorted_p, ids = p.sort(dim=1, descending=True, stable=True)
+        sorted_p, ids = p.double().sort(dim=1, descending=True, stable=True)
         # An id stays if those before it do not reach top_p: the likeliest always stays.
-        out = sorted_p.cumsum(dim=1) - sorted_p >= top_p
-        p = p.scatter(1, ids, sorted_p.masked_fill(out, 0.0))
-    reached = p.cumsum(dim=1)
+        before = sorted_p.cumsum(dim=1) - sorted_p
+        out = before >= top_p * sorted_p.sum(dim=1, keepdim=True)
+        p = p.scatter(1, ids, sorted_p.masked_fill(out, 0.0).to(p.dtype))
+    reached = p.cumsum(dim=1, dtype=torch.float64)
     total = reached[:, -1]
     # Below the total even where the product rounds up to it, so that an id of probability 0 is never met.
     target = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(reached, target[:, None], right=True)[:, 0]
 
 
+class Rules:
+    """How each stream's tokens are chosen."""
+
+    def __init__(
+        self, grammar: Grammar, temperature: float | Mapping[str, float], top_k: int | Mapping[str, int], top_p: float | Mapping[str, float]
+    ) -> None:
+        names = [stream.name for stream in grammar.vocabulary.streams]
+        for what, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+            if isinstance(value, Mapping) and (unknown := sorted(set(value) - {*names, ORDER})):
+                raise ValueError(f"{what} names {', '.join(unknown)}, but the streams are {', '.join([*names, ORDER])}")
+        self._between = self._rule(ORDER, temperature, top_k, top_p)
+        self._streams = [self._rule(name, temperature, top_k, top_p) for name in names]
+
+    def of(self, stream: int) -> tuple[float, int, float]:
+        """Temperature, top_k and top_p of a stream by number, negative between segments."""
+        return self._streams[stream] if stream >= 0 else self._between
+
+    @staticmethod
+    def _rule(
+        name: str, temperature: float | Mapping[str, float], top_k: int | Mapping[str, int], top_p: float | Mapping[str, float]
+    ) -> tuple[float, int, float]:
+        t = temperature.get(name, 1.0) if isinstance(temperature, Mapping) else temperature
+        k = top_k.get(name, 0) if isinstance(top_k, Mapping) else top_k
+        p = top_p.get(name, 1.0) if isinstance(top_p, Mapping) else top_p
+        if t < 0 or k < 0 or not 0 < p <= 1:
+            raise ValueError(f"temperature and top_k must be at least 0 and top_p in (0, 1], got {t}, {k}, {p}")
+        return t, k, p
+
+
 class _Row:
     """One sample being written."""
 
-    def __init__(self, grammar: Grammar, tokens: np.ndarray, want: Sequence[str] | None, seed: int, length: int | None) -> None:
+    def __init__(self, grammar: Grammar, tokens: np.ndarray, want: Want, seed: int, length: int | None) -> None:
         self.grammar, self.seed = grammar, seed
         self.tokens: list[int] = np.asarray(tokens, dtype=np.int64).tolist()
         if not self.tokens:
@@ -110,8 +154,23 @@ class _Row:
         self.state = grammar.follow(self.tokens, grammar.start(longest))
         self.legal = grammar.legal(self.state)
         self.illegal: list[tuple[int, float]] = []
+        self._noise: list[float] = []
+        self._noise_from = 0
 
-    def allowed(self) -> tuple[range, ...]:
+    @property
+    def stream(self) -> int:
+        """Number of the open stream, negative between segments."""
+        return self.state.stream
+
+    def noise(self) -> float:
+        """The draw, in [0, 1), that decides on the next token: a function of the seed and of its place."""
+        place = len(self.tokens)
+        if not 0 <= place - self._noise_from < len(self._noise):
+            self._noise_from = place
+            self._noise = uniform(NOISE, np.full(_AHEAD, self.seed), place + np.arange(_AHEAD)).tolist()
+        return self._noise[place - self._noise_from]
+
+    def allowed(self) -> Ranges:
         """What may follow: the legal ids or, between segments, the one that was asked for."""
         if self.want is None or self.state.stream != BETWEEN:
             return self.legal
@@ -123,11 +182,7 @@ class _Row:
             )
         return (range(token, token + 1),)
 
-    def write(self, token: int, illegal: float) -> None:
-        self.illegal.append((self.state.stream, illegal))
-        self._write(token)
-
-    def _write(self, token: int) -> None:
+    def write(self, token: int) -> None:
         if self.want and self.state.stream == BETWEEN:
             self.want.pop(0)
         self.state = self.grammar.step(self.state, token)
@@ -137,85 +192,96 @@ class _Row:
     def done(self) -> bool:
         """Whether the sample is whole; if nothing is left to choose, its last tokens are written without asking the model."""
         while self.state.stream != END:
+            if self.state.stream >= 0 and (self.want is None or self.want):
+                return False  # a forced token in the middle: what follows it needs its keys and values
             allowed = self.allowed()
             if len(allowed) > 1 or len(allowed[0]) > 1 or (self.state.stream == BETWEEN and self.want):
                 return False
-            if self.state.stream >= 0 and (self.want is None or self.want):
-                return False  # a forced token in the middle: what follows it needs its keys and values
-            self._write(allowed[0].start)
+            self.write(allowed[0].start)
         return True
 
 
 class _Writer:
-    """Feeds what rows have written since the last call, and gives the logits behind it."""
+    """Feeds what rows have written since the last call, and gives what the model has to say behind it."""
 
-    def __init__(self, model: WorldModel, grammar: Grammar, rows: Sequence[_Row], guided: bool) -> None:
-        self.model, self.all = model, list(rows)
-        self.bos = grammar.vocabulary.bos
-        self.rows = list(rows)
-        self.guided = guided
-        shape = model.shape
-        longest = max((row.prompted + row.state.left for row in rows), default=0)
-        self.cache = CachedAttention(shape.depth, len(rows) * (1 + guided), longest, shape.kv_heads, shape.head_width, model.output)
-        self.fed = False
+    def __init__(self, decoder: Decoder, rows: Sequence[_Row], guidance: float) -> None:
+        self.decoder, self.guidance = decoder, guidance
+        self.guided = guidance != 1
+        self.rows: list[_Row | None] = list(rows)  # None: a row that is done and whose place in the cache is still there
+        self.cache = Cache(decoder, 0)
+        self.begun = False
 
-    def logits(self, rows: Sequence[_Row], guidance: float) -> Tensor:
-        """[B, V] for `rows`, some of those of the last call in their order."""
-        self._drop(rows)
-        if not self.guided:
-            return self._feed([row.tokens for row in rows])
-        # The guiding rows hold the same tokens without the prompt's segments.
-        both = self._feed([row.tokens for row in rows] + [[self.bos, *row.tokens[row.prompted :]] for row in rows])
-        given, free = both.chunk(2)
-        return free + guidance * (given - free)
-
-    def _drop(self, rows: Sequence[_Row]) -> None:
-        if len(rows) == len(self.rows):
-            return
-        left = set(map(id, rows))
-        keep = [place for place, row in enumerate(self.rows) if id(row) in left]
+    def hidden(self, left: Sequence[_Row]) -> Tensor:
+        """[B, D] for `left`, some of the rows in their order; with guidance those of the free rows follow, [2B, D]."""
+        self._drop(left)
+        bos = left[0].grammar.vocabulary.bos
+        places = [place for place, row in enumerate(self.rows) if row is not None]
+        if not self.begun:
+            # The free rows hold the same tokens without the prompt's segments.
+            free = [[bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
+            self.cache, self.begun = Cache(self.decoder, len(left) + len(free)), True
+            return self.cache.begin([*(row.tokens for row in left), *free])
+        tokens = [bos if row is None else row.tokens[-1] for row in self.rows]
+        positions = [0 if row is None else len(row.tokens) - 1 for row in self.rows]
         if self.guided:
-            keep += [place + len(self.rows) for place in keep]
-        self.cache.keep(torch.tensor(keep, device=self.model.output.device))
-        self.rows = list(rows)
+            tokens += tokens
+            positions += [0 if row is None else len(row.tokens) - row.prompted for row in self.rows]
+            places += [place + len(self.rows) for place in places]
+        device = self.decoder.device
+        hidden = self.cache.step(torch.tensor(tokens, device=device), torch.tensor(positions, device=device))
+        return hidden if len(places) == len(hidden) else hidden[torch.tensor(places, device=device)]
 
-    def _feed(self, written: Sequence[list[int]]) -> Tensor:
-        device = self.model.output.device
-        lengths = [len(tokens) for tokens in written]
-        if self.fed:
-            tokens = torch.tensor([tokens[-1:] for tokens in written], device=device)
-            positions = torch.tensor(lengths, device=device)[:, None] - 1
-            last = torch.arange(len(written), device=device)
-        else:
-            # Behind the end of a short prompt stands anything: nobody sees it, and what is written later overwrites it.
-            width = max(lengths)
-            tokens = torch.tensor([tokens + [self.bos] * (width - len(tokens)) for tokens in written], device=device)
-            positions = torch.arange(width, device=device).expand(len(written), width)
-            last = torch.arange(len(written), device=device) * width + torch.tensor(lengths, device=device) - 1
-            self.fed = True
-        hidden = self.model(tokens.flatten(), positions.flatten(), self.cache.at(positions, max(lengths)))
-        return self.model.logits(hidden[last])
+    def mixed(self, hidden: Tensor, ids: Ranges, rows: Tensor | slice) -> Tensor:
+        """Logits [n, C] of `ids` for some of the rows that `hidden` was given for, guided."""
+        if not self.guided:
+            return self.decoder.logits(hidden[rows], ids)
+        given, free = (self.decoder.logits(part[rows], ids) for part in hidden.chunk(2))
+        return free + self.guidance * (given - free)
+
+    def _drop(self, left: Sequence[_Row]) -> None:
+        if not self.begun or len(left) <= _SPARSE * len(self.rows):
+            going = set(map(id, left))
+            keep = [place for place, row in enumerate(self.rows) if id(row) in going]
+            if self.begun and len(keep) < len(self.rows):
+                both = keep + [place + len(self.rows) for place in keep] * self.guided
+                self.cache.keep(torch.tensor(both, device=self.decoder.device))
+            self.rows = list(left)
+        elif len(left) < sum(row is not None for row in self.rows):
+            going = set(map(id, left))
+            self.rows = [row if id(row) in going else None for row in self.rows]
 
 
-class _Masks:
-    """Legal sets as rows of booleans, each made once."""
+def _wants(want: Want | Sequence[Want], rows: int) -> list[Want]:
+    """What each row wants."""
+    if want is None or all(isinstance(name, str) for name in want):
+        return [want] * rows  # type: ignore[list-item]
+    if len(want) != rows:
+        raise ValueError(f"{rows} prompts need one list of streams for all, or as many lists, got {len(want)}")
+    return list(want)  # type: ignore[arg-type]
 
-    def __init__(self, grammar: Grammar, device: torch.device) -> None:
-        self.size, self.device = grammar.vocabulary.size, device
-        self.number: dict[tuple[range, ...], int] = {}
-        self.table = torch.zeros(0, self.size, dtype=torch.bool, device=device)
 
-    def __call__(self, legal: Iterable[tuple[range, ...]]) -> Tensor:
-        """bool [B, V]."""
-        sets = list(legal)
-        for ranges in sets:
-            if ranges not in self.number:
-                self.number[ranges] = len(self.number)
-                row = torch.zeros(1, self.size, dtype=torch.bool, device=self.device)
-                for ids in ranges:
-                    row[:, ids.start : ids.stop] = True
-                self.table = torch.cat([self.table, row])
-        return self.table[torch.tensor([self.number[ranges] for ranges in sets], device=self.device)]
+def _alike(rows: Sequence[_Row]) -> dict[tuple[int, Ranges], list[int]]:
+    """Which rows choose from the same ids within the same stream."""
+    found: dict[tuple[int, Ranges], list[int]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault((row.stream, row.allowed()), []).append(number)
+    return found
+
+
+def _tokens(ids: Ranges, columns: Sequence[int]) -> list[int]:
+    """The ids that stand at these columns."""
+    if len(ids) == 1:
+        return [ids[0].start + column for column in columns]
+    every = [token for one in ids for token in one]
+    return [every[column] for column in columns]
+
+
+def _watch(rows: Sequence[_Row], logits: Tensor) -> None:
+    """Notes the probability that each row's full `logits` [B, V] give to illegal ids."""
+    p = torch.softmax(logits, dim=1)
+    for row, of_row in zip(rows, p, strict=True):
+        legal = sum(float(of_row[ids.start : ids.stop].sum()) for ids in row.legal)
+        row.illegal.append((row.stream, max(0.0, 1 - legal)))
 
 
 def _by_stream(grammar: Grammar, rows: Sequence[_Row]) -> dict[str, float]:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from worldloom.world_model.attention import PackedAttention
+from worldloom.world_model.example import Run
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.parallel import fill_in, kept_hidden
 from worldloom.world_model.sampling import prompt
@@ -72,6 +74,46 @@ def test_at_temperature_0_without_a_jolt_the_seed_does_not_matter(worlds):
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize("order", ["raster", "random", "confidence"])
+def test_codes_are_kept_in_the_order_asked_for(worlds, monkeypatch, order):
+    from worldloom.world_model import parallel
+
+    seen = []
+    plain = parallel._hidden
+
+    def watched(decoder, rows, firsts):
+        seen.append([np.flatnonzero(row[first : first + 6] != worlds.IDS.mask).tolist() for row, first in zip(rows, firsts, strict=True)])
+        return plain(decoder, rows, firsts)
+
+    monkeypatch.setattr(parallel, "_hidden", watched)
+    given, streams = prompts(worlds), ["frame", "push", "push"]
+    fill_in(worlds.tiny_model(), worlds.GRAMMAR, given, streams, seeds=[1, 2, 3], steps=6, order=order)
+    assert [[len(known) for known in row] for row in zip(*seen, strict=True)] == [[0, 1, 2, 3, 4, 5]] * 3
+    in_front = [all(known == list(range(len(known))) for known in row) for row in zip(*seen, strict=True)]
+    assert in_front == [order == "raster"] * 3
+
+
+def test_in_one_step_every_order_draws_the_same(worlds):
+    made = [
+        fill_in(worlds.tiny_model(), worlds.GRAMMAR, prompts(worlds)[:1], ["push"], seeds=[4], steps=1, order=order)[0].tolist()
+        for order in ("raster", "random", "confidence")
+    ]
+    assert made[0] == made[1] == made[2]
+
+
+def test_guidance_of_1_is_none_and_of_0_forgets_the_prompt(worlds):
+    model, ids = worlds.tiny_model(), worlds.IDS
+    start = prompt(worlds.GRAMMAR, [])
+    given = prompts(worlds)[0]
+
+    def codes(before, guidance):
+        (tokens,) = fill_in(model, worlds.GRAMMAR, [before], ["push"], seeds=[5], steps=3, guidance=guidance)
+        return tokens[-8:].tolist()
+
+    assert codes(given, 0.0) == codes(start, 1.0) == codes(start, 3.0) != codes(given, 1.0)
+    assert all(token != ids.mask for token in codes(given, 3.0))
+
+
 FLAT = Grammar(Vocabulary((code_stream("a", "image", 3, shape=(2,)),), 0))
 
 
@@ -88,14 +130,13 @@ def test_in_one_step_codes_are_drawn_from_their_own_probabilities_and_independen
         np.stack(fill_in(model, FLAT, [start] * count, ["a"] * count, seeds=list(range(count)), steps=1))[:, 2:4]
         - FLAT.vocabulary.span(0).start
     )
-    from worldloom.world_model.parallel import _logits
-
     hidden = np.array(
         [*start, FLAT.vocabulary.indicator(0), FLAT.vocabulary.mask, FLAT.vocabulary.mask, FLAT.vocabulary.closing(0), FLAT.vocabulary.eos]
     )
     with torch.inference_mode():
         span = FLAT.vocabulary.span(0)
-        p = torch.softmax(_logits(model, [hidden])[0][2:4, span.start : span.stop], 1).numpy()
+        whole = model(torch.from_numpy(hidden), torch.arange(len(hidden)), PackedAttention((Run(1, len(hidden), causal=False),)))
+        p = torch.softmax(model.logits(whole)[2:4, span.start : span.stop], 1).numpy()
     expected = count * p[0][:, None] * p[1][None, :]
     seen = np.zeros((3, 3))
     np.add.at(seen, (made[:, 0], made[:, 1]), 1)
@@ -106,13 +147,13 @@ def test_codes_kept_once_never_change(worlds, monkeypatch):
     seen: list[np.ndarray] = []
     from worldloom.world_model import parallel
 
-    plain = parallel._logits
+    plain = parallel._hidden
 
-    def watched(model, rows):
+    def watched(decoder, rows, firsts):
         seen.append(rows[0].copy())
-        return plain(model, rows)
+        return plain(decoder, rows, firsts)
 
-    monkeypatch.setattr(parallel, "_logits", watched)
+    monkeypatch.setattr(parallel, "_hidden", watched)
     (tokens,) = fill_in(worlds.tiny_model(), worlds.GRAMMAR, prompts(worlds)[:1], ["push"], seeds=[1], steps=6)
     mask = worlds.IDS.mask
     for before, after in zip(seen, [*seen[1:], tokens], strict=True):
@@ -129,5 +170,7 @@ def test_what_cannot_be_filled_in_is_refused(worlds):
         fill_in(model, worlds.GRAMMAR, given[2:], ["frame"], seeds=[1])
     with pytest.raises(ValueError, match="every prompt has one stream and one seed, got 3 prompts, 1 streams, 3 seeds"):
         fill_in(model, worlds.GRAMMAR, given, ["frame"], seeds=[1, 2, 3])
+    with pytest.raises(ValueError, match="no order 'spiral'; there are confidence, random, raster"):
+        fill_in(model, worlds.GRAMMAR, given[:1], ["frame"], seeds=[1], order="spiral")
     with pytest.raises(ValueError, match="at least one step is needed, got 0"):
         fill_in(model, worlds.GRAMMAR, given[:1], ["frame"], seeds=[1], steps=0)

@@ -155,7 +155,7 @@ def test_whole_samples_come_as_often_as_their_renormalised_probability() -> None
 
 
 def test_the_illegal_mass_is_what_the_model_gave_to_tokens_that_may_not_stand(model: WorldModel) -> None:
-    made = generate(model, GRAMMAR, [PROMPTS[1]], ["view"], seeds=[0], temperature=0)
+    made = generate(model, GRAMMAR, [PROMPTS[1]], ["view"], seeds=[0], temperature=0, watch=True)
     tokens = torch.from_numpy(made.tokens[0])
     p = torch.softmax(model.logits(model(tokens, torch.arange(len(tokens)), PackedAttention((Run(1, len(tokens)),)))), 1).detach()
     first = len(PROMPTS[1])
