@@ -3,15 +3,20 @@
 from collections.abc import Iterator, Mapping
 
 from worldloom.pipeline.marks import Link, links, stream_links
-from worldloom.pipeline.problems import Problem, nearest
+from worldloom.pipeline.problems import Problem, dotted, nearest
+from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import StageSettings
 
 
 def graph_problems(stages: Mapping[str, StageSettings], kinds: Mapping[str, StageKind]) -> list[Problem]:
-    """Names that lead nowhere or to the wrong kind of stage; where there are none, a cycle; where there is none, wrong streams."""
+    """Names that lead nowhere or to the wrong kind of stage; where there are none, a cycle; where there is none, wrong streams.
+
+    Last of all what a stage says of its inputs, as far as these can be known before anything runs.
+    """
     problems = [problem for name, settings in stages.items() for link in links(settings) for problem in _wrong(name, link, stages, kinds)]
-    return problems or list(_cycle(stages)) or [problem for name in stages for problem in _wrong_streams(name, stages)]
+    problems = problems or list(_cycle(stages)) or [problem for name in stages for problem in _wrong_streams(name, stages)]
+    return problems or list(_refused(stages, kinds))
 
 
 def in_order(stages: Mapping[str, StageSettings]) -> list[str]:
@@ -52,6 +57,18 @@ def _wrong_streams(name: str, stages: Mapping[str, StageSettings]) -> Iterator[P
             yield Problem(
                 path, f"a stream of kind {' or '.join(link.kinds)} is needed, and {link.stream} is of kind {streams[link.stream].kind}"
             )
+
+
+def _refused(stages: Mapping[str, StageSettings], kinds: Mapping[str, StageKind]) -> Iterator[Problem]:
+    estimates: dict[str, Estimate] = {}
+    for name in in_order(stages):
+        inputs = {dotted(link.path): estimates[link.stage] for link in links(stages[name])}
+        estimate = kinds[stages[name].run].estimate
+        try:
+            estimates[name] = estimate(stages[name], inputs) if estimate is not None else Estimate()
+        except ValueError as error:
+            estimates[name] = Estimate()
+            yield Problem(("stages", name), str(error))
 
 
 def _cycle(stages: Mapping[str, StageSettings]) -> Iterator[Problem]:

@@ -104,6 +104,7 @@ class TokenStream(NamedTuple):
     tokenizer: str  # fingerprint
     max_length: int  # codes of the longest sample
     levels: int = 1  # codes at one place; where there are more than one, they are the last axis of `shape`
+    steps: int = 0  # of the clock that it has codes at; 0 without a clock
 
     @property
     def length(self) -> int | None:
@@ -132,6 +133,7 @@ class Tokens(_Sharded):
             name: TokenStream(**{**stream, "shape": None if stream["shape"] is None else tuple(stream["shape"])})
             for name, stream in about["streams"].items()
         }
+        self.clock: dict[str, Any] | None = about.get("clock")  # name, streams in their order within a step, those given from outside
         self._splits = {name: _Split(split) for name, split in about["splits"].items()}
         self._open: dict[tuple[str, int, str], _CodeShard] = {}
 

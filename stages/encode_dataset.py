@@ -177,7 +177,7 @@ def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any], batch_size: int)
 
 
 def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], data: "Dataset") -> dict[str, "Tokenizer"]:
-    """Stream -> its tokenizer, in the order of the names; ValueError where one does not serve its stream."""
+    """Stream -> its tokenizer, in the order of the names; ValueError where one does not serve its stream, or does not fit its clock."""
     from worldloom.stages.preprocess import serving
     from worldloom.tokenizers.load import load_tokenizer
 
@@ -192,7 +192,25 @@ def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], d
                 f"tokenizers.{stream}: {settings.tokenizers[stream]} encodes {loaded.kind}, the stream is {data.streams[stream].kind}"
             )
         tokenizers[stream] = tokenizer
+    _clock(tokenizers, data)
     return tokenizers
+
+
+def _clock(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset") -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Steps of every stream on the clock, and what dataset.json says of it."""
+    from math import prod
+
+    from worldloom.stages.clock import clock_of, steps_of
+
+    clock = clock_of({name: data.streams[name] for name in tokenizers})
+    if clock is None:
+        return {}, None
+    steps = {}
+    for name in clock.names:
+        shape = tokenizers[name].shape
+        assert shape is not None, "values of these kinds have one form"
+        steps[name] = steps_of(clock, name, data.streams[name], prod(shape), shape[0])
+    return steps, {"name": clock.name, "streams": list(clock.names), "given": list(clock.given)}
 
 
 def _reading(data: "Dataset", shard: str, settings: EncodeDataset) -> Iterator[Callable[[], Batch]]:
@@ -263,6 +281,7 @@ def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "T
             for stream in tokenizers
         }
         splits[split] = {"shards": shards, "samples": sum(shard["samples"] for shard in shards), "streams": together}
+    steps, clock = _clock(tokenizers, data)
     described = {
         stream: {
             "kind": tokenizer.kind,
@@ -272,10 +291,11 @@ def _describe(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset", totals: "T
             "dtype": code_type(tokenizer.codebook_size),
             "tokenizer": tokenizer.fingerprint,
             "max_length": longest[stream],
+            **({"steps": steps[stream]} if stream in steps else {}),
         }
         for stream, tokenizer in tokenizers.items()
     }
-    return {"format": FORMAT, "streams": described, "splits": splits}
+    return {"format": FORMAT, "streams": described, "splits": splits, **({} if clock is None else {"clock": clock})}
 
 
 def parallelism(settings: EncodeDataset, inputs: Mapping[str, "Artifact"]) -> int:
@@ -285,7 +305,15 @@ def parallelism(settings: EncodeDataset, inputs: Mapping[str, "Artifact"]) -> in
 
 
 def estimate(settings: EncodeDataset, inputs: Mapping[str, Estimate]) -> Estimate:
-    """The codes of streams whose tokenizer has a fixed number of them; texts come on top."""
+    """The codes of streams whose tokenizer has a fixed number of them; texts come on top. ValueError where they do not fit the clock."""
+    from worldloom.stages.clock import clock_of, steps_of
+
+    streams = {name: stream for name, stream in (inputs["data"].streams or {}).items() if name in settings.tokenizers}
+    clock = clock_of(streams)
+    for name in clock.names if clock is not None else ():
+        codes = inputs[f"tokenizers.{name}"].codes
+        if clock is not None and codes is not None:
+            steps_of(clock, name, streams[name], codes)
     samples = inputs["data"].samples
     each = [inputs[f"tokenizers.{stream}"].codes for stream in settings.tokenizers]
     if samples is None:

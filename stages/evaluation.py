@@ -222,8 +222,9 @@ def _documents(world: OpenWorld, split: str, rows: Sequence[int], seed: int) -> 
         codes[name] = Codes(ragged.values, np.diff(ragged.offsets))
     order = np.full((len(rows), len(numbers)), -1, np.int64)
     for at, row in enumerate(rows):
-        there = [number for name, number in numbers.items() if codes[name].lengths[at]]
-        order[at, : len(there)] = np.random.default_rng((seed, row)).permutation(there)
+        there = [name for name in numbers if codes[name].lengths[at]]
+        shuffled = world.grammar.arranged(np.random.default_rng((seed, row)).permutation(there).tolist())
+        order[at, : len(there)] = [numbers[name] for name in shuffled]
     return order, codes
 
 

@@ -80,12 +80,21 @@ class ImageStream(Sized):
     )
 
 
+Clock = Annotated[
+    Annotated[str, Field(pattern=NAME)] | None,
+    Field(
+        description="name of the clock that its steps are woven on with those of other streams, one frame each; null: a segment of its own"
+    ),
+]
+
+
 class VideoStream(Sized):
     """Clips of RGB frames without sound, uint8 [frames, height, width, 3]."""
 
     kind: Literal["video"]
     frames: Annotated[int, Field(ge=1, le=4096, description="frames of a clip")]
     frame_rate: PositiveFloat = Field(description="frames a second; others are resampled by their timestamps")
+    clock: Clock = None
 
 
 class AudioStream(Settings):
@@ -95,6 +104,7 @@ class AudioStream(Settings):
     sample_rate: Annotated[int, Field(ge=1_000, le=192_000, description="samples a second (Hz); others are resampled")]
     seconds: Annotated[float, Field(gt=0, le=600, description="length; longer sounds are cut at the end, shorter ones filled with silence")]
     channels: Literal[1, 2] = Field(default=1, description="1: mono, the mean of what there is; 2: stereo, mono is doubled")
+    clock: Clock = None
 
     @property
     def samples(self) -> int:
@@ -110,6 +120,10 @@ class ActionStream(Settings):
     dimensions: Annotated[int, Field(ge=1, le=256, description="numbers of a row")] = 1
     choices: Annotated[int, Field(ge=2, le=65_536)] | None = Field(
         default=None, description="discrete: every number is one of 0 .. choices - 1; null: real numbers"
+    )
+    clock: Clock = None
+    role: Literal["action", "reward", "end"] = Field(
+        default="action", description="on a clock: given from outside (action), or what the world says of it (reward, end of the episode)"
     )
 
 

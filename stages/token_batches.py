@@ -69,7 +69,8 @@ class TokenBatches:
         self._drop = np.array([(drop or {}).get(name, 0.0) for name in self.names])
         # [samples, streams]; what the grammar leaves out is as good as missing.
         self._lengths = np.stack([tokens.lengths(split, name) * (name in grammar.streams) for name in self.names], axis=1).astype(np.int32)
-        longest = int(np.where(self._lengths > 0, self._lengths + 2, 0).sum(axis=1).max()) + 2
+        self._around = np.array([2 * max(stream.steps, 1) for stream in grammar.vocabulary.streams])  # tokens beside the codes
+        longest = int(np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1).max()) + 2
         if longest > row_length:
             raise ValueError(
                 f"the longest sample of {split!r} makes {longest} tokens, a row has {row_length}; set row_length to at least {longest}"
@@ -104,22 +105,29 @@ class TokenBatches:
         while True:
             places = np.arange(first, first + many)
             streams = self._streams(places)
-            lengths = document_lengths(streams, self._lengths[self.sample(places)])
+            lengths = document_lengths(self.grammar, streams, self._lengths[self.sample(places)])
             rows = pack(lengths, self.rows, self.row_length)
             if len(rows) < many:
                 return places[: len(rows)], streams[: len(rows)], rows
             many *= 2
 
     def _streams(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[B, S] numbers of the streams of each document in turn, -1 behind the last: those that are there and not dropped, shuffled."""
-        numbers = np.arange(len(self.names))
+        """[B, S] numbers of the streams of each document in turn, -1 behind the last: those that are there and not dropped, shuffled.
+
+        The streams of the clock are one among them, in their own order.
+        """
+        numbers, clocked = np.arange(len(self.names)), self.grammar.vocabulary.clocked
         lengths = self._lengths[self.sample(places)]
         keys = uniform(self.seed, places[:, None], numbers, _STREAM_ORDER)
         there = lengths > 0
         if self._drop.any():
             luck = np.where(there, uniform(self.seed, places[:, None], numbers, _DROP) - self._drop, -np.inf)
             there &= (luck >= 0) | (luck == luck.max(axis=1, keepdims=True))
-        shuffled = np.argsort(np.where(there, keys, np.inf), axis=1, kind="stable")
+        if clocked:
+            keys[:, list(clocked)] = keys[:, clocked[:1]]
+        # Equal keys stay in the order of the columns.
+        columns = np.array([*clocked, *(number for number in numbers if number not in clocked)], np.int64)
+        shuffled = columns[np.argsort(np.where(there, keys, np.inf)[:, columns], axis=1, kind="stable")]
         return np.where(np.take_along_axis(there, shuffled, axis=1), shuffled, -1)
 
     def _weave(self, places: NDArray[np.int64], streams: NDArray[np.int64]) -> Woven:
@@ -136,4 +144,4 @@ class TokenBatches:
 
     def _mean_length(self) -> float:
         some = self._lengths[: 1 << 16]
-        return float(np.where(some > 0, some + 2, 0).sum(axis=1).mean()) + 2
+        return float(np.where(some > 0, some + self._around, 0).sum(axis=1).mean()) + 2

@@ -78,7 +78,7 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     if (out / "card.json").exists():
         return
     tokens = Tokens(inputs["tokens"])
-    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in tokens.streams.items()}))
+    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in tokens.streams.items()}, tokens.clock))
     batches = TokenBatches(
         tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
     )

@@ -4,6 +4,12 @@
 
 Segments come in any order; a stream opens at most `repeats` times in a sample (once, unless the grammar says otherwise). The budget rule: a
 segment opens, and a code of a segment of varying length is written, only if everything can still be closed within the tokens that are left.
+
+    <bos> ... (<clip> h*w codes </clip> <push> codes </push>) x T ... <eos>
+
+Streams on the clock stand together, step by step, in the clock's order. The first step says which of them there are: any may open, in that
+order; every later step holds the same, but for those that lack the last one. With the first step all that follows is settled, until the
+steps are over.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +21,8 @@ from worldloom.world_model.vocabulary import Vocabulary
 
 # Values of State.stream outside any segment.
 START, BETWEEN, END = -3, -2, -1
+# Values of State.step outside the steps of the clock.
+BEFORE, OVER = -1, -2
 UNLIMITED = 1 << 40
 
 
@@ -29,23 +37,41 @@ class State(NamedTuple):
     codes: int  # codes of the open segment so far
     opened: tuple[int, ...]  # segments opened so far, for every stream
     left: int  # tokens that may still come, the closing ones and <eos> among them
+    step: int = BEFORE  # of the clock, or BEFORE, OVER
+    last: int = -1  # which of the clock's streams opened last, by its place in their order
 
 
 class Segment(NamedTuple):
     stream: str
-    codes: np.ndarray  # int64, local codes; where there are levels, those of a place side by side
+    codes: np.ndarray  # int64, local codes; where there are levels, those of a place side by side; on the clock, those of all steps
 
 
 class Grammar:
-    """The sequences of one vocabulary; `streams` are those that may appear (all by default)."""
+    """The sequences of one vocabulary; `streams` are those that may appear (all by default), `steps` those of the clock if not as in it."""
 
-    def __init__(self, vocabulary: Vocabulary, streams: Sequence[str] | None = None, repeats: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        streams: Sequence[str] | None = None,
+        repeats: Mapping[str, int] | None = None,
+        steps: int | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
+        self.steps = vocabulary.steps if steps is None else steps
         self.streams = tuple(stream.name for stream in vocabulary.streams) if streams is None else tuple(streams)
         self._numbers = tuple(sorted(vocabulary.index(name) for name in self.streams))
         self.repeats = [0] * len(vocabulary.streams)
         for number, name in ((vocabulary.index(name), name) for name in self.streams):
             self.repeats[number] = (repeats or {}).get(name, 1)
+            if number in vocabulary.clocked and self.repeats[number] > 1:
+                raise ValueError(f"stream {name!r} is on the clock, so it stands once in a sample, not {self.repeats[number]} times")
+        self._place = {stream: place for place, stream in enumerate(vocabulary.clocked)}
+        self.clocked = tuple(stream for stream in vocabulary.clocked if self.repeats[stream] and self.steps_of(stream) > 0)
+
+    def steps_of(self, stream: int) -> int:
+        """Steps of the clock at which stream number `stream` has codes; 0 without a clock."""
+        steps = self.vocabulary.streams[stream].steps
+        return steps and steps - self.vocabulary.steps + self.steps
 
     def start(self, length: int = UNLIMITED) -> State:
         """The state before <bos>; the sample has at most `length` tokens, <bos> and <eos> among them."""
@@ -54,10 +80,41 @@ class Grammar:
         return State(START, 0, (0,) * len(self.vocabulary.streams), length)
 
     def openable(self, state: State) -> list[int]:
-        """Numbers of the streams that may open in a state between segments."""
+        """Numbers of the streams that may open in a state between segments, in increasing order."""
+        onward = self.onward(state)
+        others = () if onward is not None else (s for s in self._numbers if s not in self._place and state.opened[s] < self.repeats[s])
+        fitting = [s for s in (*others, *self._joining(state)) if s != onward and self._least(state, s) <= state.left]
+        return sorted([*fitting, onward] if onward is not None else fitting)
+
+    def onward(self, state: State) -> int | None:
+        """The stream that the clock goes on with if no other joins its first step; None before its steps begin and when they are over."""
+        if state.step < 0:
+            return None
+        there = [s for s in self.clocked if state.opened[s]]
+        rest = [s for s in there if self._place[s] > state.last and state.step < self.steps_of(s)]
+        return rest[0] if rest else next((s for s in there if state.step + 1 < self.steps_of(s)), None)
+
+    def arranged(self, streams: Sequence[str]) -> list[str]:
+        """The same streams, those on the clock side by side in its order, where the first of them stands."""
+        clock = self.vocabulary.clock
+        clocked = [name for name in clock.streams if name in streams] if clock else []
+        first = next((at for at, name in enumerate(streams) if name in clocked), 0)
+        others = [name for name in streams if name not in clocked]
+        return [*others[:first], *clocked, *others[first:]]
+
+    def _joining(self, state: State) -> list[int]:
+        """Those of the clock that are not there yet and may be."""
+        if state.step == BEFORE:
+            return list(self.clocked)
+        return [s for s in self.clocked if self._place[s] > state.last] if state.step == 0 else []
+
+    def _least(self, state: State, stream: int) -> int:
+        """Tokens that come at least once stream number `stream` opens: until all is closed, and <eos>."""
         streams = self.vocabulary.streams
-        # indicator, codes, closing token, <eos>
-        return [s for s in self._numbers if state.opened[s] < self.repeats[s] and streams[s].min_length + 3 <= state.left]
+        if stream not in self._place:
+            return streams[stream].min_length + 3
+        segments = {s: self.steps_of(s) - 1 for s in self.clocked if state.opened[s]} | {stream: self.steps_of(stream)}
+        return 1 + sum(count * (streams[s].step_length + 2) for s, count in segments.items())
 
     def legal(self, state: State) -> tuple[range, ...]:
         """The ids that may follow, as ranges in increasing order that do not touch; empty only behind <eos>."""
@@ -65,14 +122,15 @@ class Grammar:
         if state.stream == START:
             return (range(ids.bos, ids.bos + 1),)
         if state.stream == BETWEEN:
-            singles = [ids.eos, *(ids.indicator(stream) for stream in self.openable(state))]
+            end = [ids.eos] if self.onward(state) is None else []
+            singles = [*end, *(ids.indicator(stream) for stream in self.openable(state))]
             return tuple(range(token, token + 1) for token in singles)
         if state.stream == END:
             return ()
         stream = ids.streams[state.stream]
         closing = ids.closing(state.stream)
-        may_go_on = state.codes < stream.max_length and (stream.fixed or state.left > 2)
-        may_close = state.codes >= stream.min_length
+        may_go_on = state.codes < stream.step_length and (stream.fixed or state.left > 2)
+        may_close = not stream.fixed or state.codes == stream.step_length
         ranges = [ids.level(state.stream, state.codes % stream.levels)] * may_go_on + [range(closing, closing + 1)] * may_close
         return tuple(sorted(ranges, key=lambda ids: ids.start))
 
@@ -86,12 +144,19 @@ class Grammar:
         if state.stream == BETWEEN:
             if token == ids.eos:
                 return state._replace(stream=END, left=left)
-            stream = (token - ids.indicator(0)) // 2
-            opened = (*state.opened[:stream], state.opened[stream] + 1, *state.opened[stream + 1 :])
-            return State(stream, 0, opened, left)
+            return self._opened(state._replace(codes=0, left=left), (token - ids.indicator(0)) // 2)
         if token == ids.closing(state.stream):
-            return State(BETWEEN, 0, state.opened, left)
-        return State(state.stream, state.codes + 1, state.opened, left)
+            return state._replace(stream=BETWEEN, codes=0, left=left)
+        return state._replace(codes=state.codes + 1, left=left)
+
+    def _opened(self, state: State, stream: int) -> State:
+        place = self._place.get(stream)
+        if place is None:
+            step, last, count = (OVER if state.step >= 0 else state.step), state.last, state.opened[stream] + 1
+        else:
+            step, last, count = state.step + (state.step == BEFORE or place <= state.last), place, 1
+        opened = (*state.opened[:stream], count, *state.opened[stream + 1 :])
+        return state._replace(stream=stream, opened=opened, step=step, last=last)
 
     def follow(self, tokens: Iterable[int], state: State | None = None) -> State:
         """The state behind `tokens`; IllegalToken at the first that may not stand where it does."""
@@ -102,19 +167,27 @@ class Grammar:
 
     def parse(self, tokens: Sequence[int] | np.ndarray, length: int = UNLIMITED) -> list[Segment]:
         """The segments of a whole sample, from <bos> to <eos>; IllegalToken if it is not one of this grammar."""
-        state, segments, first = self.start(length), list[Segment](), 0
+        state, found, first = self.start(length), list[tuple[int, np.ndarray]](), 0
         tokens = np.asarray(tokens, dtype=np.int64)
         for at, token in enumerate(tokens.tolist()):
             before, state = state, self.step(state, token)
             if before.stream == BETWEEN:
                 first = at + 1
             elif before.stream >= 0 and state.stream == BETWEEN:
-                stream = self.vocabulary.streams[before.stream]
-                codes = (tokens[first:at] - self.vocabulary.span(before.stream).start) % stream.codebook_size
-                segments.append(Segment(stream.name, codes))
+                size = self.vocabulary.streams[before.stream].codebook_size
+                found.append((before.stream, (tokens[first:at] - self.vocabulary.span(before.stream).start) % size))
         if state.stream != END:
             raise IllegalToken(f"the sample ends {self._where(state)}, without <eos>")
-        return segments
+        return self._joined(found)
+
+    def _joined(self, found: Sequence[tuple[int, np.ndarray]]) -> list[Segment]:
+        """Segments by name; those of a stream on the clock as one, where its first stands."""
+        steps = {stream: [codes for other, codes in found if other == stream] for stream in self._place}
+        whole = [(s, codes) for s, codes in found if s not in steps or codes is steps[s][0]]
+        return [
+            Segment(self.vocabulary.streams[s].name, np.concatenate(steps[s]) if s in steps and len(steps[s]) > 1 else codes)
+            for s, codes in whole
+        ]
 
     def describe(self, token: int) -> str:
         """A token in words, for messages."""
@@ -132,12 +205,14 @@ class Grammar:
     def _where(self, state: State) -> str:
         if state.stream < 0:
             return {START: "the start", BETWEEN: "a closed segment", END: "<eos>"}[state.stream]
-        return f"{state.codes} codes of <{self.vocabulary.streams[state.stream].name}>"
+        step = f" at step {state.step}" if state.stream in self._place else ""
+        return f"{state.codes} codes of <{self.vocabulary.streams[state.stream].name}>{step}"
 
     def to_json(self) -> dict[str, Any]:
         repeats = {name: self.repeats[self.vocabulary.index(name)] for name in self.streams}
-        return {"streams": list(self.streams), "repeats": repeats}
+        steps = {} if self.steps == self.vocabulary.steps else {"steps": self.steps}
+        return {"streams": list(self.streams), "repeats": repeats, **steps}
 
     @classmethod
     def from_json(cls, vocabulary: Vocabulary, value: Mapping[str, Any]) -> "Grammar":
-        return cls(vocabulary, value["streams"], value["repeats"])
+        return cls(vocabulary, value["streams"], value["repeats"], value.get("steps"))

@@ -2,6 +2,7 @@
 
 Some segments of a document, at least one, have codes hidden: of N codes max(1, ceil(N cos(pi u / 2))), u uniform in [0, 1). A hidden code
 is predicted at its own place, where next_token predicts the token behind. Control tokens are never hidden: how long a segment is, is known.
+Of a stream on the clock, the codes of all steps count as one segment.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def masked(
     number = np.asarray(numbers)[by_length][document] if len(document) else np.zeros(0, np.int64)
     places = spread(np.zeros_like(starts), lengths[by_length])
     tokens, of_code = woven.tokens[at], of_code[at]
-    hidden = _hidden(of_code, document, number, places, seed)
+    hidden = _hidden(of_code, np.where(np.isin(woven.legal[at], ids.clocked), woven.legal[at], -1), document, number, places, seed)
     inputs = np.where(hidden, ids.mask, tokens)
     legal = np.where(hidden, woven.legal[at], FORCED)
     return Example(
@@ -59,8 +60,10 @@ def _is_code(grammar: Grammar, woven: Woven) -> np.ndarray:
     return is_code
 
 
-def _hidden(of_code: np.ndarray, document: np.ndarray, number: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
-    """bool [N]: which codes are hidden."""
+def _hidden(
+    of_code: np.ndarray, clocked: np.ndarray, document: np.ndarray, number: np.ndarray, places: np.ndarray, seed: int
+) -> np.ndarray:
+    """bool [N]: which codes are hidden; `clocked` is the stream of a code on the clock, -1 elsewhere."""
     codes = np.flatnonzero(of_code)
     if not len(codes):
         return np.zeros(len(of_code), bool)
@@ -68,6 +71,10 @@ def _hidden(of_code: np.ndarray, document: np.ndarray, number: np.ndarray, place
     begins = np.diff(codes, prepend=-2) > 1
     segment = np.cumsum(begins) - 1
     first = codes[begins]
+    if (clocked[first] >= 0).any():
+        keys = np.where(clocked[first] >= 0, -1 - (document[first] * (clocked.max() + 1) + clocked[first]), np.arange(len(first)))
+        _, index, joined = np.unique(keys, return_index=True, return_inverse=True)
+        segment, first = joined[segment], first[index]
     counts = np.bincount(segment)
     luck = uniform(seed + _HIDDEN, number[first], places[first])
     most = np.zeros(int(document.max()) + 1)

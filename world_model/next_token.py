@@ -111,7 +111,8 @@ def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.n
     bits = restricted[index] - S
     indicators = [(ids.indicator(s), ids.indicator(s) + 1) for s in range(S)]
     openable = (bits[:, None] >> np.arange(S)) & 1 > 0
-    allowed = np.concatenate([np.ones((len(index), 1), dtype=bool), openable], axis=1)
+    may_end = (bits[:, None] >> S) & 1 == 0
+    allowed = np.concatenate([may_end, openable], axis=1)
     choices.append(choice_of(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed))
     choices.append(choice_of(FULL, np.flatnonzero(full), [(0, ids.size)], labels, None))
     return tuple(choices)

@@ -3,6 +3,8 @@
 Each step predicts every hidden code of every row; of the N codes of a segment, floor(N cos(pi r / 2)) stay hidden after the share r of the
 steps, those whose log-probability, jolted by Gumbel noise that dies away, is lowest. A code that was kept never changes. Needs a model that
 learnt from hidden codes (see masked). A row's result is a function of its prompt and its seed, whatever else is in the batch.
+
+Of a stream on the clock, the codes of all steps are one segment; other streams of the clock may be given, and are seen before and behind.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from worldloom.world_model.decoder import Decoder, Whole
 from worldloom.world_model.example import runs_of
-from worldloom.world_model.grammar import BETWEEN, Grammar
+from worldloom.world_model.grammar import BEFORE, BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
 from worldloom.world_model.sampling import Rules, choose
 from worldloom.world_model.transformer import WorldModel
+from worldloom.world_model.weave import weave_one
 
 _CODE, _ORDER = 0xC0DE, 0x0DE4  # what a draw is for
 Order = Literal["confidence", "random", "raster"]
@@ -39,9 +42,11 @@ def fill_in(
     jolt: float = 4.5,
     guidance: float = 1.0,
     order: Order = "confidence",
+    given: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> list[np.ndarray]:
     """Each prompt (<bos> and whole segments) with one more segment, of its stream in `streams`, and <eos>; int64 tokens.
 
+    `given`: for every row, codes of other streams of the clock, woven into the steps of its stream.
     `temperature`, `top_k` and `top_p` as in sampling. `order`: which codes are kept first, the surest, any, or those in front; `jolt`
     scales the noise on the surest (4.5 in the paper), 0 keeps the likeliest. `guidance` s takes u + s (c - u), for logits c in sight of
     the prompt and u without it. ValueError for a stream whose length varies: nobody would know how many codes to hide.
@@ -56,16 +61,18 @@ def fill_in(
         raise ValueError(f"there is no order {order!r}; there are {', '.join(_FIRST)}")
     rules = Rules(grammar, temperature, top_k, top_p)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    rows = [_Row(grammar, prompt, stream, seed) for prompt, stream, seed in zip(prompts, streams, seeds, strict=True)]
+    beside = [{}] * len(prompts) if given is None else given
+    rows = [_Row(grammar, *each) for each in zip(prompts, streams, seeds, beside, strict=True)]
     for step in range(steps):
-        given = _hidden(decoder, [row.tokens for row in rows], [row.first for row in rows])
-        free = None if guidance == 1 else _hidden(decoder, [row.alone() for row in rows], [2] * len(rows))
+        seen = _hidden(decoder, [row.tokens for row in rows])
+        free = None if guidance == 1 else _hidden(decoder, [row.alone() for row in rows])
         for number, level in sorted({(row.number, level) for row in rows for level in range(row.levels)}):
             places = {at: row.places(level) for at, row in enumerate(rows) if row.number == number}
             ids = grammar.vocabulary.level(number, level)
-            logits = _logits(decoder, given, places, ids)
+            logits = seen.logits(decoder, {at: rows[at].at[each] for at, each in places.items()}, ids)
             if free is not None:
-                unguided = _logits(decoder, free, places, ids)
+                alone = {at: rows[at].at[each] - rows[at].prompted + 1 for at, each in places.items()}
+                unguided = free.logits(decoder, alone, ids)
                 logits = unguided + guidance * (logits - unguided)
             noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
             drawn = choose(logits, *rules.of(number), torch.from_numpy(noise).to(logits.device))
@@ -106,7 +113,7 @@ _FIRST: dict[str, Callable[[_Kept], np.ndarray]] = {
 class _Row:
     """One sample, whole from the first: what is not yet known is hidden."""
 
-    def __init__(self, grammar: Grammar, prompt: np.ndarray, stream: str, seed: int) -> None:
+    def __init__(self, grammar: Grammar, prompt: np.ndarray, stream: str, seed: int, given: Mapping[str, np.ndarray]) -> None:
         ids = grammar.vocabulary
         self.number = ids.index(stream)
         about = ids.streams[self.number]
@@ -114,20 +121,26 @@ class _Row:
             raise ValueError(
                 f"segments of {stream!r} differ in length, so they are written token by token; ask for a stream of a fixed shape"
             )
+        clock = ids.clock.streams if ids.clock is not None else ()
+        if given and not {stream, *given} <= {*clock}:
+            raise ValueError(f"only streams of one clock stand beside each other; {stream} and {', '.join(given)} do not")
         prompt = np.asarray(prompt, dtype=np.int64)
         state = grammar.follow(prompt.tolist())
-        if state.stream != BETWEEN or self.number not in grammar.openable(state):
+        if state.stream != BETWEEN or self.number not in grammar.openable(state) or (stream in clock and state.step != BEFORE):
             raise ValueError(f"<{stream}> may not open behind this prompt: it is there already, or a segment is still open")
-        opening, closing = [ids.indicator(self.number)], [ids.closing(self.number), ids.eos]
-        self.tokens = np.concatenate([prompt, opening, np.full(about.max_length, ids.mask), closing])
-        self.first, self.codes, self.levels, self.seed, self.bos = len(prompt) + 1, about.max_length, about.levels, seed, ids.bos
+        codes = {**given, stream: np.zeros(about.max_length, np.int64)}
+        woven = weave_one(grammar, [(name, codes[name]) for name in grammar.arranged(list(codes))])
+        self.tokens = np.concatenate([prompt, woven.tokens[1:]])
+        self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)  # where its codes stand
+        self.tokens[self.at] = ids.mask
+        self.prompted, self.codes, self.levels, self.seed, self.bos = len(prompt), about.max_length, about.levels, seed, ids.bos
         self.known = np.zeros(about.max_length, bool)
         self._drawn = np.zeros(about.max_length, np.int64)
         self._sure = np.zeros(about.max_length)
 
     def alone(self) -> np.ndarray:
         """The same without the prompt's segments."""
-        return np.concatenate([[self.bos], self.tokens[self.first - 1 :]])
+        return np.concatenate([[self.bos], self.tokens[self.prompted :]])
 
     def places(self, level: int) -> np.ndarray:
         """Which codes of a level are hidden."""
@@ -149,18 +162,23 @@ class _Row:
         value = first(_Kept(places, self._sure[places], luck, jolt * (1 - (step + 1) / steps), ever))
         best = places[np.argsort(value, kind="stable")[stay:]]
         self.known[best] = True
-        self.tokens[self.first + best] = self._drawn[best]
+        self.tokens[self.at[best]] = self._drawn[best]
 
 
 class _Hidden(NamedTuple):
     """Hidden states of rows one behind the other."""
 
     states: Tensor  # [N, D]
-    firsts: list[int]  # where each row's segment has its first code
+    begins: list[int]  # of every row
+
+    def logits(self, decoder: Decoder, places: Mapping[int, np.ndarray], ids: range) -> Tensor:
+        """[n, C] of the codes `ids` at some places of some rows."""
+        at = np.concatenate([self.begins[row] + each for row, each in places.items()])
+        return decoder.logits(self.states[torch.from_numpy(at).to(self.states.device)], (ids,))
 
 
-def _hidden(decoder: Decoder, rows: Sequence[np.ndarray], firsts: Sequence[int]) -> _Hidden:
-    """Of rows that each see themselves whole; `firsts`: the place of the first code in each."""
+def _hidden(decoder: Decoder, rows: Sequence[np.ndarray]) -> _Hidden:
+    """Of rows that each see themselves whole."""
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     lengths = np.array([len(rows[row]) for row in by_length], dtype=np.int64)
     begins = dict(zip(by_length, (np.cumsum(lengths) - lengths).tolist(), strict=True))
@@ -168,10 +186,4 @@ def _hidden(decoder: Decoder, rows: Sequence[np.ndarray], firsts: Sequence[int])
     positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(decoder.device)
     runs = [run._replace(causal=False) for run in runs_of(lengths)]
     states = decoder.through(tokens, positions, int(lengths[-1]), Whole(decoder.shape, runs))
-    return _Hidden(states, [begins[row] + first for row, first in enumerate(firsts)])
-
-
-def _logits(decoder: Decoder, hidden: _Hidden, places: Mapping[int, np.ndarray], ids: range) -> Tensor:
-    """[n, C] of the codes `ids` at some places of some rows."""
-    at = np.concatenate([hidden.firsts[row] + each for row, each in places.items()])
-    return decoder.logits(hidden.states[torch.from_numpy(at).to(hidden.states.device)], (ids,))
+    return _Hidden(states, [begins[row] for row in range(len(rows))])

@@ -147,7 +147,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 def longest(vocabulary: Vocabulary) -> int:
     """Tokens of a sample that has every stream once, at its longest."""
-    return 2 + sum(2 + stream.max_length for stream in vocabulary.streams)
+    return 2 + sum(stream.tokens for stream in vocabulary.streams)
 
 
 def _spans(vocabulary: Vocabulary) -> dict[str, Any]:

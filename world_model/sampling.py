@@ -149,8 +149,8 @@ class _Row:
             raise ValueError("a prompt begins with <bos>; this one is empty")
         self.prompted = len(self.tokens)
         ids = grammar.vocabulary
-        self.want = None if want is None else [ids.indicator(ids.index(name)) for name in want]
-        longest = 2 + sum(stream.max_length + 2 for stream in ids.streams) if length is None else length
+        self.want = None if want is None else [ids.indicator(ids.index(name)) for name in grammar.arranged(want)]
+        longest = 2 + sum(stream.tokens for stream in ids.streams) if length is None else length
         self.state = grammar.follow(self.tokens, grammar.start(longest))
         self.legal = grammar.legal(self.state)
         self.illegal: list[tuple[int, float]] = []
@@ -175,6 +175,9 @@ class _Row:
         if self.want is None or self.state.stream != BETWEEN:
             return self.legal
         token = self.want[0] if self.want else self.grammar.vocabulary.eos
+        onward = self.grammar.onward(self.state)
+        if onward is not None and not any(token in ids for ids in self.legal):
+            token = self.grammar.vocabulary.indicator(onward)
         if not any(token in ids for ids in self.legal):
             raise ValueError(
                 f"{self.grammar.describe(token)} was asked for, but the sample has it already or has no room for it "
@@ -183,7 +186,7 @@ class _Row:
         return (range(token, token + 1),)
 
     def write(self, token: int) -> None:
-        if self.want and self.state.stream == BETWEEN:
+        if self.want and token == self.want[0]:
             self.want.pop(0)
         self.state = self.grammar.step(self.state, token)
         self.tokens.append(token)
@@ -192,7 +195,7 @@ class _Row:
     def done(self) -> bool:
         """Whether the sample is whole; if nothing is left to choose, its last tokens are written without asking the model."""
         while self.state.stream != END:
-            if self.state.stream >= 0 and (self.want is None or self.want):
+            if (self.state.stream >= 0 and (self.want is None or self.want)) or self.grammar.onward(self.state) is not None:
                 return False  # a forced token in the middle: what follows it needs its keys and values
             allowed = self.allowed()
             if len(allowed) > 1 or len(allowed[0]) > 1 or (self.state.stream == BETWEEN and self.want):

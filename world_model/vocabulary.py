@@ -3,6 +3,8 @@
 Text comes first so that a text-only tool sees an ordinary text tokenizer; several text streams share its span. Text can never produce a
 control, whatever it says, because controls lie outside its span. Where several codes stand at one place (levels of a residual codec,
 dimensions of an action), each level has a part of the span for itself, and they come one after the other, level 0 first.
+
+Streams on a clock are woven step by step: their codes are spread evenly over the steps, in their order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,17 @@ class CodeStream:
     shape: tuple[int, ...] | None
     max_length: int
     levels: int = 1
+    steps: int = 0  # of the clock that it has codes at, from the first on; 0 without a clock
+
+    @property
+    def step_length(self) -> int:
+        """Codes of one segment: of one step, for a stream on the clock."""
+        return self.max_length // self.steps if self.steps else self.max_length
+
+    @property
+    def tokens(self) -> int:
+        """Of a sample that has it at its longest: codes, and the two around each segment."""
+        return self.max_length + 2 * max(self.steps, 1)
 
     @property
     def span_size(self) -> int:
@@ -44,7 +57,13 @@ class CodeStream:
 
 
 def code_stream(
-    name: str, kind: str, codebook_size: int, shape: Sequence[int] | None = None, max_length: int | None = None, levels: int = 1
+    name: str,
+    kind: str,
+    codebook_size: int,
+    shape: Sequence[int] | None = None,
+    max_length: int | None = None,
+    levels: int = 1,
+    steps: int = 0,
 ) -> CodeStream:
     """A stream whose length is given by its shape or, where that is None, bounded by `max_length`."""
     if shape is None and max_length is None:
@@ -55,7 +74,25 @@ def code_stream(
         raise ValueError(f"stream {name!r} has {codebook_size} codes and segments of {length}: both must be at least 1")
     if levels != 1 and (levels < 1 or shape is None or not len(shape) or shape[-1] != levels):
         raise ValueError(f"stream {name!r} has {levels} levels, so its shape must end with {levels}, got {shape}")
-    return CodeStream(name, kind, codebook_size, None if shape is None else tuple(shape), length, levels)
+    if steps and (steps < 0 or shape is None or length % (steps * levels)):
+        raise ValueError(f"stream {name!r} is on a clock, so its codes must divide evenly over its {steps} steps, got the shape {shape}")
+    return CodeStream(name, kind, codebook_size, None if shape is None else tuple(shape), length, levels, steps)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The streams that are woven step by step, in their order within a step; those that lack the last step have one step less."""
+
+    name: str
+    streams: tuple[str, ...]
+    given: tuple[str, ...] = ()  # those of them that come from outside, when a world is rolled out: actions
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Clock":
+        return cls(value["name"], tuple(value["streams"]), tuple(value["given"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "streams": list(self.streams), "given": list(self.given)}
 
 
 @dataclass(frozen=True)
@@ -64,23 +101,46 @@ class Vocabulary:
 
     streams: tuple[CodeStream, ...]
     text_size: int
+    clock: Clock | None = None
 
     @classmethod
-    def of(cls, streams: Mapping[str, Mapping[str, Any]]) -> "Vocabulary":
-        """The vocabulary of a token dataset: `streams` is what its dataset.json says, by name."""
+    def of(cls, streams: Mapping[str, Mapping[str, Any]], clock: Mapping[str, Any] | None = None) -> "Vocabulary":
+        """The vocabulary of a token dataset: `streams` is what its dataset.json says, by name, `clock` what it says of the clock."""
         made = tuple(
-            code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length"), s.get("levels", 1))
+            code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length"), s.get("levels", 1), s.get("steps", 0))
             for name, s in streams.items()
         )
-        return cls(made, max((s.codebook_size for s in made if s.kind == TEXT), default=0))
+        text_size = max((s.codebook_size for s in made if s.kind == TEXT), default=0)
+        return cls(made, text_size, None if clock is None else Clock.from_json(clock))
 
     def __post_init__(self) -> None:
+        self._check_clock()
         names = [stream.name for stream in self.streams]
         if len(set(names)) < len(names):
             raise ValueError(f"streams must have different names, got {names}")
         for stream in self.streams:
             if stream.kind == TEXT and stream.codebook_size > self.text_size:
                 raise ValueError(f"text stream {stream.name!r} has {stream.codebook_size} pieces, the text span only {self.text_size}")
+
+    def _check_clock(self) -> None:
+        clocked = {stream.name: stream.steps for stream in self.streams if stream.steps}
+        named = () if self.clock is None else self.clock.streams
+        if sorted(clocked) != sorted(named):
+            raise ValueError(f"the clock has the streams {list(named)}, and those with steps are {list(clocked)}; they must be the same")
+        if clocked and min(clocked.values()) < max(clocked.values()) - 1:
+            raise ValueError(f"streams on one clock have as many steps, or one less where the last has nothing; got {clocked}")
+        if self.clock is not None and not {*self.clock.given} <= {*named}:
+            raise ValueError(f"given are {list(self.clock.given)}, and on the clock only {list(named)}")
+
+    @cached_property
+    def clocked(self) -> tuple[int, ...]:
+        """Numbers of the streams on the clock, in their order within a step."""
+        return () if self.clock is None else tuple(map(self.index, self.clock.streams))
+
+    @cached_property
+    def steps(self) -> int:
+        """Of the clock; 0 without one."""
+        return max((stream.steps for stream in self.streams), default=0)
 
     @cached_property
     def controls(self) -> tuple[str, ...]:
@@ -156,11 +216,15 @@ class Vocabulary:
                 "shape": None if s.shape is None else list(s.shape),
                 "max_length": s.max_length,
                 "levels": s.levels,
+                **({"steps": s.steps} if s.steps else {}),
             }
             for s in self.streams
         ]
-        return {"text_size": self.text_size, "streams": streams}
+        clock = {} if self.clock is None else {"clock": self.clock.to_json()}
+        return {"text_size": self.text_size, "streams": streams, **clock}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Vocabulary":
-        return cls(tuple(code_stream(**stream) for stream in value["streams"]), value["text_size"])
+        clock = value.get("clock")
+        streams = tuple(code_stream(**stream) for stream in value["streams"])
+        return cls(streams, value["text_size"], None if clock is None else Clock.from_json(clock))

@@ -6,7 +6,9 @@ legal set that it was chosen from, so that the loss need not run the automaton:
     FORCED                nothing else could stand there
     s                     inside a segment of stream s: its span (of the level whose turn it is) and, where its length varies, its closing
                           token
-    S + bits              between segments, S streams in all: <eos>, and the indicator of every stream s with bit s set
+    S + bits              between segments, S streams in all: the indicator of every stream s with bit s set, and <eos> unless bit S is set
+
+Streams on the clock stand side by side in the order that the caller chose, and are written step by step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,18 +45,17 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return indices
 
 
-def document_lengths(order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def document_lengths(grammar: Grammar, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Tokens of every document, for `order` [B, K] as in `weave` and code counts `lengths` [B, S]."""
-    counts = np.take_along_axis(np.asarray(lengths, dtype=np.int64), np.maximum(order, 0), axis=1) + 2
-    result: np.ndarray = 2 + np.where(order >= 0, counts, 0).sum(axis=1)
+    result: np.ndarray = 2 + np.where(order >= 0, _tokens_of(grammar, order, lengths), 0).sum(axis=1)
     return result
 
 
 def weave(grammar: Grammar, order: np.ndarray, codes: Mapping[str, Codes]) -> Woven:
     """Writes B documents; row b of `order` [B, K] holds the numbers of its streams (in `grammar.vocabulary`), in turn, -1 behind the last.
 
-    ValueError for a stream that the grammar does not allow, one that comes too often, a code outside its codebook, a length that the
-    stream's shape or `max_length` does not allow.
+    ValueError for a stream that the grammar does not allow, one that comes too often, streams of the clock that do not stand together in
+    its order, a code outside its codebook, a length that the stream's shape or `max_length` does not allow.
     """
     ids = grammar.vocabulary
     order = np.asarray(order, dtype=np.int64)
@@ -63,8 +64,8 @@ def weave(grammar: Grammar, order: np.ndarray, codes: Mapping[str, Codes]) -> Wo
     for name, (_, lengths) in codes.items():
         lengths_BS[:, ids.index(name)] = lengths
     _check_order(grammar, order)
-    # Where every segment begins, with its indicator.
-    counts_BK = np.where(order >= 0, np.take_along_axis(lengths_BS, np.maximum(order, 0), axis=1) + 2, 0)
+    # Where every stream begins, with its first indicator.
+    counts_BK = np.where(order >= 0, _tokens_of(grammar, order, lengths_BS), 0)
     lengths_B = 2 + counts_BK.sum(axis=1)
     ends_B = np.cumsum(lengths_B)
     opens_BK = (ends_B - lengths_B + 1)[:, None] + np.cumsum(counts_BK, axis=1) - counts_BK
@@ -72,28 +73,37 @@ def weave(grammar: Grammar, order: np.ndarray, codes: Mapping[str, Codes]) -> Wo
     legal = np.full(len(tokens), FORCED, dtype=np.int64)
     tokens[ends_B - lengths_B] = ids.bos
     tokens[ends_B - 1] = ids.eos
-    choices_BK, choice_at_end_B = _choices(grammar, order)
-    legal[ends_B - 1] = choice_at_end_B
+    choices = _choices(grammar, order)
+    legal[ends_B - 1] = choices.end_B
     for s, stream in enumerate(ids.streams):
         b, k = np.nonzero(order == s)
         if not len(b):
             continue
-        values, lengths = codes[stream.name]
-        span, opens, counts = ids.span(s), opens_BK[b, k], lengths_BS[b, s]
-        _check_lengths(stream.name, counts, stream.min_length, stream.max_length)
+        values = codes[stream.name].values
+        span, counts = ids.span(s), lengths_BS[b, s]
+        _check_lengths(grammar, s, counts)
+        opens = opens_BK[b, k][:, None]
+        if stream.steps:
+            group = np.where(np.isin(order[b], ids.clocked), opens_BK[b], len(tokens)).min(axis=1)
+            opens = group[:, None] + _steps(grammar, order[b], s)
+            begins = choices.begins_B[b] == s
+            legal[opens[begins, 1:2]] = choices.second_B[b[begins], None]
+        # Segments, those of all steps one behind the other.
         tokens[opens] = ids.indicator(s)
-        legal[opens] = choices_BK[b, k]
+        legal[opens[:, 0]] = choices.first_BK[b, k]
+        each = np.repeat(counts // opens.shape[1], opens.shape[1])
+        starts = opens.ravel() + 1
         source = spread((np.cumsum(lengths_BS[:, s]) - lengths_BS[:, s])[b], counts)
-        target = spread(opens + 1, counts)
+        target = spread(starts, each)
         woven = np.asarray(values)[source].astype(np.int64)
         _check_codes(stream.name, woven, stream.codebook_size)
-        level = spread(np.zeros_like(opens), counts) % stream.levels
+        level = spread(np.zeros_like(starts), each) % stream.levels
         tokens[target] = woven + level * stream.codebook_size + span.start
         legal[target] = s
-        closes = opens + counts + 1
+        closes = starts + each
         tokens[closes] = ids.closing(s)
         if not stream.fixed:
-            legal[closes] = np.where(counts < stream.max_length, s, FORCED)
+            legal[closes] = np.where(each < stream.max_length, s, FORCED)
     return Woven(tokens, legal, lengths_B)
 
 
@@ -104,21 +114,75 @@ def weave_one(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np
     return weave(grammar, order, codes)
 
 
-def _choices(grammar: Grammar, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The legal sets of every indicator, [B, K], and of <eos>, [B]."""
+def _tokens_of(grammar: Grammar, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[B, K] tokens of each stream with its indicators and closing tokens; anything where there is none."""
+    segments = np.array([max(grammar.steps_of(s), 1) for s in range(len(grammar.vocabulary.streams))] or [1])
+    there = np.maximum(order, 0)
+    counts: np.ndarray = np.take_along_axis(np.asarray(lengths, dtype=np.int64), there, axis=1) + 2 * segments[there]
+    return counts
+
+
+def _steps(grammar: Grammar, order: np.ndarray, stream: int) -> np.ndarray:
+    """[B, steps] where a stream's segment of each step opens, counted from where the first step of all begins."""
+    steps = np.arange(grammar.steps_of(stream))
+    opens, before = np.zeros((len(order), len(steps)), np.int64), True
+    for other in grammar.clocked:
+        before = before and other != stream
+        there = (order == other).any(axis=1)[:, None] * (grammar.vocabulary.streams[other].step_length + 2)
+        opens += there * np.minimum(steps + before, grammar.steps_of(other))
+    return opens
+
+
+class _Choices(NamedTuple):
+    """The legal sets of what is chosen between segments."""
+
+    first_BK: np.ndarray  # of every stream's first indicator
+    second_B: np.ndarray  # of the indicator that begins the second step of the clock
+    begins_B: np.ndarray  # the stream that this is of, -1 where there is none
+    end_B: np.ndarray  # of <eos>
+
+
+def _choices(grammar: Grammar, order: np.ndarray) -> _Choices:
+    """Column by column as the automaton would. `joining`: the clock's streams that may open now; `onward`: the one that it goes on with."""
     B, K = order.shape
-    S = len(grammar.vocabulary.streams)
-    assert S < 56, "bits of a legal set are kept in an int64"
-    repeats = np.array(grammar.repeats, dtype=np.int64)
+    ids = grammar.vocabulary
+    S = len(ids.streams)
+    assert S < 55, "bits of a legal set are kept in an int64"
+    bits = np.int64(1) << np.arange(S + 1, dtype=np.int64)
+    on_clock = np.isin(np.arange(-1, S), ids.clocked)  # by number + 1
+    repeats = np.where(on_clock[1:], 0, grammar.repeats)
     opened_BS = np.zeros((B, S), dtype=np.int64)
-    bits = np.int64(1) << np.arange(S, dtype=np.int64)
-    choices_BK = np.empty((B, K), dtype=np.int64)
-    for k in range(K):
-        choices_BK[:, k] = S + ((opened_BS < repeats) * bits).sum(axis=1)
-        there = np.nonzero(order[:, k] >= 0)[0]
-        opened_BS[there, order[there, k]] += 1
-    open_B = ((opened_BS < repeats) * bits).sum(axis=1)
-    return choices_BK, np.where(open_B > 0, S + open_B, FORCED)
+    joining_B = np.full(B, bits[list(grammar.clocked)].sum(), dtype=np.int64)
+    onward_B, begun_B = np.full(B, -1, dtype=np.int64), np.zeros(B, dtype=bool)
+    first_BK = np.empty((B, K), dtype=np.int64)
+    second_B, begins_B = np.full(B, FORCED, dtype=np.int64), np.full(B, -1, dtype=np.int64)
+
+    def inside() -> np.ndarray:
+        """Within the first step, when there is another: <eos> is not among them."""
+        return np.where(joining_B > 0, S + (joining_B | bits[onward_B] | bits[S]), FORCED)
+
+    def between() -> np.ndarray:
+        free_B = ((opened_BS < repeats) * bits[:S]).sum(axis=1) | joining_B
+        return np.where(onward_B >= 0, inside(), np.where(free_B > 0, S + free_B, FORCED))
+
+    for k in range(K + 1):
+        stream_B = order[:, k] if k < K else np.full(B, -1)
+        clocked_B = on_clock[stream_B + 1]
+        steps_B = (onward_B >= 0) & ~clocked_B  # the later steps are written here
+        second_B[steps_B], begins_B[steps_B] = inside()[steps_B], onward_B[steps_B]
+        joining_B[steps_B], onward_B[steps_B] = 0, -1
+        if k == K:
+            break
+        first_BK[:, k] = between()
+        there = np.flatnonzero(stream_B >= 0)
+        opened_BS[there, stream_B[there]] += 1
+        joining_B[begun_B & ~clocked_B & (stream_B >= 0)] = 0
+        begun_B |= clocked_B
+        for place, s in enumerate(grammar.clocked):
+            here = stream_B == s
+            joining_B[here] = bits[list(grammar.clocked[place + 1 :])].sum()
+            onward_B[here & (onward_B < 0) & (grammar.steps_of(s) > 1)] = s
+    return _Choices(first_BK, second_B, begins_B, between())
 
 
 def _check_order(grammar: Grammar, order: np.ndarray) -> None:
@@ -128,12 +192,29 @@ def _check_order(grammar: Grammar, order: np.ndarray) -> None:
     if ((order[:, 1:] >= 0) & (order[:, :-1] < 0)).any():
         raise ValueError("in an order of streams, -1 may only stand behind the last stream")
     for s, repeats in enumerate(grammar.repeats):
-        if order.size and (seen := int((order == s).sum(axis=1).max())) > min(repeats, 1):
+        most = int(s in grammar.clocked) if s in grammar.vocabulary.clocked else min(repeats, 1)
+        if order.size and (seen := int((order == s).sum(axis=1).max())) > most:
             name = grammar.vocabulary.streams[s].name
-            raise ValueError(f"stream {name!r} stands {seen} times in a sample, it may stand at most {min(repeats, 1)} times")
+            raise ValueError(f"stream {name!r} stands {seen} times in a sample, it may stand at most {most} times")
+    _check_clock(grammar, order)
 
 
-def _check_lengths(name: str, lengths: np.ndarray, least: int, most: int) -> None:
+def _check_clock(grammar: Grammar, order: np.ndarray) -> None:
+    places = np.full(len(grammar.vocabulary.streams) + 1, -1)
+    places[[s + 1 for s in grammar.vocabulary.clocked]] = np.arange(len(grammar.vocabulary.clocked))
+    place_BK = places[order + 1]
+    clocked_BK = np.pad(place_BK >= 0, ((0, 0), (1, 0)))
+    groups_B = (clocked_BK[:, 1:] & ~clocked_BK[:, :-1]).sum(axis=1)
+    backwards = (place_BK[:, 1:] >= 0) & (place_BK[:, 1:] <= place_BK[:, :-1])
+    if (groups_B > 1).any() or backwards.any():
+        names = ", ".join(grammar.vocabulary.clock.streams) if grammar.vocabulary.clock else ""
+        raise ValueError(f"streams on the clock stand side by side in an order of streams, and in the clock's own: {names}")
+
+
+def _check_lengths(grammar: Grammar, stream: int, lengths: np.ndarray) -> None:
+    about = grammar.vocabulary.streams[stream]
+    name, most = about.name, grammar.steps_of(stream) * about.step_length if about.steps else about.max_length
+    least = most if about.fixed else 0
     if (lengths < least).any() or (lengths > most).any():
         wrong = int(lengths[(lengths < least) | (lengths > most)][0])
         rule = f"exactly {most}" if least == most else f"at most {most}"

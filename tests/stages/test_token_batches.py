@@ -159,3 +159,38 @@ def test_an_unknown_stream_to_drop_is_refused():
 def test_a_split_without_samples_is_refused():
     with pytest.raises(ValueError, match="no samples in the split 'held_out'; they have train"):
         TokenBatches(Memory(), GRAMMAR, "held_out", 4, 32, 0)
+
+
+class Clocked(Memory):
+    """Beside captions a clip of three steps and a push between them; every fifth sample has no push, every seventh no clip."""
+
+    def codes(self, stream, i):
+        if stream == "caption":
+            return super().codes(stream, i)
+        return (np.arange(6 * (i % 7 != 6)) if stream == "clip" else np.arange(2 * (i % 5 != 4))).astype(np.uint16)
+
+
+def test_streams_of_the_clock_are_one_among_the_streams_at_a_drawn_place_and_each_can_be_dropped():
+    streams = {
+        "caption": STREAMS["caption"],
+        "push": TokenStream("action", 9, (2,), "uint16", "p", 2, steps=2),
+        "clip": TokenStream("video", 9, (3, 2), "uint16", "v", 6, steps=3),
+    }
+    clock = {"name": "step", "streams": ["clip", "push"], "given": ["push"]}
+    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in streams.items()}, clock))
+    seen = {}
+    source = TokenBatches(Clocked(), grammar, "train", 4, 64, 3, drop={"push": 0.3})
+    for batch in first(source, 60):
+        for tokens in np.split(batch.woven.tokens, batch.woven.lengths.cumsum()[:-1]):
+            names = tuple(segment.stream for segment in grammar.parse(tokens))
+            seen[names] = seen.get(names, 0) + 1
+    assert set(seen) == {
+        *(("caption", *group) for group in (("clip",), ("push",), ("clip", "push"))),
+        *((*group, "caption") for group in (("clip",), ("push",), ("clip", "push"))),
+        ("caption",),
+    }
+    before = sum(many for names, many in seen.items() if names[0] == "caption" and len(names) > 1)
+    assert 0.4 < before / sum(many for names, many in seen.items() if len(names) > 1) < 0.6
+    longest = 2 + (4 + 2) + (6 + 2 * 3) + (2 + 2 * 2)
+    with pytest.raises(ValueError, match=f"makes {longest} tokens, a row has {longest - 1}"):
+        TokenBatches(Clocked(), grammar, "train", 4, longest - 1, 3)

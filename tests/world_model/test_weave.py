@@ -55,7 +55,7 @@ def test_codes_of_streams_that_are_not_woven_are_passed_over(worlds):
 
 def test_the_length_of_a_document_is_known_before_it_is_woven(worlds):
     order = np.array([[0, 1], [1, -1], [-1, -1]])
-    assert document_lengths(order, np.array([[3, 6, 0], [2, 6, 1], [1, 1, 1]])).tolist() == [2 + 5 + 8, 2 + 8, 2]
+    assert document_lengths(worlds.GRAMMAR, order, np.array([[3, 6, 0], [2, 6, 1], [1, 1, 1]])).tolist() == [2 + 5 + 8, 2 + 8, 2]
 
 
 def test_spread_writes_ragged_rows():
