@@ -46,10 +46,10 @@ def fill_in(
 ) -> list[np.ndarray]:
     """Each prompt (<bos> and whole segments) with one more segment, of its stream in `streams`, and <eos>; int64 tokens.
 
+    `given`: for every row, codes of other streams of the clock, woven into the steps of its stream.
     `temperature`, `top_k` and `top_p` as in sampling. `order`: which codes are kept first, the surest, any, or those in front; `jolt`
     scales the noise on the surest (4.5 in the paper), 0 keeps the likeliest. `guidance` s takes u + s (c - u), for logits c in sight of
-    the prompt and u without it. `given`: for every row, codes of other streams of the clock, woven into the steps of its stream.
-    ValueError for a stream whose length varies: nobody would know how many codes to hide.
+    the prompt and u without it. ValueError for a stream whose length varies: nobody would know how many codes to hide.
     """
     if not len(prompts) == len(streams) == len(seeds):
         raise ValueError(
@@ -64,14 +64,15 @@ def fill_in(
     beside = [{}] * len(prompts) if given is None else given
     rows = [_Row(grammar, *each) for each in zip(prompts, streams, seeds, beside, strict=True)]
     for step in range(steps):
-        seen = _hidden(decoder, [row.tokens for row in rows], [row.at for row in rows])
-        free = None if guidance == 1 else _hidden(decoder, [row.alone() for row in rows], [row.at - row.prompted + 1 for row in rows])
+        seen = _hidden(decoder, [row.tokens for row in rows])
+        free = None if guidance == 1 else _hidden(decoder, [row.alone() for row in rows])
         for number, level in sorted({(row.number, level) for row in rows for level in range(row.levels)}):
             places = {at: row.places(level) for at, row in enumerate(rows) if row.number == number}
             ids = grammar.vocabulary.level(number, level)
-            logits = _logits(decoder, seen, places, ids)
+            logits = seen.logits(decoder, {at: rows[at].at[each] for at, each in places.items()}, ids)
             if free is not None:
-                unguided = _logits(decoder, free, places, ids)
+                alone = {at: rows[at].at[each] - rows[at].prompted + 1 for at, each in places.items()}
+                unguided = free.logits(decoder, alone, ids)
                 logits = unguided + guidance * (logits - unguided)
             noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
             drawn = choose(logits, *rules.of(number), torch.from_numpy(noise).to(logits.device))
@@ -130,7 +131,7 @@ class _Row:
         codes = {**given, stream: np.zeros(about.max_length, np.int64)}
         woven = weave_one(grammar, [(name, codes[name]) for name in grammar.arranged(list(codes))])
         self.tokens = np.concatenate([prompt, woven.tokens[1:]])
-        self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)  # where the codes stand
+        self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)  # where its codes stand
         self.tokens[self.at] = ids.mask
         self.prompted, self.codes, self.levels, self.seed, self.bos = len(prompt), about.max_length, about.levels, seed, ids.bos
         self.known = np.zeros(about.max_length, bool)
@@ -168,11 +169,16 @@ class _Hidden(NamedTuple):
     """Hidden states of rows one behind the other."""
 
     states: Tensor  # [N, D]
-    places: list[np.ndarray]  # int64: where each row's codes stand among them
+    begins: list[int]  # of every row
+
+    def logits(self, decoder: Decoder, places: Mapping[int, np.ndarray], ids: range) -> Tensor:
+        """[n, C] of the codes `ids` at some places of some rows."""
+        at = np.concatenate([self.begins[row] + each for row, each in places.items()])
+        return decoder.logits(self.states[torch.from_numpy(at).to(self.states.device)], (ids,))
 
 
-def _hidden(decoder: Decoder, rows: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> _Hidden:
-    """Of rows that each see themselves whole; `places`: where the codes stand in each."""
+def _hidden(decoder: Decoder, rows: Sequence[np.ndarray]) -> _Hidden:
+    """Of rows that each see themselves whole."""
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     lengths = np.array([len(rows[row]) for row in by_length], dtype=np.int64)
     begins = dict(zip(by_length, (np.cumsum(lengths) - lengths).tolist(), strict=True))
@@ -180,10 +186,4 @@ def _hidden(decoder: Decoder, rows: Sequence[np.ndarray], places: Sequence[np.nd
     positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(decoder.device)
     runs = [run._replace(causal=False) for run in runs_of(lengths)]
     states = decoder.through(tokens, positions, int(lengths[-1]), Whole(decoder.shape, runs))
-    return _Hidden(states, [begins[row] + at for row, at in enumerate(places)])
-
-
-def _logits(decoder: Decoder, hidden: _Hidden, places: Mapping[int, np.ndarray], ids: range) -> Tensor:
-    """[n, C] of the codes `ids` at some places of some rows."""
-    at = np.concatenate([hidden.places[row][each] for row, each in places.items()])
-    return decoder.logits(hidden.states[torch.from_numpy(at).to(hidden.states.device)], (ids,))
+    return _Hidden(states, [begins[row] for row in range(len(rows))])

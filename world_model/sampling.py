@@ -195,13 +195,11 @@ class _Row:
     def done(self) -> bool:
         """Whether the sample is whole; if nothing is left to choose, its last tokens are written without asking the model."""
         while self.state.stream != END:
-            if self.state.stream >= 0 and (self.want is None or self.want):
+            if (self.state.stream >= 0 and (self.want is None or self.want)) or self.grammar.onward(self.state) is not None:
                 return False  # a forced token in the middle: what follows it needs its keys and values
             allowed = self.allowed()
             if len(allowed) > 1 or len(allowed[0]) > 1 or (self.state.stream == BETWEEN and self.want):
                 return False
-            if self.grammar.onward(self.state) is not None:
-                return False  # a forced token in the middle: what follows it needs its keys and values
             self.write(allowed[0].start)
         return True
 
