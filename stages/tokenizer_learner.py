@@ -23,6 +23,7 @@ from worldloom.tokenizers.dvae import kl_share, kl_weight, logit_laplace_nll, sp
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.learned import LearnedTokenizer
+from worldloom.tokenizers.lecam import LeCam
 from worldloom.tokenizers.measures import psnr
 from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
 from worldloom.tokenizers.quantizers.codebooks import health
@@ -61,6 +62,7 @@ class VqGanLearner:
         self.ramp = round(settings.adversarial_ramp * steps)
         self.perceptual = _perceptual(settings) if settings.perceptual_weight else None
         self.discriminator: PatchDiscriminator | None = None
+        self.lecam = LeCam() if settings.lecam_weight else None
         players = [Player("generator", autoencoder, learning_rate, betas, weight_decay)]
         if settings.adversarial_weight and self.start < steps:
             smallest = smallest_side(settings.discriminator_layers)
@@ -109,17 +111,21 @@ class VqGanLearner:
         yield Turn("generator", losses, metrics, {"pictures": len(x)})
         with _autocast(x, self.precision):
             real = self.discriminator(fold_frames(x))
+        judged = {"discriminator": factor * hinge(real, fake)}
+        if self.lecam is not None:
+            judged["lecam"] = factor * self.settings.lecam_weight * self.lecam.penalty(real, fake)
         yield Turn(
             "discriminator",
-            {"discriminator": factor * hinge(real, fake)},
+            judged,
             {"logit_real": real.detach().float().mean(), "logit_fake": fake.detach().float().mean()},
         )
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {} if self.lecam is None else {"lecam": self.lecam.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        if self.lecam is not None:
+            self.lecam.load_state(state["lecam"])
 
 
 class VqVaeLearner:
@@ -158,12 +164,13 @@ class VqVaeLearner:
 
 
 class DvaeLearner:
-    """Logit-Laplace likelihood + KL to the uniform prior, codes relaxed by Gumbel noise (arXiv:2102.12092, appendix A)."""
+    """Logit-Laplace likelihood or squared error + KL to the uniform prior, codes relaxed by Gumbel noise (arXiv:2102.12092, appendix A)."""
 
     def __init__(
         self,
         tokenizer: LearnedTokenizer,
         settings: Dvae,
+        variance: float,
         steps: int,
         learning_rate: float,
         betas: tuple[float, float],
@@ -173,6 +180,7 @@ class DvaeLearner:
         self.tokenizer = tokenizer
         self.autoencoder = autoencoder = tokenizer.autoencoder
         self.settings = settings
+        self.variance = variance
         self.precision = precision
         self.fall = round(settings.temperature_fall * steps)
         self.rise = round(settings.kl_rise * steps)
@@ -183,13 +191,18 @@ class DvaeLearner:
         quantizer = self.autoencoder.quantizer
         assert isinstance(quantizer, GumbelQuantizer)
         quantizer.temperature = temperature(step, self.fall, self.settings.temperature)
-        quantizer.kl_weight = kl_share(kl_weight(step, self.rise, self.settings.kl_weight), self.settings.downsample)
+        quantizer.kl_weight = kl_share(kl_weight(step, self.rise, self.settings.last_kl_weight), self.settings.downsample)
         x = _input(self.tokenizer, batch)
         with _autocast(x, self.precision):
             made: Reconstruction = self.autoencoder(x)
-        losses = {"nll": logit_laplace_nll(x, *split_output(made.output)).mean(), "kl": made.quantized.loss}
+        losses = {**self._reconstruction(x, made.output), "kl": made.quantized.loss}
         metrics = _metrics(self.tokenizer, batch, made, step)
         yield Turn("generator", losses, {**metrics, "temperature": quantizer.temperature}, {"pictures": len(x)})
+
+    def _reconstruction(self, x: Tensor, output: Tensor) -> dict[str, Tensor]:
+        if self.settings.reconstruction == "l2":
+            return {"reconstruction": reconstruction_loss(x, output, self.variance)}
+        return {"nll": logit_laplace_nll(x, *split_output(output)).mean()}
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -226,11 +239,11 @@ def learner_of(settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: V
     if isinstance(about, VqVae):
         return VqVaeLearner(tokenizer, about, variance(batches), rate, betas, decay, precision)
     assert isinstance(about, Dvae)
-    return DvaeLearner(tokenizer, about, settings.steps, rate, betas, decay, precision)
+    return DvaeLearner(tokenizer, about, variance(batches), settings.steps, rate, betas, decay, precision)
 
 
 def variance(batches: ValueBatches) -> float:
-    """Of the first pictures of the first epoch, in [-1, 1]: what a VQ-VAE divides its error by."""
+    """Of the first pictures of the first epoch, in [-1, 1]: what squared errors are divided by."""
     return max(float((batches.some(VARIANCE_OF) / 127.5).var()), 1e-6)
 
 

@@ -30,6 +30,10 @@ class TrainTokenizer(TrainingSettings):
     tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec or mel for sounds")
     batch_size: PositiveInt = Field(32, description="values a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
+    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay, a step, of a moving average of all weights, which is then measured and saved: 0.999; null: the last ones",
+    )
     measured: PositiveInt = Field(2_000, description="values of each split that the final figures are taken from, at most")
 
     @model_validator(mode="after")
@@ -55,6 +59,7 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
     """Trains; rank 0 then writes the tokenizer, measures it on values that training has not seen, and shows some."""
     from dataclasses import replace
 
+    from worldloom.stages.averaged import Averaged
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.stream_reports import report_streams
     from worldloom.stages.tokenizer_kinds import check_together, kind_of_tokenizer
@@ -69,7 +74,11 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
     tokenizer = kind.build(settings, dataset.streams[settings.stream])
     batches = ValueBatches(dataset, "train", (settings.stream, *settings.also), settings.batch_size, settings.seed, worker)
     # The adaptive weight needs whole parameters, so a profile's ZeRO 3 stops at 2 here.
-    train(kind.learner(settings, tokenizer, batches), settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
+    learner = kind.learner(settings, tokenizer, batches)
+    averaged = None if settings.average is None else Averaged(learner, tokenizer.autoencoder, settings.average)
+    train(averaged or learner, settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
+    if averaged is not None:
+        averaged.put()
     if worker.rank == 0:
         report_streams(kind.report, settings, tokenizer, dataset, out, worker.threads)
         tokenizer.save_pretrained(out / "tokenizer")

@@ -11,7 +11,7 @@ from torch import Tensor
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.backbone_settings import ConvBackbone
 from worldloom.tokenizers.dvae import split_output
-from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae
+from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae, is_mapped
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
 from worldloom.tokenizers.networks.convnet import ConvDecoder, ConvEncoder
 from worldloom.tokenizers.networks.elsewhere import NONE, EncoderDecoder, Networks, Sides, build_networks
@@ -80,11 +80,11 @@ class ImageTokenizer(LearnedTokenizer):
 
     def to_network(self, values: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
-        return to_mapped(values) if isinstance(self.settings, Dvae) else to_signed(values)
+        return to_mapped(values) if is_mapped(self.settings) else to_signed(values)
 
     def to_values(self, output: Tensor) -> Tensor:
         """[B, 3 or 6, H, W] -> uint8 [B, H, W, 3]."""
-        return from_mapped(split_output(output)[0].sigmoid()) if isinstance(self.settings, Dvae) else from_signed(output)
+        return from_mapped(split_output(output)[0].sigmoid()) if is_mapped(self.settings) else from_signed(output)
 
 
 def build_autoencoder(
@@ -108,7 +108,7 @@ def picture_networks(
     settings: VqGan | VqVae | Dvae, quantizer: Quantizer, networks: Networks, size: tuple[int, int] | None, generator: torch.Generator
 ) -> EncoderDecoder:
     """The networks of the settings' backbone around a quantizer."""
-    channels = 6 if isinstance(settings, Dvae) else 3
+    channels = 6 if is_mapped(settings) else 3
     if not isinstance(settings.backbone, ConvBackbone):
         assert size is not None, "such networks are made for pictures of one size"
         grid = size[0] // settings.downsample, size[1] // settings.downsample

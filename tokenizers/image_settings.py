@@ -86,6 +86,15 @@ class VqGan(_VectorQuantized):
     )
     discriminator_width: PositiveInt = Field(default=32, description="channels of the discriminator's first layer (64 in the paper)")
     discriminator_layers: Annotated[int, Field(ge=1, le=6, description="strided layers of the patch discriminator (3 in the paper)")] = 2
+    lecam_weight: NonNegativeFloat = Field(
+        default=0.0, description="of the LeCam regularisation of the discriminator (arXiv:2104.03310), as 0.05; 0 leaves it out"
+    )
+
+    @model_validator(mode="after")
+    def _lecam_has_a_discriminator(self) -> Self:
+        if self.lecam_weight and not self.adversarial_weight:
+            raise ValueError("lecam_weight regularises the discriminator, and adversarial_weight is 0: there is none; set one of them")
+        return self
 
 
 class VqVae(_VectorQuantized):
@@ -99,8 +108,13 @@ class Dvae(_Autoencoder):
 
     type: Literal["dvae"] = "dvae"
     code_width: Annotated[int, Field(ge=2, le=4096, description="width of the decoder's input")] = 128
-    kl_weight: NonNegativeFloat = Field(
-        default=6.6, description="of KL(q || uniform); summed over codes, divided by the number of pixel values"
+    reconstruction: Literal["logit_laplace", "l2"] = Field(
+        default="logit_laplace", description="of pixels: the paper's likelihood, or the squared error over the data's variance"
+    )
+    kl_weight: NonNegativeFloat | None = Field(
+        default=None,
+        description="of KL(q || uniform); summed over codes, divided by the number of pixel values; null: 6.6, or 0.1 with l2, whose "
+        "numbers are smaller",
     )
     kl_rise: Share = Field(
         default=0.04, description="share of the steps over which the KL weight rises from 0 (5,000 updates in the paper)"
@@ -111,9 +125,26 @@ class Dvae(_Autoencoder):
     )
     counting: QuantizerSettings = Field(default=QuantizerSettings(), description="when the use of the codes is too low")
 
+    @property
+    def last_kl_weight(self) -> float:
+        """The weight of the KL once it has risen."""
+        if self.kl_weight is not None:
+            return self.kl_weight
+        return 6.6 if self.mapped else 0.1
+
+    @property
+    def mapped(self) -> bool:
+        """Whether pictures are mapped into (0, 1), where the logit-Laplace density lives, and the decoder says its spread, too."""
+        return self.reconstruction == "logit_laplace"
+
     def resolved(self, steps: int) -> Self:
-        """The same: nothing of it follows from the length of the training."""
-        return self
+        """The same with the KL weight written out; nothing of it follows from the length of the training."""
+        return self.model_copy(update={"kl_weight": self.last_kl_weight})
+
+
+def is_mapped(settings: object) -> bool:
+    """Whether pictures are those of a dVAE with the logit-Laplace likelihood."""
+    return isinstance(settings, Dvae) and settings.mapped
 
 
 ImageTokenizerSettings = Annotated[VqGan | VqVae | Dvae, Field(discriminator="type")]

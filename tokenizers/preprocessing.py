@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldloom.tokenizers.audio_settings import Mel
-from worldloom.tokenizers.image_settings import Dvae
+from worldloom.tokenizers.image_settings import is_mapped
 from worldloom.tokenizers.pixels import EPS
 
 FILE = "preprocessor_config.json"
@@ -21,7 +21,7 @@ def preprocessing_of(kind: str, settings: Any, form: Mapping[str, Any]) -> dict[
     if kind == "audio":
         return _of_sounds(settings, form)
     frames = {"num_frames": form["frames"], "fps": form["frame_rate"]} if kind == "video" else {}
-    return {**_of_pictures(isinstance(settings, Dvae), form), **frames}
+    return {**_of_pictures(is_mapped(settings), form), **frames}
 
 
 def _of_pictures(mapped: bool, form: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.dvae import split_output
 from worldloom.tokenizers.image import picture_networks, quantizer_of
-from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae
+from worldloom.tokenizers.image_settings import Dvae, ImageTokenizerSettings, VqGan, VqVae, is_mapped
 from worldloom.tokenizers.learned import LearnedTokenizer, first_weights
 from worldloom.tokenizers.networks.causal_video import CausalVideoDecoder, CausalVideoEncoder, EachFrame
 from worldloom.tokenizers.networks.elsewhere import NONE, Networks
@@ -91,7 +91,7 @@ class VideoTokenizer(LearnedTokenizer):
     def to_values(self, output: Tensor) -> Tensor:
         """[B, 3 or 6, T', H, W] -> uint8 [B, T, H, W, 3]."""
         pictures = output[:, :, : self.frames].transpose(1, 2).flatten(0, 1)
-        mapped = from_mapped(split_output(pictures)[0].sigmoid()) if isinstance(self.settings, Dvae) else from_signed(pictures)
+        mapped = from_mapped(split_output(pictures)[0].sigmoid()) if is_mapped(self.settings) else from_signed(pictures)
         return mapped.view(len(output), -1, *mapped.shape[1:])
 
     @torch.inference_mode()
@@ -110,7 +110,7 @@ class VideoTokenizer(LearnedTokenizer):
 
     def _signed(self, clips: Tensor) -> Tensor:
         pictures = clips.flatten(0, 1)
-        mapped = to_mapped(pictures) if isinstance(self.settings, Dvae) else to_signed(pictures)
+        mapped = to_mapped(pictures) if is_mapped(self.settings) else to_signed(pictures)
         return mapped.view(clips.shape[0], clips.shape[1], *mapped.shape[1:]).transpose(1, 2)
 
 
@@ -127,7 +127,7 @@ def _autoencoder(settings: VqGan | VqVae | Dvae, seed: int, networks: Networks, 
             return DiscreteAutoencoder(EachFrame(encoder), quantizer, EachFrame(decoder))
         network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
         network["time_stride"] = settings.time_stride
-        channels = 6 if isinstance(settings, Dvae) else 3
+        channels = 6 if is_mapped(settings) else 3
         encoder = CausalVideoEncoder(**network, channels=3, code_width=quantizer.in_width)
         decoder = CausalVideoDecoder(**network, channels=channels, code_width=quantizer.out_width)
         return DiscreteAutoencoder(encoder, quantizer, decoder)

@@ -149,7 +149,7 @@ def test_weight_decay_reaches_the_autoencoder_of_every_type(tokenizer: VqGan | V
 
 def test_the_dvaes_schedules_are_set_for_the_step() -> None:
     settings = Dvae(**SMALL, code_width=3, kl_rise=0.5, temperature_fall=0.5, temperature=0.25)
-    learner = DvaeLearner(untrained(settings), settings, 40, 1e-3, (0.9, 0.95), 0.0, "fp32")
+    learner = DvaeLearner(untrained(settings), settings, 1.0, 40, 1e-3, (0.9, 0.95), 0.0, "fp32")
     quantizer, found = learner.autoencoder.quantizer, {}
     assert isinstance(quantizer, GumbelQuantizer)
     for step in (0, 10, 20, 39):
@@ -171,7 +171,7 @@ def test_every_type_learns_a_picture_by_heart() -> None:
     learners = (
         vqgan(adversarial_weight=0.0),
         VqVaeLearner(untrained(vae), vae, 0.3, 1e-3, (0.9, 0.95), 0.0, "fp32"),
-        DvaeLearner(untrained(gumbel), gumbel, 40, 1e-3, (0.9, 0.95), 0.0, "fp32"),
+        DvaeLearner(untrained(gumbel), gumbel, 1.0, 40, 1e-3, (0.9, 0.95), 0.0, "fp32"),
     )
     batch = np.repeat(pictures(1) // 2 * 0 + np.array([200, 40, 90], np.uint8), 4, axis=0)
     for learner in learners:
@@ -193,3 +193,34 @@ def test_bfloat16_is_for_the_networks_and_not_for_codes_and_losses() -> None:
     for turn in learner.turns(pictures(), 5):
         assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in turn.losses.values())
     assert all(value.dtype in (torch.float32, torch.int64) for value in learner.autoencoder.state_dict().values())
+
+
+def test_a_dvae_with_squared_errors_says_pictures_as_they_are_and_has_a_weight_of_its_own() -> None:
+    settings = Dvae(**SMALL, code_width=3, reconstruction="l2")
+    tokenizer = untrained(settings)
+    about = TrainTokenizer(run="train_tokenizer", data="data", stream="view", tokenizer=settings, steps=40, precision="fp32")
+    learner = learner_of(about, tokenizer, Even())
+    assert isinstance(learner, DvaeLearner) and learner.variance == pytest.approx(1.0, abs=0.01)
+    torch.manual_seed(0)
+    turn = next(learner.turns(pictures(), 39))
+    x = tokenizer.to_network(torch.from_numpy(pictures()))
+    torch.manual_seed(0)
+    expected = (tokenizer.autoencoder(x).output - x).square().mean() / learner.variance
+    assert set(turn.losses) == {"reconstruction", "kl"} and turn.losses["reconstruction"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert x.min() < -0.9 and tokenizer.autoencoder(x).output.shape[1] == 3
+    weights = [made.last_kl_weight for made in (settings, Dvae(**SMALL), Dvae(**SMALL, reconstruction="l2", kl_weight=0.0))]
+    assert weights == [0.1, 6.6, 0.0] and settings.resolved(10).kl_weight == 0.1
+
+
+def test_lecam_stands_beside_the_hinge_and_its_averages_are_state() -> None:
+    learner = vqgan(lecam_weight=0.5, adversarial_ramp=0.0)
+    assert learner.lecam is not None
+    turn = list(learner.turns(pictures(), 9))[1]
+    real, fake = turn.metrics["logit_real"], turn.metrics["logit_fake"]
+    assert learner.state() == {"lecam": {"real": pytest.approx(float(real)), "fake": pytest.approx(float(fake))}}
+    assert set(turn.losses) == {"discriminator", "lecam"} and turn.losses["lecam"] > 0
+    other = vqgan(lecam_weight=0.5)
+    other.load_state(learner.state())
+    assert other.state() == learner.state() and vqgan().state() == {}
+    with pytest.raises(ValueError, match="lecam_weight regularises the discriminator"):
+        vqgan(lecam_weight=0.5, adversarial_weight=0.0)

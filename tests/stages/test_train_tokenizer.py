@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from worldloom.stages import train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
@@ -26,11 +28,14 @@ TYPES: dict[str, dict[str, Any]] = {
     "vqvae": {"type": "vqvae", **SMALL, "quantizer": {**EMA, "type": "gradient"}},
     "fsq": {"type": "vqvae", **SMALL, "quantizer": {"type": "fsq", "levels": (3, 3)}},
     "dvae": {"type": "dvae", **SMALL, "code_width": 3},
+    "dvae with squared errors": {"type": "dvae", **SMALL, "code_width": 3, "reconstruction": "l2"},
     "vit": {
         **{"type": "vqgan", "codebook_size": 9, "downsample": 4, "quantizer": EMA, "discriminator_width": 4, "adversarial_from": 0.5},
         "backbone": {"type": "vit", "width": 16, "depth": 1, "heads": 2},
     },
 }
+
+ALL_OPTIONS = {**TYPES["vqgan"], "lecam_weight": 0.1, "quantizer": {**EMA, "cosine": True}}
 
 
 @pytest.fixture
@@ -72,9 +77,9 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
     assert [line["step"] for line in lines] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("kind", ["vqgan", "vit"])
+@pytest.mark.parametrize("kind", ["vqgan", "vit", "averaged"])
 def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact, kind: str) -> None:
-    settings = settings_of(TYPES[kind])
+    settings = settings_of(ALL_OPTIONS, average=0.9) if kind == "averaged" else settings_of(TYPES[kind])
     whole = make(tmp_path / "whole", data, settings)
     steps: list[int] = []
     stopping = replace(Worker(), report=lambda done, *rest: steps.append(done), stopping=lambda: steps[-1:] == [4])
@@ -106,3 +111,16 @@ def test_perceptual_weights_from_outside_are_part_of_the_fingerprint(tmp_path: P
     weights.write_bytes(b"x")
     assert list(outside(named, digest)) == ["tokenizer.perceptual_weights"]
     assert outside(settings_of(TYPES["vqgan"]), digest) == outside(settings_of(TYPES["dvae"]), digest) == {}
+
+
+def test_averaged_weights_are_what_is_saved_and_measured(tmp_path: Path, data: Artifact) -> None:
+    plain, averaged = (make(tmp_path / str(average), data, settings_of(TYPES["vqvae"], average=average)) for average in (None, 0.9))
+    one, other = (load_file(made.folder / "tokenizer" / "model.safetensors") for made in (plain, averaged))
+    moved = {name for name in one if one[name].is_floating_point() and not torch.equal(one[name], other[name])}
+    assert "encoder.head.weight" in moved and torch.equal(
+        one["quantizer.codebook.statistics.updates"], other["quantizer.codebook.statistics.updates"]
+    )
+    tokenizer, real = open_tokenizer(averaged.folder / "tokenizer"), np.stack(list(Dataset(data).values("held_out", "view")))
+    errors = np.square(real.astype(float) - tokenizer.decode(tokenizer.encode(real))).reshape(len(real), -1).mean(1)
+    figures = json.loads(averaged.content("figures.json"))
+    assert figures["view.psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)

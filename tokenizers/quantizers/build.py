@@ -33,7 +33,8 @@ def build_quantizer(
         weights = settings.commitment, settings.entropy_weight, settings.diversity, settings.temperature
         return LfqQuantizer(settings.bits, upkeep, *weights)
     if not isinstance(settings, Residual):
-        return VectorQuantizer(CODEBOOKS[settings.type](codebook_size, settings.code_width, upkeep, generator), settings.commitment)
+        codebook = CODEBOOKS[settings.type](codebook_size, settings.code_width, upkeep, generator)
+        return VectorQuantizer(codebook, settings.commitment, cosine=settings.cosine)
     # A level sees what is left for it only once those before it are placed; two updates later it is placed, too.
     later = upkeep._replace(place_after=min(upkeep.place_after, 2))
     kept = [(upkeep if level == 0 else later)._replace(seed=seed + level) for level in range(settings.levels)]

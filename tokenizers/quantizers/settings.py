@@ -52,13 +52,21 @@ class LearntCodebook(QuantizerSettings):
         )
 
 
-class Ema(LearntCodebook):
+class OneCodebook(LearntCodebook):
+    """One code at each place."""
+
+    cosine: bool = Field(
+        default=False, description="compare by angle, vectors and codes of length 1 (arXiv:2110.04627); goes with a small code_width, as 8"
+    )
+
+
+class Ema(OneCodebook):
     """Codes are moving averages of the vectors that chose them (arXiv:1711.00937, appendix A.1)."""
 
     type: Literal["ema"] = "ema"
 
 
-class Gradient(LearntCodebook):
+class Gradient(OneCodebook):
     """Codes learn by gradient (arXiv:1711.00937)."""
 
     type: Literal["gradient"] = "gradient"

@@ -12,13 +12,16 @@ class VectorQuantizer(nn.Module):
     """loss = codebook_weight |sg(z) - e|^2 + commitment |z - sg(e)|^2, means over all elements, before the straight-through step.
 
     All of it is float32, whatever autocast or the encoder's type says. In training mode each call is one update of the codebook.
+    With `cosine`, vectors and codes are brought to length 1 first (ViT-VQGAN, arXiv:2110.04627, section 3.2): the nearest code is the one
+    of the smallest angle.
     """
 
-    def __init__(self, codebook: Codebook, commitment: float = 0.25, codebook_weight: float = 1.0) -> None:
+    def __init__(self, codebook: Codebook, commitment: float = 0.25, codebook_weight: float = 1.0, cosine: bool = False) -> None:
         super().__init__()
         self.codebook = codebook
         self.commitment = commitment
         self.codebook_weight = codebook_weight
+        self.cosine = cosine
         self.codebook_size = codebook.size
         self.levels = 1
         self.in_width = self.out_width = codebook.width
@@ -31,9 +34,9 @@ class VectorQuantizer(nn.Module):
         """[B, D, *grid] -> Quantized."""
         with torch.autocast(z.device.type, enabled=False):
             last = z.float().movedim(1, -1)
-            z_ND = last.reshape(-1, last.shape[-1])
+            z_ND = self._scaled(last.reshape(-1, last.shape[-1]))
             passing = self.training and not self.codebook.placed()
-            vectors_KD = self.codebook.vectors()
+            vectors_KD = self._scaled(self.codebook.vectors())
             codes_N = nearest_codes(z_ND, vectors_KD)
             if passing:
                 loss, out_ND = z_ND.new_zeros(()), z_ND
@@ -51,9 +54,13 @@ class VectorQuantizer(nn.Module):
     def encode(self, z: Tensor) -> Tensor:
         """[B, D, *grid] -> int64 codes [B, *grid]."""
         last = z.movedim(1, -1)
-        return nearest_codes(last.reshape(-1, last.shape[-1]), self.codebook.vectors()).view(last.shape[:-1])
+        return nearest_codes(self._scaled(last.reshape(-1, last.shape[-1])), self._scaled(self.codebook.vectors())).view(last.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
         """int64 codes [B, *grid] -> [B, D, *grid]."""
         check_codes(codes, self.codebook_size)
-        return self.codebook.vectors()[codes].movedim(-1, 1)
+        return self._scaled(self.codebook.vectors())[codes].movedim(-1, 1)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        """Rows of length 1, in float32, where angles count."""
+        return nn.functional.normalize(vectors.float(), dim=-1) if self.cosine else vectors

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from worldloom.tokenizers.quantizers.build import build_quantizer
 from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
+from worldloom.tokenizers.quantizers.settings import Ema, Gradient
 from worldloom.tokenizers.quantizers.vector_quantizer import VectorQuantizer
 
 QUIET = Upkeep(place_after=-1, restart_every=0, least_use=0)
@@ -89,3 +91,28 @@ def test_it_stays_float32_under_autocast_and_for_bfloat16_features() -> None:
 def test_codes_out_of_range_are_refused(codes: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quantizer().decode(codes)
+
+
+@pytest.mark.parametrize("kind", ["ema", "gradient"])
+def test_cosine_codes_are_those_of_the_smallest_angle_and_of_length_one(kind: str) -> None:
+    settings = {"ema": Ema, "gradient": Gradient}[kind](code_width=5, place_after=-1, cosine=True)
+    quantizer = build_quantizer(settings, 11, 0, torch.Generator().manual_seed(0))
+    z = torch.randn(3, 5, 4, 2, generator=torch.Generator().manual_seed(1))
+    vectors = quantizer.codebook.vectors().detach().double()  # type: ignore[attr-defined]
+    rows = z.movedim(1, -1).reshape(-1, 5).double()
+    cosines = (rows / rows.norm(dim=1, keepdim=True)) @ (vectors / vectors.norm(dim=1, keepdim=True)).T
+    codes = quantizer.encode(z)
+    assert torch.equal(codes.flatten(), cosines.argmax(1))
+    scale = torch.rand(3, 1, 4, 2) + 0.5
+    assert torch.equal(quantizer.encode(z * scale), codes), "lengths do not count"
+    torch.testing.assert_close(quantizer.decode(codes).norm(dim=1), torch.ones(3, 4, 2))
+
+
+def test_the_gradient_of_cosine_codes_turns_vectors_and_does_not_stretch_them() -> None:
+    settings = Ema(code_width=5, place_after=-1, cosine=True)
+    quantizer = build_quantizer(settings, 11, 0, torch.Generator().manual_seed(0))
+    z = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    made = quantizer(z)
+    (made.z * torch.randn(made.z.shape)).sum().add(made.loss).backward()
+    assert z.grad is not None and z.grad.abs().max() > 0.1
+    torch.testing.assert_close((z.grad * z).sum(1), torch.zeros(3, 4), atol=1e-5, rtol=0)
