@@ -1,4 +1,5 @@
-"""Tokenizers: the nearest code beside a plain product and argmin, how it grows, and a training step of a codebook beside a plain one."""
+"""Tokenizers: the nearest code beside a plain product and argmin, how it grows, a training step of a codebook beside a plain one, and the
+races of VQ-GANs (vqgan.py)."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import vqgan
 from bench.figure import Figure, at_least, at_most, seconds_of
 from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, Upkeep, _choices
 from worldloom.tokenizers.quantizers.nearest import nearest_codes
@@ -22,6 +24,7 @@ def figures() -> Iterator[Figure]:
     z = codebook[torch.randint(CODES, (VECTORS,), generator=generator)] + 0.7 * torch.randn((VECTORS, WIDTH), generator=generator)
     yield from _nearest(z, codebook)
     yield from _step(z, codebook)
+    yield from vqgan.figures()
 
 
 def _nearest(z: Tensor, codebook: Tensor) -> Iterator[Figure]:

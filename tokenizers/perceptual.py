@@ -55,7 +55,8 @@ class PerceptualLoss(nn.Module):
         found = []
         for stage in self.stages:
             x = stage(x)
-            found.append(x.float() * (x.float().square().sum(1, keepdim=True) + 1e-10).rsqrt())
+            wide = x.float()
+            found.append(wide * (wide.square().sum(1, keepdim=True) + 1e-10).rsqrt())
         return Features(tuple(found))
 
     def distance(self, left: Features, right: Features) -> Tensor:

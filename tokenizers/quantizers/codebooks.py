@@ -256,7 +256,7 @@ class EmaCodebook(_KeptCodebook):
         self.total_KD.lerp_(sum_KD, 1 - self.statistics.upkeep.decay)
         n = average_K.sum()
         smooth_K = (average_K + EPSILON) / (n + self.size * EPSILON) * n
-        self.embedding_KD.copy_(self.total_KD / smooth_K[:, None])
+        torch.div(self.total_KD, smooth_K[:, None], out=self.embedding_KD)
 
     def _put(self, index_R: Tensor, to_RD: Tensor, average: float) -> None:
         """Embedding, size and sum together: any of them left behind would pull the others back."""
@@ -326,4 +326,5 @@ def _choices(z_ND: Tensor, codes_N: Tensor, size: int) -> tuple[Tensor, Tensor] 
     sums[:, 1:].index_add_(0, codes_N, z_ND.float())
     sums[:, 0] = torch.bincount(codes_N, minlength=size)
     sum_over_ranks(sums)
-    return (sums[:, 0], sums[:, 1:]) if torch.isfinite(sums).all() else None
+    # One pass, where isfinite takes four: what is not finite stays so in a sum.
+    return (sums[:, 0], sums[:, 1:]) if torch.isfinite(sums.sum()) else None

@@ -2,10 +2,13 @@
 
 N vectors, K codes, D width; T vectors a tile, P pairs of a vector and a code. A matrix product gives scores `|e|^2 / 2 - z.e`; how far
 rounding may have moved them is bounded, so the few codes that could be the nearest are known, and where they are several, those alone are
-compared again in float64, by the direct formula, where nothing cancels. Where the processor multiplies bfloat16 the product is one of
-bfloat16. An argmin over all codes would cost more than the product; minima of blocks of codes that lie far apart do not.
+compared again in float64, by the direct formula, where nothing cancels. Where the processor multiplies bytes or bfloat16 the product is one
+of these, of the coarsest that leaves few codes in question. An argmin over all codes would cost more than the product; minima of blocks of
+codes that lie far apart do not.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 32  # codes whose minimum is taken; they stand K / BLOCK apart, so that minima are taken of whole rows at once
-SCORES = 1 << 20  # of a tile: they stay in the cache
+SCORES = 1 << 21  # of a tile: they stay in the cache
 FEWEST, MOST = 64, 4096  # vectors a tile
+FAR = 8  # codes whose mean is this many times smaller than they are stay where they are
+FEW = 8  # blocks of codes in question, a vector, above which bytes are too coarse: comparing them costs more than a finer product
+DIGITS = 32  # columns of bytes that |e|^2 / 2 may take
 LIKELY = 64  # codes that may be the nearest, a vector, above which a tile is multiplied again in float32
 PAIRS = 1 << 13  # compared at a time in float64
 
@@ -38,34 +44,96 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         return vectors.new_zeros(0, dtype=torch.int64)
     with torch.autocast(vectors.device.type, enabled=False):
         z_ND, exact_KD = vectors.float(), codebook.float()
-        centre_D = exact_KD.mean(0)
-        centred_KD = exact_KD - centre_D
-        size_K = torch.linalg.vector_norm(centred_KD, dim=-1)  # one pass; a square and a sum are two
+        centre_D, centred_KD = exact_KD.mean(0), exact_KD
+        size_K = torch.linalg.vector_norm(exact_KD, dim=-1)  # one pass; a square and a sum are two
+        if FAR * torch.linalg.vector_norm(centre_D) > size_K.mean():
+            centred_KD = exact_KD - centre_D
+            size_K = torch.linalg.vector_norm(centred_KD, dim=-1)
+        else:  # a pass over the codebook costs more than the few digits
+            centre_D = torch.zeros_like(centre_D)
         half_K = size_K.square() / 2
         if missing := -len(exact_KD) % BLOCK:
             centred_KD, half_K = F.pad(centred_KD, (0, 0, 0, missing)), F.pad(half_K, (0, missing), value=torch.inf)
         codes = _Codes(exact_KD, centre_D, centred_KD, half_K, size_K.amax())
         rows = min(MOST, max(FEWEST, SCORES // len(half_K)))
-        pairs = _bfloat16_pairs if _multiplies_bfloat16(z_ND.device) else _float32_pairs
+        pairs: _Pairs = _float32_pairs
+        if z_ND.device.type == "cpu":  # a GPU may add up products of bfloat16 in less than float32, which the bounds here do not cover
+            pairs = _int8_pairs if _multiplies_bytes() else _bfloat16_pairs if _multiplies_bfloat16() else pairs
         return _nearest_of(z_ND, exact_KD, *pairs(z_ND, codes, rows))
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    # A GPU may add up products of bfloat16 in less than float32, which the bounds here do not cover.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def _multiplies_bfloat16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _multiplies_bytes() -> bool:
+    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+
+
+# Vectors, codes, vectors a tile -> vectors [P] and codes [P] among which each vector's nearest is.
+_Pairs = Callable[[Tensor, _Codes, int], tuple[Tensor, Tensor]]
+
+
+def _int8_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]:
+    """By products of bytes, which are exact: only that vectors and codes are multiples of a step is not. From the first tile on where that
+    leaves many codes in question, a finer product takes over."""
+    D = z_ND.shape[1]
+    finer = _bfloat16_pairs if _multiplies_bfloat16() else _float32_pairs
+    away_ND = codes.centre_D - z_ND  # the other way round: the product is -z.e
+    step_z, step_e = (float(each.abs().amax()) / 127 for each in (away_ND, codes.centred_KD))
+    unit = step_z * step_e
+    low, high = float(codes.half_K.amin()), float(codes.half_K.amax())
+    if not 1e-30 < unit < 1e30 or not high - low <= DIGITS * 127**2 * unit:
+        return finer(z_ND, codes, rows)
+    half_K = ((codes.half_K - low) / unit).round_()
+    digits = math.ceil((high - low) / (127**2 * unit))
+    factor = codes.centred_KD.new_empty((len(half_K), D + digits + 1), dtype=torch.int8)
+    for part, of in zip(factor.split(PAIRS // 16), codes.centred_KD.split(PAIRS // 16), strict=True):  # in the cache
+        part[:, :D] = (of / step_e).round_()
+    tall_K = (half_K / 127).floor_()
+    factor[:, D:-1] = (tall_K[:, None] - 127 * torch.arange(digits, device=z_ND.device)).clamp_(0, 127)
+    factor[:, -1] = half_K - 127 * tall_K
+    columns = torch.full((len(z_ND), D + digits + 1), 127, dtype=torch.int8, device=z_ND.device)
+    columns[:, :D], columns[:, -1] = (whole_ND := (away_ND / step_z).round_()), 1
+    size_N = torch.linalg.vector_norm(away_ND, dim=-1)
+    moved_N = torch.linalg.vector_norm(away_ND - whole_ND * step_z, dim=-1)
+    off_N = moved_N * codes.reach + (size_N + moved_N) * (0.5 * D**0.5 * step_e)
+    off_N = 1.01 * off_N + (D + 8) * torch.finfo(torch.float32).eps * (size_N + codes.reach).square() + unit
+    within_N = (2 * off_N / unit).ceil_().to(torch.int32)
+    found: list[tuple[Tensor, Tensor]] = []
+    rows = max(FEWEST, rows // 2)  # these scores are twice as long
+    tiles = [columns[:FEWEST], *columns[FEWEST:].split(rows)]  # the first is a try
+    for first, tile in zip([0, *range(FEWEST, len(z_ND), rows)], tiles, strict=False):
+        scores_JMT = torch._int_mm(factor, tile.T).view(BLOCK, len(half_K) // BLOCK, -1)
+        least_MT = scores_JMT.amin(0)
+        pairs = _in_question(scores_JMT, least_MT, least_MT.amin(0) + within_N[first : first + len(tile)], FEW)
+        if pairs is None:
+            row_P, code_P = finer(z_ND[first:], codes, rows)
+            found.append((first + row_P, code_P))
+            break
+        found.append((first + pairs[0], pairs[1]))
+    return torch.cat([row_P for row_P, _ in found]), torch.cat([code_P for _, code_P in found])
+
+
+def _in_question(scores_JMT: Tensor, least_MT: Tensor, bound_T: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
+    """Vectors [P] and codes [P] whose scores are not above the vector's bound; None if more than `most` blocks a vector hold such."""
+    block_B, row_B = (least_MT <= bound_T).nonzero(as_tuple=True)
+    if len(row_B) > most * len(bound_T):
+        return None
+    inside_P, near_P = (scores_JMT[:, block_B, row_B] <= bound_T[row_B]).nonzero(as_tuple=True)
+    return row_B[near_P], inside_P * len(least_MT) + block_B[near_P]
 
 
 def _bfloat16_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]:
-    """Vectors [P] and codes [P] among which each vector's nearest is."""
+    """By products of bfloat16."""
     D = z_ND.shape[1]
-    rounded_KD = codes.centred_KD.bfloat16()
-    moved = torch.linalg.vector_norm(codes.centred_KD - rounded_KD, dim=-1).amax()
-    factor = torch.cat([rounded_KD, *_parts(codes.half_K)], dim=1)
+    factor = codes.centred_KD.new_empty((len(codes.half_K), D + 3), dtype=torch.bfloat16)
+    factor[:, :D], factor[:, D:] = codes.centred_KD, _parts(codes.half_K)
     centred_ND = codes.centre_D - z_ND  # the other way round: the product is -z.e
     rounded_ND = centred_ND.bfloat16()
     size_N = torch.linalg.vector_norm(centred_ND, dim=-1)
     # Both factors were rounded, and products were added up in float32 in some order.
-    off_N = torch.linalg.vector_norm(centred_ND - rounded_ND, dim=-1) * codes.reach + 1.01 * size_N * moved
+    off_N = torch.linalg.vector_norm(centred_ND - rounded_ND, dim=-1) * codes.reach + 1.01 * 2**-9 * size_N * codes.reach
     off_N += (D + 8) * torch.finfo(torch.float32).eps * (size_N + codes.reach).square()
     ones_N3 = torch.ones_like(rounded_ND[:, :1]).expand(-1, 3)
     columns = torch.cat([rounded_ND, ones_N3], dim=1)
@@ -77,28 +145,26 @@ def _bfloat16_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Ten
         least_T = least_MT.amin(0).float()
         # A score is rounded to eight digits in the end. Rounding keeps order, so the nearest code's is not above the rounded bound.
         bound_T = (least_T + 2**-8 * least_T.abs() + 2 * off_T).bfloat16()
-        block_B, row_B = (least_MT <= bound_T).nonzero(as_tuple=True)
-        if len(row_B) > LIKELY * len(tile):
+        pairs = _in_question(scores_JMT, least_MT, bound_T, LIKELY)
+        if pairs is None:
             row_P, code_P = _float32_pairs(z_ND[first : first + rows], codes, FEWEST)
             one_T = _nearest_of(z_ND[first : first + rows], codes.exact_KD, row_P, code_P)
-            found.append((first + torch.arange(len(tile), device=z_ND.device), one_T))
-            continue
-        inside_P, near_P = (scores_JMT[:, block_B, row_B] <= bound_T[row_B]).nonzero(as_tuple=True)
-        found.append((first + row_B[near_P], inside_P * blocks + block_B[near_P]))
+            pairs = torch.arange(len(tile), device=z_ND.device), one_T
+        found.append((first + pairs[0], pairs[1]))
     return torch.cat([row_P for row_P, _ in found]), torch.cat([code_P for _, code_P in found])
 
 
-def _parts(half_K: Tensor) -> list[Tensor]:
-    """Three columns [K', 1] of bfloat16, eight digits each, whose sum is `half_K`."""
+def _parts(half_K: Tensor) -> Tensor:
+    """[K', 3] of bfloat16, eight digits each, that sum up to `half_K`."""
     parts, left_K = [], half_K
     for _ in range(3):
-        parts.append(left_K.bfloat16()[:, None])
-        left_K = torch.where(half_K.isinf(), 0.0, left_K - parts[-1][:, 0].float())
-    return parts
+        parts.append(left_K.bfloat16())
+        left_K = torch.where(half_K.isinf(), 0.0, left_K - parts[-1].float())
+    return torch.stack(parts, dim=1)
 
 
 def _float32_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]:
-    """Vectors [P] and codes [P] among which each vector's nearest is: one each but for what float32 leaves in question."""
+    """By products of float32: one code each but for what these leave in question."""
     D = z_ND.shape[1]
     found = []
     for first, z_TD in zip(range(0, len(z_ND), rows), torch.split(z_ND, rows), strict=True):

@@ -109,7 +109,12 @@ def test_bf16_keeps_nearly_all_codes_and_is_off_while_gradients_are_taken() -> N
         autoencoder.encoder.low = True
         low = autoencoder.encoder(x)
         assert low.dtype == torch.float32 and not torch.equal(low, whole)
-        assert (autoencoder.encode(x) == reference.encode(x)).float().mean() > 0.97
+        got, exact = autoencoder.encode(x).flatten(), reference.encode(x).flatten()
+        assert (got == exact).float().mean() > 0.97
+        # Where a code differs, the vector lies next to the border between the two: one of 5 % of its length would carry it over.
+        z, e = whole.movedim(1, -1).flatten(0, -2), reference.quantize.embedding.weight
+        further = (z - e[got]).square().sum(1) - (z - e[exact]).square().sum(1)
+        assert (further <= 0.05 * z.norm(dim=1) * 2 * (e[got] - e[exact]).norm(dim=1)).all()
     assert torch.equal(autoencoder.encoder(x).detach(), whole)
 
 

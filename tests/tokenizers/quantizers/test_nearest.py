@@ -11,6 +11,14 @@ def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return (distances == distances.amin(1, keepdim=True)).int().argmax(1)
 
 
+PRODUCTS = ["float32", "bfloat16", "int8"]
+
+
+def multiply_by(product: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_multiplies_bytes", lambda: product == "int8")
+    monkeypatch.setattr(nearest, "_multiplies_bfloat16", lambda: product == "bfloat16")
+
+
 @pytest.mark.parametrize("count, codes, width", [(1000, 37, 5), (3 * FEWEST + 1, 130, 17), (1, 2, 3), (FEWEST, 1, 1)])
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_codes_are_the_float64_argmin(count: int, codes: int, width: int, offset: float) -> None:
@@ -32,9 +40,9 @@ def test_codes_that_all_coincide_give_the_first() -> None:
     assert nearest_codes(vectors, codebook).unique().tolist() == [0]
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_codes_too_close_for_float32_scores_are_told_apart(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
-    monkeypatch.setattr(nearest, "_multiplies_bfloat16", lambda device: bfloat16)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_codes_too_close_for_float32_scores_are_told_apart(monkeypatch: pytest.MonkeyPatch, product: str) -> None:
+    multiply_by(product, monkeypatch)
     generator = torch.Generator().manual_seed(3)
     centre = 50 * torch.randn((1, 9), generator=generator)
     codebook = torch.cat([centre + 1e-4 * torch.randn((40, 9), generator=generator), -centre])
@@ -42,16 +50,29 @@ def test_codes_too_close_for_float32_scores_are_told_apart(monkeypatch: pytest.M
     assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("spread, likely", [(1.0, 64), (1.0, 0), (0.02, 64)])
-def test_the_type_of_the_product_changes_nothing(monkeypatch: pytest.MonkeyPatch, bfloat16: bool, spread: float, likely: int) -> None:
+def test_the_type_of_the_product_changes_nothing(monkeypatch: pytest.MonkeyPatch, product: str, spread: float, likely: int) -> None:
     """Nor does which way a tile goes; codes at a small spread differ by less than bfloat16 tells apart."""
-    monkeypatch.setattr(nearest, "_multiplies_bfloat16", lambda device: bfloat16)
+    multiply_by(product, monkeypatch)
     monkeypatch.setattr(nearest, "LIKELY", likely)
     monkeypatch.setattr(nearest, "SCORES", 1)  # several tiles
     generator = torch.Generator().manual_seed(6)
     codebook = 1 + spread * torch.randn((500, 12), generator=generator)
     vectors = 1 + spread * torch.randn((2 * FEWEST + 5, 12), generator=generator)
+    assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
+
+
+@pytest.mark.parametrize("few", [1, 8, 1000])
+@pytest.mark.parametrize("offset, spread", [(0.0, 1.0), (300.0, 1.0), (0.0, 0.01), (0.3, 1e-20)])
+def test_products_of_bytes_give_the_same_codes(monkeypatch: pytest.MonkeyPatch, few: int, offset: float, spread: float) -> None:
+    """However many codes they leave in question, and where sizes of codes differ by more than the columns for them hold."""
+    multiply_by("int8", monkeypatch)
+    monkeypatch.setattr(nearest, "FEW", few)
+    monkeypatch.setattr(nearest, "SCORES", 1)
+    generator = torch.Generator().manual_seed(8)
+    codebook = offset + spread * torch.randn((512, 24), generator=generator) * torch.linspace(0.1, 2, 512)[:, None]
+    vectors = offset + spread * torch.randn((2 * FEWEST + 5, 24), generator=generator)
     assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
 
 
