@@ -5,6 +5,9 @@ first layer reads `patch` samples at once and each stage halves the rate by one 
 fast; SoundStream and EnCodec (arXiv:2107.03312, 2210.13438) have strided convolutions there. There are no norms: one over time would let
 the past know the future, and one over channels takes a sound's loudness from it, without which its waveform cannot be followed. There is no
 LSTM and no weight norm, and the activation is SiLU.
+
+Outside training a signal goes through in units of 8 frames, whatever parts it comes in: parts that are whole units (the last may be
+shorter) give bit for bit what the whole gives, which products of other sizes do not.
 """
 
 import torch
@@ -15,6 +18,7 @@ from worldloom.tokenizers.networks.convnet import stage_widths
 from worldloom.tokenizers.networks.streaming import Past
 
 KERNEL = 5  # samples of its rate that a convolution sees: itself and four before
+UNIT = 8  # frames that go through at a time outside training
 
 
 class CausalAudioEncoder(nn.Module):
@@ -34,10 +38,15 @@ class CausalAudioEncoder(nn.Module):
 
     def forward(self, sounds: Tensor, past: Past | None = None) -> Tensor:
         """With `past`, the next part of a signal: any multiple of `downsample` samples."""
-        B, C, S = sounds.shape
+        S = sounds.shape[2]
         if S % self.downsample:
             raise ValueError(f"{S} samples cannot be divided into frames of {self.downsample}")
         past = Past() if past is None else past
+        parts = [sounds] if self.training else torch.split(sounds, UNIT * self.downsample, dim=2)
+        return torch.cat([self._part(part, past) for part in parts], dim=2)
+
+    def _part(self, sounds: Tensor, past: Past) -> Tensor:
+        B, C, S = sounds.shape
         x = self.stem(sounds.transpose(1, 2).reshape(B, S // self.patch, self.patch * C), past)
         for stage in self.stages:
             x = stage(x, past)
@@ -65,6 +74,10 @@ class CausalAudioDecoder(nn.Module):
     def forward(self, z: Tensor, past: Past | None = None) -> Tensor:
         """With `past`, the next part of a signal: any number of frames."""
         past = Past() if past is None else past
+        parts = [z] if self.training else torch.split(z, UNIT, dim=2)
+        return torch.cat([self._part(part, past) for part in parts], dim=2)
+
+    def _part(self, z: Tensor, past: Past) -> Tensor:
         x = self.stem(z.transpose(1, 2), past)
         for stage in self.stages:
             x = stage(x, past)
