@@ -19,7 +19,7 @@ from worldloom.tokenizers.autoencoder import Reconstruction
 from worldloom.tokenizers.mel_picture import MelTokenizer
 from worldloom.tokenizers.quantizers.codebooks import health
 from worldloom.tokenizers.stft_discriminator import StftDiscriminator, feature_distance, scales_generator_loss, scales_hinge, windows_at
-from worldloom.tokenizers.vqgan import adaptive_weight, gate
+from worldloom.tokenizers.vqgan import adaptive_weight, gate, known
 
 LOUDNESS_OF = 1024  # sounds
 SILENT = 1e-3  # mean square, where 1/9 is usual, that is added to each sound's: next to nothing is left of nothing
@@ -61,23 +61,29 @@ class CodecLearner:
     def turns(self, batch: Any, step: int) -> Iterator[Turn]:
         x, made = _reconstruction(self.tokenizer, batch, self.precision, self._part(step))
         xhat = made.output.float()
-        costs = codec_cost(self.tokenizer, x, xhat)
-        losses, metrics = {**costs, "codebook": made.quantized.loss}, health(self.tokenizer.autoencoder)
+        # As for pictures: losses are differentiated down to here, each once, and then go through the decoder together.
+        heard = xhat.detach().requires_grad_()
+        costs = codec_cost(self.tokenizer, x, heard)
+        gradients = {name: torch.autograd.grad(cost, heard, retain_graph=True)[0] for name, cost in costs.items()}
+        losses = {name: known(xhat, cost, gradients[name]) for name, cost in costs.items()}
+        losses["codebook"] = made.quantized.loss
+        metrics = health(self.tokenizer.autoencoder)
         factor = gate(step, self.start, self.ramp)
         if self.discriminator is None or factor == 0:
             yield Turn("generator", losses, metrics, {"sounds": len(x)})
             return
         with _autocast(x, self.precision):
-            judged = self.discriminator.frozen(xhat)
+            judged = self.discriminator.frozen(heard)
             with torch.no_grad():
-                known = self.discriminator(x)
-        nll = torch.stack(list(costs.values())).sum()
+                real = self.discriminator(x)
+        nll = torch.stack(list(gradients.values())).sum(0)
         for name, weight, loss in (
             ("adversarial", self.settings.adversarial_weight, scales_generator_loss(judged)),
-            ("features", self.settings.feature_weight, feature_distance(known, judged)),
+            ("features", self.settings.feature_weight, feature_distance(real, judged)),
         ):
-            ratio = adaptive_weight(nll, loss, self.tokenizer.autoencoder.last_weight)
-            losses[name] = factor * weight * ratio * loss
+            (gradient,) = torch.autograd.grad(loss, heard, retain_graph=True)
+            ratio = adaptive_weight(xhat, nll, gradient, self.tokenizer.autoencoder.last_weight)
+            losses[name] = factor * weight * ratio * known(xhat, loss, gradient)
             metrics[f"gradient_ratio_{name}"] = ratio
         yield Turn("generator", losses, {**metrics, "adversarial_gate": torch.tensor(factor)}, {"sounds": len(x)})
         with _autocast(x, self.precision):

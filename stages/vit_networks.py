@@ -11,12 +11,12 @@ from worldloom.tokenizers.backbone_settings import VitBackbone
 from worldloom.tokenizers.networks.elsewhere import EncoderDecoder, Sides
 from worldloom.world_model.encoders.patches import LinearPatches, fold
 from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
-from worldloom.world_model.encoders.vit import Trunk, ViT
+from worldloom.world_model.encoders.vit import Style, Trunk, ViT
 
 
 def vit_networks(backbone: VitBackbone, sides: Sides, generator: torch.Generator) -> EncoderDecoder:
     """Both networks, first weights drawn from `generator`."""
-    mlp_width = round(backbone.mlp_ratio * backbone.width)
+    style = Style(backbone.heads, round(backbone.mlp_ratio * backbone.width))
 
     def positions() -> LearnedPositions | SinePositions:
         if backbone.positions == "sine":
@@ -24,8 +24,8 @@ def vit_networks(backbone: VitBackbone, sides: Sides, generator: torch.Generator
         return LearnedPositions(sides.grid, backbone.width, prefix=0, generator=generator)
 
     patches = LinearPatches(sides.channels_in, backbone.width, sides.downsample, generator=generator)
-    vit = ViT(*(patches, positions(), backbone.depth, backbone.heads, mlp_width), class_token=False, pooling="mean", generator=generator)
-    trunk = Trunk(backbone.width, backbone.decoder_depth or backbone.depth, backbone.heads, mlp_width, generator=generator)
+    vit = ViT(patches, positions(), backbone.depth, style, class_token=False, pooling="mean", generator=generator)
+    trunk = Trunk(backbone.width, backbone.decoder_depth or backbone.depth, style, generator)
     return EncoderDecoder(VitEncoder(vit, sides, generator), VitDecoder(positions(), trunk, backbone.width, sides, generator))
 
 
