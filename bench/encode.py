@@ -24,9 +24,9 @@ from worldloom.stages.worker import Worker
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
 from worldloom.tokenizers.image_settings import VqGan
 
-ROUNDS = 5
+ROUNDS = 3
 SIZE = 64  # pixels
-SHARDS, SAMPLES = 2, 1024
+SHARDS, SAMPLES = 4, 1024  # a stage that is long beside its start and its last files
 MINUTE = 60.0  # seconds: a short stage
 
 

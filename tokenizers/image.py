@@ -23,6 +23,8 @@ from worldloom.tokenizers.quantizers.quantized import Quantizer
 from worldloom.tokenizers.quantizers.settings import Gradient
 from worldloom.tokenizers.taming_settings import Taming
 
+CACHED = 1 << 22  # numbers of a batch at full resolution, above which a CPU waits for memory
+
 
 class ImageTokenizer(LearnedTokenizer):
     """Pictures, uint8 [height, width, 3], to a grid of codes [height/downsample, width/downsample] (and levels, if any)."""
@@ -48,6 +50,8 @@ class ImageTokenizer(LearnedTokenizer):
                 f"choose a downsample that divides both, or another size for the stream"
             )
         self.height, self.width, self.resample = height, width, resample
+        if isinstance(settings, Taming) and not torch.cuda.is_available():
+            self.batch = max(2, min(self.batch, CACHED // (settings.width * height * width)))
 
     @property
     def value_shape(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class LearnedTokenizer(ABC):
 
     kind: ClassVar[str]
     values: ClassVar[str]  # what they are called in messages: "pictures"
-    batch: ClassVar[int] = 16  # values at a time, always exactly this many, so that codes do not depend on what else is in a batch
+    batch: int = 16  # values at a time, always exactly this many, so that codes do not depend on what else is in a batch
     value_type: ClassVar[torch.dtype]
 
     def __init__(self, autoencoder: DiscreteAutoencoder, settings: Any) -> None:

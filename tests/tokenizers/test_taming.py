@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from bench.taming_reference import TamingModel
+from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
 from worldloom.tokenizers.load import load_tokenizer
 from worldloom.tokenizers.taming import read_taming
+from worldloom.tokenizers.taming_settings import Taming
 
 NETWORK = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn": (False, True), "z_channels": 16, "embed_dim": 8, "n_embed": 30}
 
@@ -63,6 +65,13 @@ def test_saved_and_loaded_it_is_the_same_tokenizer(weights: dict[str, torch.Tens
     assert loaded.fingerprint != read_taming(tmp_path / "a.safetensors", 16, 24).fingerprint, "the precision decides codes"
     assert np.array_equal(loaded.encode(pictures(2)), tokenizer.encode(pictures(2)))
     assert np.array_equal(loaded.decode(loaded.encode(pictures(2))), tokenizer.decode(loaded.encode(pictures(2))))
+
+
+def test_large_pictures_go_through_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = Taming(width=64, multipliers=(1, 1), attention=(False, False), blocks=1)
+    found = [ImageTokenizer(build_autoencoder(settings, 0), settings, side, side).batch for side in (32, 64, 128, 512)]
+    assert found == [16, 16, 4, 2]
 
 
 def without(weights: dict[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]:

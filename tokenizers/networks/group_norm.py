@@ -46,10 +46,10 @@ class _GroupNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight_C, mean_BG, rstd_BG = ctx.saved_tensors
-        B, G, C = *mean_BG.shape, x.shape[1]
+        (B, G), C = mean_BG.shape, x.shape[1]
         x_BPC, dy_BPC = _places(x).to(weight_C.dtype), _places(dy).to(weight_C.dtype)
         count = x_BPC.shape[1] * C // G
         # Sums of dy and of dy * x over places say all: of every channel for weight and bias, of every group for x.

@@ -22,6 +22,7 @@ FAR = 8  # codes whose mean is this many times smaller than they are stay where 
 FEW = 8  # blocks of codes in question, a vector, above which bytes are too coarse: comparing them costs more than a finer product
 DIGITS = 32  # columns of bytes that |e|^2 / 2 may take
 LIKELY = 64  # codes that may be the nearest, a vector, above which a tile is multiplied again in float32
+ROWS = 512  # of the codebook, rounded at a time
 PAIRS = 1 << 13  # compared at a time in float64
 
 
@@ -88,7 +89,7 @@ def _int8_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]
     half_K = ((codes.half_K - low) / unit).round_()
     digits = math.ceil((high - low) / (127**2 * unit))
     factor = codes.centred_KD.new_empty((len(half_K), D + digits + 1), dtype=torch.int8)
-    for part, of in zip(factor.split(PAIRS // 16), codes.centred_KD.split(PAIRS // 16), strict=True):  # in the cache
+    for part, of in zip(torch.split(factor, ROWS), torch.split(codes.centred_KD, ROWS), strict=True):  # in the cache
         part[:, :D] = (of / step_e).round_()
     tall_K = (half_K / 127).floor_()
     factor[:, D:-1] = (tall_K[:, None] - 127 * torch.arange(digits, device=z_ND.device)).clamp_(0, 127)
@@ -102,7 +103,7 @@ def _int8_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]
     within_N = (2 * off_N / unit).ceil_().to(torch.int32)
     found: list[tuple[Tensor, Tensor]] = []
     rows = max(FEWEST, rows // 2)  # these scores are twice as long
-    tiles = [columns[:FEWEST], *columns[FEWEST:].split(rows)]  # the first is a try
+    tiles = [columns[:FEWEST], *torch.split(columns[FEWEST:], rows)]  # the first is a try
     for first, tile in zip([0, *range(FEWEST, len(z_ND), rows)], tiles, strict=False):
         scores_JMT = torch._int_mm(factor, tile.T).view(BLOCK, len(half_K) // BLOCK, -1)
         least_MT = scores_JMT.amin(0)
