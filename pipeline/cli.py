@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="pipeline file", show_default=False)]
+Number = TypeVar("Number", int, float)
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder or the folder of one run")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[STAGE.SETTING=VALUE]...", help="as in world.steps=3000 root=DIR")]
 Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="for people or for programs")]
@@ -168,10 +169,13 @@ def sample(
     count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="of every draw; the same one gives the same samples")] = 0,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25 for an answer, 1 from nothing")
+        list[str] | None,
+        typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25 for an answer, 1 from nothing; or STREAM=NUMBER"),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="0 takes all tokens")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability")] = 1.0,
+    top_k: Annotated[list[str] | None, typer.Option("--top-k", help="0 takes all tokens; or STREAM=NUMBER")] = None,
+    top_p: Annotated[
+        list[str] | None, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability; or STREAM=NUMBER")
+    ] = None,
     guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,
     fill_steps: Annotated[
         int, typer.Option("--fill-steps", help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token")
@@ -190,9 +194,9 @@ def sample(
         out,
         seed,
         count,
-        temperature,
-        top_k,
-        top_p,
+        _numbers(temperature, "--temperature", float),
+        _numbers(top_k, "--top-k", int),
+        _numbers(top_p, "--top-p", float),
         guidance,
         scale,
         stage,
@@ -367,6 +371,18 @@ def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
         if not (name and equals):
             raise ValueError(f"{option} {name}: write STREAM=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def _numbers(given: Sequence[str] | None, option: str, kind: type[Number]) -> dict[str, Number]:
+    """NUMBER, for all streams, under "", and STREAM=NUMBER under its name."""
+    found: dict[str, Number] = {}
+    for one in given or ():
+        name, _, number = one.rpartition("=")
+        try:
+            found[name] = kind(number)
+        except ValueError:
+            raise ValueError(f"{option} {one}: write a number, or STREAM=NUMBER") from None
+    return found
 
 
 def _reporter(output: str) -> "Reporter":

@@ -3,9 +3,9 @@
 What is given and what is wanted are named by stream; `--caption` and `--image` are short for the first text and the first image stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from worldloom.pipeline.found import find_artifact
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
 
 SUFFIXES = (".png", ".wav", ".json")  # of pictures and clips, sounds, actions
+Number = TypeVar("Number", int, float)
 ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 
 
@@ -32,9 +33,9 @@ def sample_command(
     out: Path | None = None,
     seed: int = 0,
     count: int = 1,
-    temperature: float | None = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    temperature: float | Mapping[str, float] | None = None,
+    top_k: int | Mapping[str, int] = 0,
+    top_p: float | Mapping[str, float] = 1.0,
     guidance: float = 1.0,
     scale: int = 1,
     stage: str | None = None,
@@ -46,10 +47,12 @@ def sample_command(
     What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
     gets the texts, too. `want`
     names the streams to write, by default those not given; with nothing given, the model itself chooses. `give` holds values by stream
-    name: text, or the path of a file. ValueError or FileNotFoundError say what is wrong and what to do.
+    name: text, or the path of a file. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the
+    choice of streams), with the one of all others under "". ValueError or FileNotFoundError say what is wrong and what to do.
     """
+    asked = caption is not None or image is not None or bool(give)
     if temperature is None:
-        temperature = ANSWERING if caption is not None or image is not None or give else DREAMING
+        temperature = {}
     _check(count, temperature, top_k, top_p, guidance, scale)
     if fill_steps < 0:
         raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
@@ -61,7 +64,13 @@ def sample_command(
     wanted = _wanted(world, given, want)
     if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
         raise ValueError("say where what is no text goes: --out picture.png (or .wav, .json), or --out folder/")
-    choosing = Choosing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, fill_steps=fill_steps)
+    choosing = Choosing(
+        temperature=_by_stream(world, temperature, ANSWERING if asked else DREAMING, "temperature"),
+        top_k=_by_stream(world, top_k, 0, "top-k"),
+        top_p=_by_stream(world, top_p, 1.0, "top-p"),
+        guidance=guidance,
+        fill_steps=fill_steps,
+    )
     made = world.sample([given] * count, wanted, [seed + number for number in range(count)], choosing)
     return [
         _write(world, {name: value for name, value in one.values.items() if name not in given}, out, number, count, scale, one.legal)
@@ -78,12 +87,33 @@ def sample_lines(samples: Sequence[Sample]) -> list[str]:
     return lines
 
 
-def _check(count: int, temperature: float, top_k: int, top_p: float, guidance: float, scale: int) -> None:
+def _by_stream(world: "OpenWorld", value: Number | Mapping[str, Number], otherwise: Number, option: str) -> dict[str, Number]:
+    """A value for every stream, and for their order."""
+    if not isinstance(value, Mapping):
+        value = {"": value}
+    names: list[str] = [*world.streams, "order"]
+    if unknown := sorted(set(value) - {*names, ""}):
+        raise ValueError(f"{option} is given for {unknown[0]!r}; this world has {', '.join(names)}")
+    return {name: value.get(name, value.get("", otherwise)) for name in names}
+
+
+def _each(value: Number | Mapping[str, Number]) -> Iterable[Number]:
+    return value.values() if isinstance(value, Mapping) else (value,)
+
+
+def _check(
+    count: int,
+    temperature: float | Mapping[str, float],
+    top_k: int | Mapping[str, int],
+    top_p: float | Mapping[str, float],
+    guidance: float,
+    scale: int,
+) -> None:
     for name, value, rule, holds in (
         ("count", count, "at least 1", count >= 1),
-        ("temperature", temperature, "at least 0", temperature >= 0),
-        ("top-k", top_k, "at least 0 (0 takes all)", top_k >= 0),
-        ("top-p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+        *(("temperature", each, "at least 0", each >= 0) for each in _each(temperature)),
+        *(("top-k", each, "at least 0 (0 takes all)", each >= 0) for each in _each(top_k)),
+        *(("top-p", each, "above 0 and at most 1", 0 < each <= 1) for each in _each(top_p)),
         ("guidance", guidance, "at least 0", guidance >= 0),
         ("scale", scale, "from 1 to 64", 1 <= scale <= 64),
     ):

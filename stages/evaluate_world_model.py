@@ -17,6 +17,9 @@ class EvaluateWorldModel(StageSettings):
 
     run: Literal["evaluate_world_model"]
     world: WorldRef
+    tokens: str | None = Field(
+        None, description="which set of tokens is evaluated on, where the world learnt from several; null: the first by name"
+    )
     prompts: PositiveInt = Field(200, description="samples asked about in every direction on every split")
     most_codes: PositiveInt = Field(20_000, description="codes that a direction writes on a split: to longer streams it asks less often")
     unconditional: PositiveInt = Field(64, description="sequences written from nothing")
@@ -41,7 +44,7 @@ def run(settings: EvaluateWorldModel, inputs: Mapping[str, Artifact], out: Path,
     from worldloom.stages.open_world import open_world
 
     with deterministic(worker.threads):
-        measured = measure(open_world(inputs["world"]), settings, worker)
+        measured = measure(open_world(inputs["world"], settings.tokens), settings, worker)
     write_figures(out, figures_of(measured))
     write_card(out, evaluation_card(measured, settings.shown, out))
 

@@ -215,7 +215,7 @@ def row_seed(seed: int, purpose: str, row: int) -> int:
 
 def _documents(world: OpenWorld, split: str, rows: Sequence[int], seed: int) -> tuple[np.ndarray, dict[str, Codes]]:
     """The order of streams and the codes of some samples, as `weave` takes them."""
-    numbers = {name: world.vocabulary.index(name) for name in world.streams}
+    numbers = {name: world.vocabulary.index(name) for name in world.held}
     codes = {}
     for name in numbers:
         ragged = world.tokens.gather(split, name, rows)

@@ -42,7 +42,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     """Runs every measurement; Interrupted between two batches if the run is asked to stop."""
     oracle = oracle_of(world.dataset.oracle)
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
-    pairs = directions(world.streams, oracle)
+    pairs = directions(world.held, oracle)
     rows = {
         (split, pair): choose(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
         for split in splits
@@ -70,7 +70,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
 
 
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
-    found = {(split, name): kept(world, split, name, oracle, settings.prompts, settings.seed) for split in splits for name in world.streams}
+    found = {(split, name): kept(world, split, name, oracle, settings.prompts, settings.seed) for split in splits for name in world.held}
     return {place: share for place, share in found.items() if share is not None}
 
 

@@ -5,34 +5,39 @@ Values in, values out: what is given is encoded by the streams' tokenizers, the 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
+from worldloom.stages.learner import resolve_precision
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.preprocess import serving
 from worldloom.stages.settings import Settings
 from worldloom.stages.streams import kind_of
 from worldloom.tokenizers.tokenizer import Tokenizer
+from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.grammar import Grammar, IllegalToken
 from worldloom.world_model.load import from_pretrained
 from worldloom.world_model.parallel import fill_in
-from worldloom.world_model.sampling import generate, prompt
+from worldloom.world_model.sampling import Want, generate, prompt, wants_of
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
 
 
 class Choosing(Settings):
-    """How the next token is chosen from the model's probabilities."""
+    """How the next token is chosen from the model's probabilities; a number, or one for each stream named, the others as by default."""
 
-    temperature: float = 1.0
-    top_k: int = 0  # 0 takes all
-    top_p: float = 1.0
+    temperature: float | dict[str, float] = 1.0
+    top_k: int | dict[str, int] = 0  # 0 takes all
+    top_p: float | dict[str, float] = 1.0
     guidance: float = 1.0  # how strongly a prompt counts; 1 is the model's own measure
     fill_steps: int = 0  # write segments of fixed shape in so many steps, by hidden codes, if the model learnt from them; 0: token by token
+    fill_order: Literal["confidence", "random", "raster"] = "confidence"  # which of those codes are settled first
 
 
 class Sampled(NamedTuple):
@@ -53,9 +58,19 @@ class OpenWorld:
     tokens: Tokens
     dataset: Dataset
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model as it is sampled from: in bf16, as it was trained, where the hardware multiplies that."""
+        return Decoder(self.model, torch.bfloat16 if resolve_precision("auto") == "bf16" else torch.float32)
+
     @property
     def vocabulary(self) -> Vocabulary:
         return self.grammar.vocabulary
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Kind of every stream that the dataset has samples of, by name."""
+        return {name: kind for name, kind in self.streams.items() if name in self.tokens.streams}
 
     @property
     def streams(self) -> dict[str, str]:
@@ -70,58 +85,67 @@ class OpenWorld:
     def sample(
         self,
         given: Sequence[Mapping[str, Any]],
-        want: Sequence[str] | None,
+        want: Want | Sequence[Want],
         seeds: Sequence[int],
         choosing: Choosing,
     ) -> list[Sampled]:
         """Goes on from every row of `given`; `want` names the streams to write, in order, None leaves that to the model.
 
+        Rows may want different things: `want` is then a list with one of these for each.
         A row's result is a function of the row and its seed, whatever else is in the batch.
         """
-        prompts = self.prompts(given)
-        if choosing.fill_steps:
-            return self.read(self._filled(prompts, want, seeds, choosing))
-        return self.read(self._generated(prompts, want, seeds, choosing))
+        prompts, wants = self.prompts(given), wants_of(want, len(given))
+        written = self._filled if choosing.fill_steps else self._generated
+        return self.read(written(prompts, wants, seeds, choosing))
 
     def _filled(
-        self, prompts: Sequence[NDArray[np.int64]], want: Sequence[str] | None, seeds: Sequence[int], choosing: Choosing
+        self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
     ) -> list[NDArray[np.int64]]:
-        """Segment by segment, in the order of `want`: those of fixed shape by `fill_in`, others token by token."""
-        if want is None:
+        """Segment by segment, in the order that each row wants: those of fixed shape by `fill_in`, others token by token."""
+        asked = [list(want) for want in wants if want is not None]
+        if len(asked) < len(wants):
             raise ValueError("hidden codes are filled in where a stream is asked for; name the streams to write")
         written = list(prompts)
-        for number, name in enumerate(want):
-            of_segment = [seed + 7919 * number for seed in seeds]
-            if self.vocabulary.streams[self.vocabulary.index(name)].fixed:
-                written = fill_in(
-                    self.model,
-                    self.grammar,
-                    written,
-                    [name] * len(written),
-                    seeds=of_segment,
-                    steps=choosing.fill_steps,
-                    temperature=choosing.temperature,
-                    guidance=choosing.guidance,
-                )
-            else:
-                written = self._generated(written, [name], of_segment, choosing)
-            if number + 1 < len(want):
-                written = [tokens[:-1] for tokens in written]  # without <eos>: the next segment follows
-        return written
+        for number in range(max(map(len, asked), default=0)):
+            there = [row for row, names in enumerate(asked) if number < len(names)]
+            fixed = [row for row in there if self.vocabulary.streams[self.vocabulary.index(asked[row][number])].fixed]
+            for rows, write in ((fixed, self._fill), ([row for row in there if row not in fixed], self._generated)):
+                before = [written[row] if number == 0 else written[row][:-1] for row in rows]  # without <eos>: another segment follows
+                of_segment = [seeds[row] + 7919 * number for row in rows]
+                for row, tokens in zip(rows, write(before, [[asked[row][number]] for row in rows], of_segment, choosing), strict=True):
+                    written[row] = tokens
+        return [tokens if names else np.append(tokens, self.vocabulary.eos) for tokens, names in zip(written, asked, strict=True)]
 
-    def _generated(
-        self, prompts: Sequence[NDArray[np.int64]], want: Sequence[str] | None, seeds: Sequence[int], choosing: Choosing
+    def _fill(
+        self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
     ) -> list[NDArray[np.int64]]:
-        return generate(
-            self.model,
+        return fill_in(
+            self.decoder,
             self.grammar,
             prompts,
-            want=None if want is None else list(want),
+            [name for want in wants for name in want or ()],
+            seeds=seeds,
+            steps=choosing.fill_steps,
             temperature=choosing.temperature,
             top_k=choosing.top_k,
             top_p=choosing.top_p,
             guidance=choosing.guidance,
-            seeds=list(seeds),
+            order=choosing.fill_order,
+        )
+
+    def _generated(
+        self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
+    ) -> list[NDArray[np.int64]]:
+        return generate(
+            self.decoder,
+            self.grammar,
+            prompts,
+            wants,
+            temperature=choosing.temperature,
+            top_k=choosing.top_k,
+            top_p=choosing.top_p,
+            guidance=choosing.guidance,
+            seeds=seeds,
         ).tokens
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
@@ -166,17 +190,28 @@ class OpenWorld:
         yield from self.tokenizers[name].decode(list(codes) if shape is None else np.stack([one.reshape(shape) for one in codes]))
 
 
-def open_world(artifact: Artifact) -> OpenWorld:
-    """From the artifact of a stage that trains a world model; ArtifactError where it, or what it came from, is not whole."""
+def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:
+    """From the artifact of a stage that trains a world model; ArtifactError where it, or what it came from, is not whole.
+
+    Where it learnt from several sets of tokens, `tokens_of` names the one that `tokens` and `dataset` are; None takes the first by name.
+    """
     if artifact.produces != "world_model":
         raise ValueError(f"{artifact.name} ({artifact.kind}) leaves a {artifact.produces}, not a world model")
-    tokens = artifact.input("tokens")
+    sets = {field.partition(".")[2]: artifact.input(field) for field in sorted(artifact.inputs) if field.split(".")[0] == "tokens"}
+    if not sets:
+        artifact.input("tokens")  # says what is missing
+    if tokens_of is not None and tokens_of not in sets:
+        raise ValueError(f"{artifact.name} did not learn from {tokens_of!r}; it learnt from {', '.join(sets) or 'one set of tokens'}")
+    tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     for name in ("config.json", "model.safetensors", "vocabulary.json"):
         artifact.path(f"world/{name}")
     world = from_pretrained(artifact.folder / "world")
     dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
     for name in world.grammar.streams:
-        tokenizer = serving(open_tokenizer(tokens.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
+        made = next(one for one in (tokens, *sets.values()) if f"tokenizers.{name}" in one.inputs)
+        # What another set has, this one's dataset does not hold, but it may be written and shown all the same.
+        dataset.streams.setdefault(name, Dataset(made.input("data")).streams[name])
+        tokenizer = serving(open_tokenizer(made.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
         assert tokenizer is not None, "the tokens were made by it"
         tokenizers[name] = tokenizer
     return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset)

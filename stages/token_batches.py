@@ -1,8 +1,8 @@
 """What a world model is trained on: the codes of all streams, in a keyed order, woven into documents and packed into rows.
 
 A place is the number of a sample in the order of training, over all epochs. Everything about a place follows from (seed, place): which
-sample it is, which of its streams come and in which order. Packing is first fit in the order of places, so that the only state between
-two batches is how many places were taken.
+set of tokens it comes from, which sample it is, which of its streams come and in which order. Packing is first fit in the order of places,
+so that the only state between two batches is how many places were taken.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldloom.stages.dataset import Tokens
+from worldloom.stages.mixture import Mixture, Share, deal
 from worldloom.stages.order import order, uniform
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.packing import pack
@@ -40,7 +41,7 @@ class TokenBatches:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Tokens | Mixture,
         grammar: Grammar,
         split: str,
         rows: int,
@@ -61,6 +62,7 @@ class TokenBatches:
         self.samples = tokens.samples(split)
         if not self.samples:
             raise ValueError(f"the tokens have no samples in the split {split!r}; they have {', '.join(tokens.splits)}")
+        self._shares = tokens.shares(split) if isinstance(tokens, Mixture) else [Share(self.samples, 1.0)]
         self.rows = rows
         self.row_length = row_length
         self.seed = seed
@@ -93,10 +95,13 @@ class TokenBatches:
     def sample(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which sample stands at each place."""
         out = np.empty(len(places), np.int64)
-        epochs = places // self.samples
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            out[here] = order(self.seed, epoch, places[here] % self.samples, self.samples)
+        parts, within = deal(self.seed, places, [share.weight for share in self._shares])
+        first = 0
+        for number, (samples, _) in enumerate(self._shares):
+            for epoch in np.unique(within[parts == number] // samples).tolist():
+                here = (parts == number) & (within // samples == epoch)
+                out[here] = first + order(self.seed, epoch, within[here] % samples, samples)
+            first += samples
         return out
 
     def _plan(self, first: int, expected: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -12,6 +12,8 @@ from worldloom.stages.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
+    from worldloom.stages.dataset import Tokens
+    from worldloom.stages.mixture import Mixture
     from worldloom.stages.worker import Worker
     from worldloom.world_model.transformer import Shape
 
@@ -42,7 +44,9 @@ class TrainWorldModel(TrainingSettings):
     """One training; a step learns from `rows` x `row_length` tokens, all workers together."""
 
     run: Literal["train_world_model"]
-    tokens: TokensRef
+    tokens: TokensRef | Annotated[dict[TokensRef, PositiveFloat], Field(min_length=1)] = Field(
+        description="name of a stage that encodes a dataset; or several, each with its share of the samples that are learnt from"
+    )
     model: Model = Model()
     objectives: dict[Literal["next_token", "masked"], PositiveFloat] = Field(
         {"next_token": 1.0}, min_length=1, description="the share of documents that each serves, in proportion"
@@ -65,7 +69,6 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     """Trains; rank 0 then writes the model, its figures and its card."""
     import torch
 
-    from worldloom.stages.dataset import Tokens
     from worldloom.stages.learner import Player, resolve_precision
     from worldloom.stages.token_batches import TokenBatches
     from worldloom.stages.training import train
@@ -77,7 +80,7 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
 
     if (out / "card.json").exists():
         return
-    tokens = Tokens(inputs["tokens"])
+    tokens = _tokens(settings, inputs)
     grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in tokens.streams.items()}, tokens.clock))
     batches = TokenBatches(
         tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
@@ -99,6 +102,16 @@ def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Pat
 
     figures = json.loads((out / "figures.json").read_bytes())
     return {"parameters": int(figures["world.parameters"]), "steps": settings.steps, "tokens": int(figures["world.tokens_seen"])}
+
+
+def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+    from worldloom.stages.dataset import Tokens
+    from worldloom.stages.mixture import Mixture
+
+    if isinstance(settings.tokens, str):
+        return Tokens(inputs["tokens"])
+    # In the order of their names: that of a mapping is no part of the settings.
+    return Mixture({name: Tokens(inputs[f"tokens.{name}"]) for name in sorted(settings.tokens)}, settings.tokens)
 
 
 def shape_of(model: Model, vocab_size: int) -> "Shape":

@@ -222,7 +222,8 @@ class _Matrix:
         """x weight^T + to."""
         if not self.packed:
             return to + F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, to, self.weight, None, "add")
+        added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, to, self.weight, None, "add")
+        return added
 
 
 def _behind(norm: Tensor, matrix: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ def fill_in(
     rules = Rules(grammar, temperature, top_k, top_p)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     beside = [{}] * len(prompts) if given is None else given
+    if not prompts:
+        return []
     rows = [_Row(grammar, *each) for each in zip(prompts, streams, seeds, beside, strict=True)]
     for step in range(steps):
         seen = _hidden(decoder, [row.tokens for row in rows])

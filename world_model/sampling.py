@@ -66,7 +66,7 @@ def generate(
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
     rules = Rules(grammar, temperature, top_k, top_p)
-    wants = _wants(want, len(prompts))
+    wants = wants_of(want, len(prompts))
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_Row(grammar, tokens, mine, seed, length) for tokens, mine, seed in zip(prompts, wants, seeds, strict=True)]
     writer = _Writer(decoder, rows, guidance)
@@ -254,13 +254,13 @@ class _Writer:
             self.rows = [row if id(row) in going else None for row in self.rows]
 
 
-def _wants(want: Want | Sequence[Want], rows: int) -> list[Want]:
+def wants_of(want: Want | Sequence[Want], rows: int) -> list[Want]:
     """What each row wants."""
     if want is None or all(isinstance(name, str) for name in want):
         return [want] * rows  # type: ignore[list-item]
     if len(want) != rows:
         raise ValueError(f"{rows} prompts need one list of streams for all, or as many lists, got {len(want)}")
-    return list(want)  # type: ignore[arg-type]
+    return list(want)
 
 
 def _alike(rows: Sequence[_Row]) -> dict[tuple[int, Ranges], list[int]]:

@@ -111,6 +111,15 @@ def test_what_a_world_says_is_printed_as_it_is(call, monkeypatch):
     assert (code, out) == (0, said.texts["caption"] + "\n")
 
 
+def test_numbers_of_streams_are_given_one_by_one(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr("worldloom.pipeline.sample.sample_command", lambda *arguments: seen.extend(arguments) or [])
+    assert call("sample", "x", "--temperature", "0.5", "--temperature", "frame=0.2", "--top-k", "frame=9")[0] == 0
+    assert {"": 0.5, "frame": 0.2} in seen and {"frame": 9} in seen
+    code, _, error = call("sample", "x", "--top-k", "frame=many")
+    assert code == 2 and "--top-k frame=many: write a number, or STREAM=NUMBER" in error
+
+
 def wrong(file, change):
     file.write_text(file.read_text().replace(*change))
     return ["plan", file]

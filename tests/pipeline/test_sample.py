@@ -48,6 +48,19 @@ def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_
         sample_command(tiny_root, out=tmp_path / "c", fill_steps=-1)
 
 
+def test_each_stream_has_its_own_temperature(tiny_root: Path, tmp_path: Path) -> None:
+    for number, rules in enumerate(({"": 1.0, "words": 0.0}, {"words": 0.0, "order": 1.0}, {"": 0.0, "view": 1.0})):
+        told = {
+            sample_command(tiny_root, want=["words", "view"], out=tmp_path / f"{number}-{seed}", seed=seed, temperature=rules)[0].texts[
+                "words"
+            ]
+            for seed in range(3)
+        }
+        assert len(told) == 1
+    pictures = [_pixels(tmp_path / f"0-{seed}" / "sample-000.view.png") for seed in range(3)]
+    assert any((picture != pictures[0]).any() for picture in pictures)
+
+
 def test_a_picture_gives_words_and_no_file(tiny_root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
     (sample,) = sample_command(tiny_root, image=tmp_path / "photo.jpg")
@@ -89,6 +102,8 @@ def test_values_are_given_by_stream_name_too(tiny_root: Path, tmp_path: Path) ->
         ({"scale": 65}, "scale must be from 1 to 64, got 65"),
         ({"temperature": -0.5}, "temperature must be at least 0, got -0.5"),
         ({"top_p": 0.0}, "top-p must be above 0 and at most 1, got 0.0"),
+        ({"temperature": {"sound": 1.0}}, "temperature is given for 'sound'; this world has view, words, order"),
+        ({"top_p": {"view": 2.0}}, "top-p must be above 0 and at most 1, got 2.0"),
         ({"top_k": -1}, "top-k must be at least 0"),
         ({"guidance": -1.0}, "guidance must be at least 0"),
         ({"caption": "long " * 90}, "this words is .* codes long, and the world has seen at most"),

@@ -137,6 +137,17 @@ def test_a_row_gives_the_same_whatever_else_is_in_the_batch(world: OpenWorld) ->
     assert alone.values["words"] == caption and alone.values["view"].shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize("fill_steps", [0, 2])
+def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: OpenWorld, fill_steps: int) -> None:
+    caption, choosing = world.dataset.value("train", "words", 0), Choosing(fill_steps=fill_steps, temperature={"view": 0.5})
+    given, wants = [{"words": caption}, {}, {}, {"words": caption}], [["view"], ["words", "view"], ["view", "words"], []]
+    together = world.sample(given, wants, [1, 2, 3, 4], choosing)
+    for row, made in enumerate(together):
+        (alone,) = world.sample([given[row]], wants[row], [row + 1], choosing)
+        assert alone.tokens.tolist() == made.tokens.tolist() and made.legal
+        assert [segment.stream for segment in world.grammar.parse(made.tokens)] == [*given[row], *wants[row]]
+
+
 def test_what_is_given_in_another_order_is_woven_in_that_order(world: OpenWorld) -> None:
     caption, picture = world.dataset.value("train", "words", 0), world.dataset.value("train", "view", 0)
     first, second = world.prompts([{"words": caption, "view": picture}, {"view": picture, "words": caption}])
@@ -158,6 +169,14 @@ def test_an_unknown_stream_and_a_value_that_is_too_long_are_refused(world: OpenW
         world.prompts([{"sound": "boo"}])
     with pytest.raises(ValueError, match=r"this words is .* codes long, and the world has seen at most"):
         world.prompts([{"words": "zebra " * 50}])
+
+
+def test_a_world_that_learnt_from_several_sets_is_measured_on_one(tiny_world: Artifact) -> None:
+    (place,) = tiny_world.inputs.values()
+    several = dataclasses.replace(tiny_world, inputs={"tokens.one": place, "tokens.two": place})
+    assert open_world(several, "two").streams == open_world(several).streams == {"view": "image", "words": "text"}
+    with pytest.raises(ValueError, match="world did not learn from 'three'; it learnt from one, two"):
+        open_world(several, "three")
 
 
 def test_only_a_world_model_is_opened(tiny_world: Artifact) -> None:

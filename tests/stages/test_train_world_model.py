@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from worldloom.pipeline.marks import Link, links
 from worldloom.stages import disk, train_world_model
 from worldloom.stages.artifact import execute
 from worldloom.stages.commit import Commits
@@ -98,6 +99,20 @@ def test_it_learns_what_the_caption_says_of_the_frame(tokens, tmp_path):
     assert world.vocabulary.streams[1].shape == (2, 2)
 
 
+def test_two_sets_of_tokens_are_learnt_from_in_their_shares(tokens, tmp_path):
+    mixed = {"tokens": {"one": 0.7, "two": 0.3}, "steps": 3}
+    artifact = execute(
+        train_world_model.STAGE,
+        "world",
+        settings(**mixed),
+        {"tokens.one": tokens, "tokens.two": tokens},
+        tmp_path / "world" / "f1",
+        Worker(),
+    )
+    assert [stream.name for stream in from_pretrained(artifact.folder / "world").vocabulary.streams] == ["caption", "frame"]
+    assert links(settings(**mixed)) == (Link(("tokens", "one"), "one", "tokens"), Link(("tokens", "two"), "two", "tokens"))
+
+
 def test_two_objectives_learn_on_the_same_weights_and_each_shows_its_loss(tokens, tmp_path):
     artifact = train(tokens, tmp_path, steps=150, warmup=5, learning_rate=1e-2, objectives={"next_token": 1.0, "masked": 1.0})
     lines = losses(artifact.folder)
@@ -155,6 +170,8 @@ def test_weights_change_what_counts(tokens, tmp_path):
         ({"model": {"heads": 4, "kv_heads": 3}}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
         ({"objectives": {"guess": 1.0}}, "next_token"),
         ({"objectives": {}}, "at least 1 item"),
+        ({"tokens": {}}, "at least 1 item"),
+        ({"tokens": {"a": 0}}, "greater than 0"),
         ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16 is filled from the stage's own settings"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "comes from the profile"),
         ({"drop": {"frame": 1.0}}, "less than 1"),

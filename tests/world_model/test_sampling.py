@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from worldloom.world_model.attention import PackedAttention
+from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.example import Run
 from worldloom.world_model.grammar import BETWEEN, END, Grammar
 from worldloom.world_model.sampling import choose, generate, prompt
@@ -83,6 +84,64 @@ def test_a_row_is_a_function_of_its_prompt_and_its_seed(model: WorldModel) -> No
     together = generate(model, GRAMMAR, PROMPTS, seeds=seeds, top_k=5, top_p=0.9).tokens
     alone = [generate(model, GRAMMAR, [one], seeds=[seed], top_k=5, top_p=0.9).tokens[0] for one, seed in zip(PROMPTS, seeds, strict=True)]
     assert [row.tolist() for row in together] == [row.tolist() for row in alone]
+
+
+WISHES = [None, ["view"], ["words", "view"], ["view", "words"], ["words"], []]
+
+
+@pytest.mark.parametrize(("temperature", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (0.8, torch.float32)])
+def test_thirty_two_rows_that_each_want_something_else_are_thirty_two_batches_of_one(
+    model: WorldModel, temperature: float, dtype: torch.dtype
+) -> None:
+    decoder = Decoder(model, dtype)
+    rows = [(PROMPTS[0], WISHES[row % 6], row) for row in range(24)]
+    rows += [(PROMPTS[1], ["view"], 50), (PROMPTS[2], ["words"], 51), (PROMPTS[3], None, 52), (PROMPTS[3], [], 53)] * 2
+    prompts, wants, seeds = zip(*rows, strict=True)
+    together = generate(decoder, GRAMMAR, prompts, wants, seeds=seeds, temperature=temperature).tokens
+    for one, want, seed, made in zip(prompts, wants, seeds, together, strict=True):
+        (alone,) = generate(decoder, GRAMMAR, [one], want, seeds=[seed], temperature=temperature).tokens
+        assert alone.tolist() == made.tolist()
+    assert len({tuple(row) for row in together}) > 6
+
+
+def test_each_stream_has_its_own_temperature_and_limits(model: WorldModel) -> None:
+    def segments(seed: int, **rules: Any) -> dict[str, list[int]]:
+        (made,) = generate(model, GRAMMAR, [PROMPTS[0]], ["words", "view"], seeds=[seed], **rules).tokens
+        return {segment.stream: segment.codes.tolist() for segment in GRAMMAR.parse(made)}
+
+    for rules in ({"temperature": {"words": 0.0}}, {"top_k": {"words": 1}}, {"top_p": {"words": 1e-9}}):
+        found = [segments(seed, **rules) for seed in range(12)]
+        assert len({str(each["words"]) for each in found}) == 1 < len({str(each["view"]) for each in found})
+    for name, value in (("temperature", 0.5), ("top_k", 1), ("top_p", 0.5)):
+        with pytest.raises(ValueError, match=f"{name} names sound, but the streams are words, view, order"):
+            segments(0, **{name: {"sound": value}})
+
+
+def test_guidance_of_1_is_none_of_0_forgets_the_prompt_and_without_a_prompt_it_changes_nothing(model: WorldModel) -> None:
+    def view(before: np.ndarray, guidance: float, seed: int) -> list[int]:
+        (made,) = generate(model, GRAMMAR, [before], ["view"], seeds=[seed], guidance=guidance).tokens
+        return made[-6:-2].tolist()
+
+    free = [generate(model, GRAMMAR, [PROMPTS[0]], ["view"], seeds=[0], temperature=0, guidance=s).tokens[0].tolist() for s in (0, 1, 4)]
+    assert free[0] == free[1] == free[2]
+    given = [view(PROMPTS[1], 1.0, seed) for seed in range(8)]
+    assert given != [view(PROMPTS[1], 0.0, seed) for seed in range(8)]
+    for guidance in (0.0, 1.0, 2.5):
+        expected = likeliest(model, PROMPTS[1], ["view"], guidance)
+        (made,) = generate(model, GRAMMAR, [PROMPTS[1]], ["view"], seeds=[0], temperature=0, guidance=guidance).tokens
+        assert made.tolist() == expected
+
+
+def test_guided_probabilities_are_those_of_transformers() -> None:
+    from transformers.generation import ClassifierFreeGuidanceLogitsProcessor
+
+    given, free = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = torch.softmax(free + 3.0 * (given - free), 1)
+    theirs = ClassifierFreeGuidanceLogitsProcessor(3.0)(torch.zeros(3, 1, dtype=torch.int64), torch.cat([given, free]))
+    torch.testing.assert_close(torch.softmax(theirs, 1), ours, atol=1e-6, rtol=0)
+    # Theirs for one row at a time mixes log-probabilities: other scores, the same probabilities.
+    logs = 3.0 * (given.log_softmax(1) - free.log_softmax(1)) + free.log_softmax(1)
+    torch.testing.assert_close(torch.softmax(logs, 1), ours, atol=1e-6, rtol=0)
 
 
 def test_draws_follow_the_probabilities_and_never_meet_what_is_left_out() -> None:
@@ -167,6 +226,7 @@ def test_the_illegal_mass_is_what_the_model_gave_to_tokens_that_may_not_stand(mo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"want": [["view"], None]}, "1 prompts need one list of streams for all, or as many lists, got 2"),
         ({"seeds": [1, 2]}, "1 prompts need as many seeds, got 2"),
         ({"top_p": 0.0}, "top_p in \\(0, 1\\], got 1.0, 0, 0.0"),
         ({"prompts": [np.array([], dtype=np.int64)]}, "a prompt begins with <bos>"),
