@@ -5,6 +5,7 @@ Values in, values out: what is given is encoded by the streams' tokenizers, the 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
 from worldloom.stages.preprocess import serving
+from worldloom.stages.rollouts import Policy, Step, beside, rollout
 from worldloom.stages.settings import Settings
 from worldloom.stages.streams import kind_of
 from worldloom.tokenizers.load import load_tokenizer
@@ -76,12 +78,80 @@ class OpenWorld:
     ) -> list[Sampled]:
         """Goes on from every row of `given`; `want` names the streams to write, in order, None leaves that to the model.
 
-        A row's result is a function of the row and its seed, whatever else is in the batch.
+        A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
+        are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all.
         """
+        if self._shared(given, want or (), choosing):
+            return self.read(self._beside(given, list(want or ()), seeds, choosing))
         prompts = self.prompts(given)
         if choosing.fill_steps:
             return self.read(self._filled(prompts, want, seeds, choosing))
         return self.read(self._generated(prompts, want, seeds, choosing))
+
+    def rollout(
+        self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: NDArray[Any] | Policy | None, **options: Any
+    ) -> Iterator[Step]:
+        """Frames [B, n, height, width, 3] and actions in, steps out as they come; see rollouts.rollout."""
+        return rollout(self, context, actions, **{"choosing": Choosing(), **options})
+
+    @property
+    def _clocked(self) -> tuple[str, ...]:
+        return () if self.vocabulary.clock is None else self.vocabulary.clock.streams
+
+    def _shared(self, given: Sequence[Mapping[str, Any]], want: Sequence[str], choosing: Choosing) -> bool:
+        """Whether streams of the clock are wanted beside others, so that they must be written in the same steps."""
+        wanted = sum(name in self._clocked for name in want)
+        told = any(name in self._clocked for values in given for name in values)
+        return wanted > 0 and (told or (wanted > 1 and choosing.fill_steps > 0))
+
+    def _beside(
+        self, given: Sequence[Mapping[str, Any]], want: list[str], seeds: Sequence[int], choosing: Choosing
+    ) -> list[NDArray[np.int64]]:
+        """Rows that are given the same streams of the clock together; the clock's steps first, then what else is wanted."""
+        on_clock, others = ([name for name in want if (name in self._clocked) is inside] for inside in (True, False))
+        if choosing.guidance != 1 and not choosing.fill_steps:
+            raise ValueError("guidance cannot be had beside what is given on the clock, token by token; leave it at 1, or set fill_steps")
+        told = [tuple(name for name in self._clocked if name in values) for values in given]
+        written: dict[int, NDArray[np.int64]] = {}
+        for names in dict.fromkeys(told):
+            rows = [row for row, other in enumerate(told) if other == names]
+            prompts = self.prompts([{name: value for name, value in given[row].items() if name not in names} for row in rows])
+            codes = self._encode([{name: given[row][name] for name in names} for row in rows])
+            shown = [{name: codes[name, row] for name in names} for row in range(len(rows))]
+            of_rows = [seeds[row] for row in rows]
+            make = self._filled_beside if choosing.fill_steps else partial(beside, self)
+            made = make(prompts, on_clock, shown, of_rows, choosing)
+            if others:
+                onward = self._filled if choosing.fill_steps else self._generated
+                made = onward([tokens[:-1] for tokens in made], others, [seed + 104_729 for seed in of_rows], choosing)
+            written |= dict(zip(rows, made, strict=True))
+        return [written[row] for row in range(len(given))]
+
+    def _filled_beside(
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        wanted: Sequence[str],
+        given: Sequence[Mapping[str, NDArray[np.int64]]],
+        seeds: Sequence[int],
+        choosing: Choosing,
+    ) -> list[NDArray[np.int64]]:
+        """As `beside`, stream by stream, each in sight of all steps of those before it."""
+        shown, made = [dict(row) for row in given], list[NDArray[np.int64]]()
+        for number, name in enumerate(wanted):
+            made = fill_in(
+                self.model,
+                self.grammar,
+                prompts,
+                [name] * len(prompts),
+                seeds=[seed + 7919 * number for seed in seeds],
+                steps=choosing.fill_steps,
+                temperature=choosing.temperature,
+                guidance=choosing.guidance,
+                given=shown,
+            )
+            for row, tokens in zip(shown, made, strict=True):
+                row[name] = next(segment.codes for segment in self.grammar.parse(tokens) if segment.stream == name)
+        return made
 
     def _filled(
         self, prompts: Sequence[NDArray[np.int64]], want: Sequence[str] | None, seeds: Sequence[int], choosing: Choosing

@@ -104,6 +104,10 @@ class Rollout:
         """One whole turn, from the stream whose turn it is on until it is its turn again; `given` by stream, the others are drawn."""
         return {name: self.segment((given or {}).get(name)) for name in (*self.order[self.at :], *self.order[: self.at])}
 
+    def skip(self) -> None:
+        """Leaves out the stream whose turn it is: the last step of a sample may lack some."""
+        self.at = (self.at + 1) % len(self.order)
+
     def _checked(self, name: str, given: NDArray[np.int64], codes: int, size: int) -> NDArray[np.int64]:
         if given.shape != (len(self.seeds), codes) or not (given.min() >= 0 and given.max() < size):
             raise ValueError(
