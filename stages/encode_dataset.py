@@ -246,6 +246,8 @@ def _clock(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset") -> tuple[dict
     for name in clock.names:
         shape = tokenizers[name].shape
         assert shape is not None, "values of these kinds have one form"
+        if getattr(getattr(tokenizers[name], "settings", None), "time_stride", None) is not None:
+            raise ValueError(f"{name} is on the clock {clock.name}, so its frames are coded one by one; leave out time_stride")
         steps[name] = steps_of(clock, name, data.streams[name], prod(shape), shape[0])
     return steps, {"name": clock.name, "streams": list(clock.names), "given": list(clock.given)}
 

@@ -5,7 +5,7 @@ Values in, values out: what is given is encoded by the streams' tokenizers, the 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from worldloom.stages.dataset import Dataset, Tokens
 from worldloom.stages.learner import resolve_precision
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.preprocess import serving
+from worldloom.stages.rollouts import Policy, Step, beside, rollout
 from worldloom.stages.settings import Settings
 from worldloom.stages.streams import kind_of
 from worldloom.tokenizers.tokenizer import Tokenizer
@@ -46,6 +47,13 @@ class Sampled(NamedTuple):
     tokens: NDArray[np.int64]
     legal: bool  # whether the grammar can read it
     values: dict[str, Any]  # decoded, by stream; what was given came back through its tokenizer
+
+
+class Told(NamedTuple):
+    """Rows alike: the streams of the clock that they are given, and the streams that they want."""
+
+    given: tuple[str, ...]
+    want: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,70 @@ class OpenWorld:
         """Goes on from every row of `given`; `want` names the streams to write, in order, None leaves that to the model.
 
         Rows may want different things: `want` is then a list with one of these for each.
-        A row's result is a function of the row and its seed, whatever else is in the batch.
+        A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
+        are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all.
         """
-        prompts, wants = self.prompts(given), wants_of(want, len(given))
-        written = self._filled if choosing.fill_steps else self._generated
-        return self.read(written(prompts, wants, seeds, choosing))
+        wants = wants_of(want, len(given))
+        written: dict[int, NDArray[np.int64]] = {}
+        told = [self._told(values, mine, choosing) for values, mine in zip(given, wants, strict=True)]
+        for names in dict.fromkeys(told):
+            rows = [row for row, other in enumerate(told) if other == names]
+            some, of_rows, mine = ([each[row] for row in rows] for each in (given, seeds, wants))
+            if names is not None:
+                made = self._beside(some, names, of_rows, choosing)
+            else:
+                made = (self._filled if choosing.fill_steps else self._generated)(self.prompts(some), mine, of_rows, choosing)
+            written |= dict(zip(rows, made, strict=True))
+        return self.read([written[row] for row in range(len(given))])
+
+    def rollout(
+        self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: NDArray[Any] | Policy | None, **options: Any
+    ) -> Iterator[Step]:
+        """Frames [B, n, height, width, 3] and actions in, steps out as they come; see rollouts.rollout."""
+        return rollout(self, context, actions, **{"choosing": Choosing(), **options})
+
+    @property
+    def _clocked(self) -> tuple[str, ...]:
+        return () if self.vocabulary.clock is None else self.vocabulary.clock.streams
+
+    def _told(self, values: Mapping[str, Any], want: Want, choosing: Choosing) -> Told | None:
+        """What a row is given on the clock and what it wants, where streams of the clock must be written in the same steps; else None."""
+        wanted = sum(name in self._clocked for name in want or ())
+        told = tuple(name for name in self._clocked if name in values)
+        shared = wanted > 0 and (told or (wanted > 1 and choosing.fill_steps > 0))
+        return Told(told, tuple(want or ())) if shared else None
+
+    def _beside(self, given: Sequence[Mapping[str, Any]], told: Told, seeds: Sequence[int], choosing: Choosing) -> list[NDArray[np.int64]]:
+        """Rows that are given the same streams of the clock and want the same; the clock's steps first, then what else is wanted."""
+        on_clock, others = ([name for name in told.want if (name in self._clocked) is inside] for inside in (True, False))
+        if choosing.guidance != 1 and not choosing.fill_steps:
+            raise ValueError("guidance cannot be had beside what is given on the clock, token by token; leave it at 1, or set fill_steps")
+        prompts = self.prompts([{name: value for name, value in row.items() if name not in told.given} for row in given])
+        codes = self._encode([{name: row[name] for name in told.given} for row in given])
+        shown = [{name: codes[name, row] for name in told.given} for row in range(len(given))]
+        make = self._filled_beside if choosing.fill_steps else partial(beside, self)
+        made = make(prompts, on_clock, shown, seeds, choosing)
+        if not others:
+            return made
+        onward = self._filled if choosing.fill_steps else self._generated
+        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + 104_729 for seed in seeds], choosing)
+
+    def _filled_beside(
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        wanted: Sequence[str],
+        given: Sequence[Mapping[str, NDArray[np.int64]]],
+        seeds: Sequence[int],
+        choosing: Choosing,
+    ) -> list[NDArray[np.int64]]:
+        """As `beside`, stream by stream, each in sight of all steps of those before it."""
+        shown, made = [dict(row) for row in given], list[NDArray[np.int64]]()
+        for number, name in enumerate(wanted):
+            of_stream = [seed + 7919 * number for seed in seeds]
+            made = self._fill(prompts, [[name]] * len(prompts), of_stream, choosing, shown)
+            for row, tokens in zip(shown, made, strict=True):
+                row[name] = next(segment.codes for segment in self.grammar.parse(tokens) if segment.stream == name)
+        return made
 
     def _filled(
         self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
@@ -117,8 +184,14 @@ class OpenWorld:
         return [tokens if names else np.append(tokens, self.vocabulary.eos) for tokens, names in zip(written, asked, strict=True)]
 
     def _fill(
-        self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        wants: Sequence[Want],
+        seeds: Sequence[int],
+        choosing: Choosing,
+        given: Sequence[Mapping[str, NDArray[np.int64]]] | None = None,
     ) -> list[NDArray[np.int64]]:
+        """One segment for each row; `given`: codes of other streams of the clock."""
         return fill_in(
             self.decoder,
             self.grammar,
@@ -131,6 +204,7 @@ class OpenWorld:
             top_p=choosing.top_p,
             guidance=choosing.guidance,
             order=choosing.fill_order,
+            given=given,
         )
 
     def _generated(

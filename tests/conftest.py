@@ -22,6 +22,10 @@ class UntrainedTokenizer(Untrained):
     size: int
 
 
+class UntrainedSound(Untrained):
+    data: DatasetRef
+
+
 class UntrainedWorld(Untrained):
     tokens: TokensRef
 
@@ -35,6 +39,17 @@ def _tokenizer(settings: UntrainedTokenizer, inputs: Mapping[str, Artifact], out
     ImageTokenizer(build_autoencoder(parts, seed=1).eval(), parts, settings.size, settings.size).save_pretrained(out / "tokenizer")
 
 
+def _sound(settings: UntrainedSound, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
+    from worldloom.tokenizers.audio import AudioTokenizer
+    from worldloom.tokenizers.audio_settings import Codec
+    from worldloom.tokenizers.quantizers.settings import Residual
+
+    parts = Codec(codebook_size=13, downsample=256, width=4, blocks=1, quantizer=Residual(levels=2))
+    tokenizer = AudioTokenizer.build(parts, {"channels": 1, "samples": 2560, "sample_rate": 4000}, seed=1)
+    tokenizer.autoencoder.eval()
+    tokenizer.save_pretrained(out / "tokenizer")
+
+
 def _world(settings: UntrainedWorld, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
     import torch
 
@@ -43,7 +58,8 @@ def _world(settings: UntrainedWorld, inputs: Mapping[str, Artifact], out: Path, 
     from worldloom.world_model.transformer import Shape, WorldModel
     from worldloom.world_model.vocabulary import Vocabulary
 
-    vocabulary = Vocabulary.of(json.loads(inputs["tokens"].content("tokens/dataset.json"))["streams"])
+    about = json.loads(inputs["tokens"].content("tokens/dataset.json"))
+    vocabulary = Vocabulary.of(about["streams"], about.get("clock"))
     shape = Shape(vocabulary.size, width=16, depth=1, heads=2, kv_heads=1, ff=24, head_width=8)
     save_pretrained(out / "world", WorldModel(shape, torch.Generator().manual_seed(2)), Grammar(vocabulary))
 
@@ -53,6 +69,7 @@ def _nothing(settings: Any, inputs: Mapping[str, Artifact], out: Path) -> dict[s
 
 
 TOKENIZER = StageKind("untrained", UntrainedTokenizer, _tokenizer, _nothing, "tokenizer", 1, "shards")
+SOUND = StageKind("untrained", UntrainedSound, _sound, _nothing, "tokenizer", 1, "shards")
 WORLD = StageKind("untrained", UntrainedWorld, _world, _nothing, "world_model", 1, "gang")
 
 
@@ -62,28 +79,59 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The dataset has 12 pictures of 16 pixels (stream view) with captions (stream words): shapes, so that its oracle can read them.
     """
-    from worldloom.stages import encode_dataset, make_shapes, train_text_tokenizer
-    from worldloom.stages.artifact import execute
-    from worldloom.stages.encode_dataset import EncodeDataset
-    from worldloom.stages.make_shapes import MakeShapes
+    from worldloom.stages import train_text_tokenizer
     from worldloom.stages.settings import ImageStream, TextStream
     from worldloom.stages.train_text_tokenizer import TrainTextTokenizer
 
-    root = tmp_path_factory.mktemp("tiny")
+    streams = {"words": TextStream(kind="text"), "view": ImageStream(kind="image", size=16)}
+    text = TrainTextTokenizer(run="train_text_tokenizer", data="data", stream="words", vocab_size=300)
+    view = UntrainedTokenizer(run="untrained", data="data", size=16)
+    return _run(tmp_path_factory.mktemp("tiny"), streams, {"words": (train_text_tokenizer.STAGE, text), "view": (TOKENIZER, view)})
+
+
+@pytest.fixture(scope="session")
+def clocked_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_root`, with the streams words, and clip, push and sound on a clock of five steps; its world never learnt anything."""
+    from worldloom.stages import train_action_tokenizer, train_text_tokenizer
+    from worldloom.stages.settings import ActionStream, AudioStream, TextStream, VideoStream
+    from worldloom.stages.train_action_tokenizer import TrainActionTokenizer
+    from worldloom.stages.train_text_tokenizer import TrainTextTokenizer
+
+    streams = {
+        "words": TextStream(kind="text"),
+        "clip": VideoStream(kind="video", size=16, frames=5, frame_rate=8.0, clock="step"),
+        "push": ActionStream(kind="action", steps=4, choices=5, clock="step"),
+        "sound": AudioStream(kind="audio", sample_rate=4000, seconds=0.64, clock="step"),
+    }
+    text = TrainTextTokenizer(run="train_text_tokenizer", data="data", stream="words", vocab_size=300)
+    push = TrainActionTokenizer(run="train_action_tokenizer", data="data", stream="push")
+    tokenizers = {
+        "words": (train_text_tokenizer.STAGE, text),
+        "clip": (TOKENIZER, UntrainedTokenizer(run="untrained", data="data", size=16)),
+        "push": (train_action_tokenizer.STAGE, push),
+        "sound": (SOUND, UntrainedSound(run="untrained", data="data")),
+    }
+    return _run(tmp_path_factory.mktemp("clocked"), streams, tokenizers)
+
+
+def _run(root: Path, streams: dict[str, Any], tokenizers: dict[str, tuple[StageKind, StageSettings]]) -> Path:
+    from worldloom.stages import encode_dataset, make_shapes
+    from worldloom.stages.artifact import execute
+    from worldloom.stages.encode_dataset import EncodeDataset
+    from worldloom.stages.make_shapes import MakeShapes
+
     made: dict[str, Artifact] = {}
 
     def make(name: str, kind: StageKind, settings: StageSettings, **inputs: str) -> None:
         given = {field.replace("__", "."): made[stage] for field, stage in inputs.items()}
         made[name] = execute(kind, name, settings, given, root / "artifacts" / name / "0123456789abcdef", Worker())
 
-    streams = {"words": TextStream(kind="text"), "view": ImageStream(kind="image", size=16)}
     shapes = MakeShapes(run="make_shapes", streams=streams, samples=12, validation=7, held_out=5, seed=1, shard_size=8)
     make("data", make_shapes.STAGE, shapes)
-    text = TrainTextTokenizer(run="train_text_tokenizer", data="data", stream="words", vocab_size=300)
-    make("words_codes", train_text_tokenizer.STAGE, text, data="data")
-    make("view_codes", TOKENIZER, UntrainedTokenizer(run="untrained", data="data", size=16), data="data")
-    encode = EncodeDataset(run="encode_dataset", data="data", tokenizers={"words": "words_codes", "view": "view_codes"})
-    make("tokens", encode_dataset.STAGE, encode, data="data", tokenizers__words="words_codes", tokenizers__view="view_codes")
+    for name, (kind, settings) in tokenizers.items():
+        make(f"{name}_codes", kind, settings, data="data")
+    encode = EncodeDataset(run="encode_dataset", data="data", tokenizers={name: f"{name}_codes" for name in tokenizers})
+    make("tokens", encode_dataset.STAGE, encode, data="data", **{f"tokenizers__{name}": f"{name}_codes" for name in tokenizers})
     make("world", WORLD, UntrainedWorld(run="untrained", tokens="tokens"), tokens="tokens")
     run = root / "runs" / "first"
     run.mkdir(parents=True)
@@ -96,3 +144,9 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_world(tiny_root: Path) -> Artifact:
     """The untrained world model of `tiny_root`."""
     return Artifact.open(tiny_root / "artifacts" / "world" / "0123456789abcdef")
+
+
+@pytest.fixture(scope="session")
+def clocked_world(clocked_root: Path) -> Artifact:
+    """The untrained world model of `clocked_root`."""
+    return Artifact.open(clocked_root / "artifacts" / "world" / "0123456789abcdef")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from worldloom.world_model.attention import CachedAttention
 from worldloom.world_model.grammar import BEFORE, BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
-from worldloom.world_model.sampling import choose
+from worldloom.world_model.sampling import Rules, choose
 from worldloom.world_model.transformer import WorldModel
 
 NOISE = 0x2011  # keeps these draws apart from those of sampling
@@ -39,9 +39,9 @@ class Rollout:
         streams: Sequence[str],
         *,
         seeds: Sequence[int],
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        temperature: float | Mapping[str, float] = 1.0,
+        top_k: int | Mapping[str, int] = 0,
+        top_p: float | Mapping[str, float] = 1.0,
         window: int | None = None,
         slide: int = 1,
     ) -> None:
@@ -64,7 +64,7 @@ class Rollout:
         self.model, self.grammar = model, grammar
         self.order = tuple(grammar.arranged(list(streams)))
         self.window, self.slide = window, slide
-        self.chosen = (temperature, top_k, top_p)
+        self.rules = Rules(grammar, temperature, top_k, top_p)
         self.seeds = np.array(seeds)
         self.at = 0  # which of `order` comes next
         self._steps = 0  # in the window, the one in progress too
@@ -92,7 +92,7 @@ class Rollout:
         self.at = (self.at + 1) % len(self.order)
         self._write(torch.full((len(self.seeds), 1), ids.indicator(number), device=self._tokens.device))
         if given is None:
-            codes = np.stack([self._draw(ids.level(number, place % stream.levels)) for place in range(stream.step_length)], axis=1)
+            codes = np.stack([self._draw(number, ids.level(number, place % stream.levels)) for place in range(stream.step_length)], axis=1)
         else:
             codes = self._checked(stream.name, given, stream.step_length, stream.codebook_size)
             level = np.arange(stream.step_length) % stream.levels
@@ -103,6 +103,10 @@ class Rollout:
     def step(self, given: Codes | None = None) -> dict[str, NDArray[np.int64]]:
         """One whole turn, from the stream whose turn it is on until it is its turn again; `given` by stream, the others are drawn."""
         return {name: self.segment((given or {}).get(name)) for name in (*self.order[self.at :], *self.order[: self.at])}
+
+    def skip(self) -> None:
+        """Leaves out the stream whose turn it is: the last step of a sample may lack some."""
+        self.at = (self.at + 1) % len(self.order)
 
     def _checked(self, name: str, given: NDArray[np.int64], codes: int, size: int) -> NDArray[np.int64]:
         if given.shape != (len(self.seeds), codes) or not (given.min() >= 0 and given.max() < size):
@@ -119,11 +123,11 @@ class Rollout:
         self._lengths += tokens.shape[1]
         self._new = None if self._new is None else self._new + tokens.shape[1]
 
-    def _draw(self, legal: range) -> NDArray[np.int64]:
-        """One code for every row, written."""
+    def _draw(self, stream: int, legal: range) -> NDArray[np.int64]:
+        """One code of a stream by number for every row, written."""
         logits = F.linear(self._hidden(), self.model.output[legal.start : legal.stop]).float()
         noise = uniform(NOISE, self.seeds, np.full(len(self.seeds), self._drawn))
-        drawn = choose(logits, *self.chosen, torch.from_numpy(noise).to(logits.device))
+        drawn = choose(logits, *self.rules.of(stream), torch.from_numpy(noise).to(logits.device))
         self._drawn += 1
         self._write((drawn + legal.start)[:, None])
         codes: NDArray[np.int64] = drawn.cpu().numpy()
