@@ -108,7 +108,7 @@ class OpenWorld:
         told = [self._told(values, mine, choosing) for values, mine in zip(given, wants, strict=True)]
         for names in dict.fromkeys(told):
             rows = [row for row, other in enumerate(told) if other == names]
-            some, of_rows, mine = ([each[row] for row in rows] for each in (given, seeds, wants))
+            some, of_rows, mine = [given[row] for row in rows], [seeds[row] for row in rows], [wants[row] for row in rows]
             if names is not None:
                 made = self._beside(some, names, of_rows, choosing)
             else:
