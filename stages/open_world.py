@@ -23,6 +23,7 @@ from worldloom.stages.streams import kind_of
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.grammar import Grammar, IllegalToken
+from worldloom.world_model.infill import infill
 from worldloom.world_model.load import from_pretrained
 from worldloom.world_model.parallel import fill_in
 from worldloom.world_model.sampling import Want, generate, prompt, wants_of
@@ -221,6 +222,35 @@ class OpenWorld:
             guidance=choosing.guidance,
             seeds=seeds,
         ).tokens
+
+    def infill(
+        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, range]], seeds: Sequence[int], choosing: Choosing
+    ) -> list[Sampled]:
+        """Every row of `given` with other codes where it has holes: a stream's codes of a range of places, from the first code on.
+
+        ValueError for a hole beyond the codes, or a world that did not learn spans.
+        """
+        samples = []
+        for prompt_of, of_row in zip(self.prompts(given), holes, strict=True):
+            tokens, ids = np.append(prompt_of, self.vocabulary.eos), self.vocabulary
+            for name, places in of_row.items():
+                number = ids.index(name)
+                first = np.flatnonzero(tokens == ids.indicator(number)) + 1
+                codes = 0 if not len(first) else int(np.flatnonzero(tokens == ids.closing(number))[0] - first[0])
+                if not len(places) or places[0] < 0 or places[-1] >= codes:
+                    raise ValueError(f"{name} has {codes} codes in this row; its hole must lie within them, got {places}")
+                tokens[first[0] + np.asarray(places)] = ids.mask
+            samples.append(tokens)
+        written = infill(
+            self.decoder,
+            self.grammar,
+            samples,
+            seeds=seeds,
+            temperature=choosing.temperature,
+            top_k=choosing.top_k,
+            top_p=choosing.top_p,
+        )
+        return self.read(written)
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
         """Parses and decodes whole sequences."""

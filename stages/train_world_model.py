@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from worldloom.stages.worker import Worker
     from worldloom.world_model.transformer import Shape
 
+SENTINELS = 32  # spans of a document at most, where they are learnt
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -48,7 +49,7 @@ class TrainWorldModel(TrainingSettings):
         description="name of a stage that encodes a dataset; or several, each with its share of the samples that are learnt from"
     )
     model: Model = Model()
-    objectives: dict[Literal["next_token", "masked"], PositiveFloat] = Field(
+    objectives: dict[Literal["next_token", "masked", "span"], PositiveFloat] = Field(
         {"next_token": 1.0}, min_length=1, description="the share of documents that each serves, in proportion"
     )
     rows: PositiveInt = Field(16, description="rows of a step; a multiple of the training workers")
@@ -81,7 +82,8 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     if (out / "card.json").exists():
         return
     tokens = _tokens(settings, inputs)
-    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in tokens.streams.items()}, tokens.clock))
+    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
+    grammar = Grammar(Vocabulary.of(streams, tokens.clock, SENTINELS if "span" in settings.objectives else 0))
     batches = TokenBatches(
         tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
     )
@@ -139,7 +141,11 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
     seen = int(read(out / "logs" / "metrics.jsonl")[-1]["tokens"])
     write_figures(out, {"world.parameters": parameters, "world.tokens_seen": seen})
     streams = tuple(f"loss/{name}" for name in tokens.streams)
-    hidden = tuple(f"loss/masked.{name}" for name in tokens.streams if "masked" in settings.objectives)
+    others = [
+        Curves(series=tuple(f"loss/{objective}.{name}" for name in tokens.streams), title=title, unit="nats per code")
+        for objective, title in (("masked", "Loss of each stream's hidden codes"), ("span", "Loss of each stream's spans"))
+        if objective in settings.objectives
+    ]
     rows = (
         ("parameters", parameters),
         ("vocabulary", model.shape.vocab_size),
@@ -148,10 +154,9 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
         ("steps", settings.steps),
         ("tokens a step, at most", settings.rows * settings.row_length),
     )
-    of_hidden = (Curves(series=hidden, title="Loss of each stream's hidden codes", unit="nats per code"),) if hidden else ()
     blocks: tuple[Block, ...] = (
         Curves(series=streams, title="Loss of each stream", unit="nats per token"),
-        *of_hidden,
+        *others,
         Curves(series=("loss/order", "loss/full"), title="Loss of the order of streams, and of the full softmax", unit="nats per token"),
         Curves(series=("gradient_norm/world",), title="Gradient norm before clipping"),
         Curves(series=("learning_rate",), title="Learning rate"),

@@ -15,21 +15,24 @@ from worldloom.world_model.example import Example, join
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.masked import masked
 from worldloom.world_model.next_token import ORDER, next_token
+from worldloom.world_model.span import span
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import Woven
 
 _OBJECTIVE = 3  # what a draw is for; others are in token_batches
 
-Name = Literal["next_token", "masked"]
+Name = Literal["next_token", "masked", "span"]
 # (woven documents, grammar, their places, seed) -> example
 Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
 def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets."""
+    of_streams = {name: weight for name, weight in weights.items() if name != ORDER}
     known: dict[Name, Objective] = {
         "next_token": partial(next_token, full_share=full_share, weights=weights),
-        "masked": partial(masked, weights={name: weight for name, weight in weights.items() if name != ORDER}),
+        "masked": partial(masked, weights=of_streams),
+        "span": partial(span, full_share=full_share, weights=of_streams),
     }
     return {name: (known[name], share / sum(shares.values())) for name, share in shares.items()}
 

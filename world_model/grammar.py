@@ -196,6 +196,8 @@ class Grammar:
             return ids.controls[token - ids.text_size]
         if 0 <= token < ids.text_size:
             return f"text piece {token}"
+        if 0 <= token - ids.sentinel(0) < ids.sentinels:
+            return f"<span-{token - ids.sentinel(0)}>"
         for number, stream in enumerate(ids.streams):
             if token in ids.span(number):
                 level, code = divmod(token - ids.span(number).start, stream.codebook_size)

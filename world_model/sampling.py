@@ -6,6 +6,7 @@ up alike for any number of rows. Logits are computed only for the ids that may f
 B rows, V vocabulary, C ids of a legal set.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -69,11 +70,18 @@ def generate(
     wants = wants_of(want, len(prompts))
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_Row(grammar, tokens, mine, seed, length) for tokens, mine, seed in zip(prompts, wants, seeds, strict=True)]
+    write(decoder, rules, rows, guidance, watch)
+    return Generated([np.array(row.tokens, dtype=np.int64) for row in rows], _by_stream(grammar, rows))
+
+
+@torch.inference_mode()
+def write(decoder: Decoder, rules: "Rules", rows: Sequence["Row"], guidance: float = 1.0, watch: bool = False) -> None:
+    """Goes on with every row until it is done."""
     writer = _Writer(decoder, rows, guidance)
     while left := [row for row in writer.rows if row is not None and not row.done()]:
         hidden = writer.hidden(left)
         if watch:
-            _watch(left, writer.mixed(hidden, (range(grammar.vocabulary.size),), slice(None)))
+            _watch(left, writer.mixed(hidden, (range(decoder.shape.vocab_size),), slice(None)))
         for (stream, ids), members in _alike(left).items():
             mine = slice(None) if len(members) == len(left) else torch.tensor(members, device=decoder.device)
             if sum(map(len, ids)) == 1:
@@ -84,7 +92,6 @@ def generate(
                 drawn = _tokens(ids, picked.tolist())
             for member, token in zip(members, drawn, strict=True):
                 left[member].write(token)
-    return Generated([np.array(row.tokens, dtype=np.int64) for row in rows], _by_stream(grammar, rows))
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, noise: Tensor) -> Tensor:
@@ -139,28 +146,36 @@ class Rules:
         return t, k, p
 
 
-class _Row:
-    """One sample being written."""
+class Row(ABC):
+    """A sample being written: what it has so far, and what may follow."""
 
-    def __init__(self, grammar: Grammar, tokens: np.ndarray, want: Want, seed: int, length: int | None) -> None:
-        self.grammar, self.seed = grammar, seed
+    legal: Ranges  # ids that may follow
+
+    def __init__(self, tokens: np.ndarray, seed: int) -> None:
         self.tokens: list[int] = np.asarray(tokens, dtype=np.int64).tolist()
         if not self.tokens:
             raise ValueError("a prompt begins with <bos>; this one is empty")
-        self.prompted = len(self.tokens)
-        ids = grammar.vocabulary
-        self.want = None if want is None else [ids.indicator(ids.index(name)) for name in grammar.arranged(want)]
-        longest = 2 + sum(stream.tokens for stream in ids.streams) if length is None else length
-        self.state = grammar.follow(self.tokens, grammar.start(longest))
-        self.legal = grammar.legal(self.state)
+        self.seed, self.prompted = seed, len(self.tokens)
         self.illegal: list[tuple[int, float]] = []
         self._noise: list[float] = []
         self._noise_from = 0
 
     @property
+    @abstractmethod
     def stream(self) -> int:
         """Number of the open stream, negative between segments."""
-        return self.state.stream
+
+    @abstractmethod
+    def allowed(self) -> Ranges:
+        """What may follow: the legal ids or, of them, what is asked for."""
+
+    @abstractmethod
+    def write(self, token: int) -> None:
+        """Takes one token more."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the sample is whole; if nothing is left to choose, its last tokens are written without asking the model."""
 
     def noise(self) -> float:
         """The draw, in [0, 1), that decides on the next token: a function of the seed and of its place."""
@@ -170,8 +185,24 @@ class _Row:
             self._noise = uniform(NOISE, np.full(_AHEAD, self.seed), place + np.arange(_AHEAD)).tolist()
         return self._noise[place - self._noise_from]
 
+
+class _Row(Row):
+    """A sample that goes on by the grammar."""
+
+    def __init__(self, grammar: Grammar, tokens: np.ndarray, want: Want, seed: int, length: int | None) -> None:
+        super().__init__(tokens, seed)
+        self.grammar = grammar
+        ids = grammar.vocabulary
+        self.want = None if want is None else [ids.indicator(ids.index(name)) for name in grammar.arranged(want)]
+        longest = 2 + sum(stream.tokens for stream in ids.streams) if length is None else length
+        self.state = grammar.follow(self.tokens, grammar.start(longest))
+        self.legal = grammar.legal(self.state)
+
+    @property
+    def stream(self) -> int:
+        return self.state.stream
+
     def allowed(self) -> Ranges:
-        """What may follow: the legal ids or, between segments, the one that was asked for."""
         if self.want is None or self.state.stream != BETWEEN:
             return self.legal
         token = self.want[0] if self.want else self.grammar.vocabulary.eos
@@ -193,7 +224,6 @@ class _Row:
         self.legal = self.grammar.legal(self.state)
 
     def done(self) -> bool:
-        """Whether the sample is whole; if nothing is left to choose, its last tokens are written without asking the model."""
         while self.state.stream != END:
             if (self.state.stream >= 0 and (self.want is None or self.want)) or self.grammar.onward(self.state) is not None:
                 return False  # a forced token in the middle: what follows it needs its keys and values
@@ -207,17 +237,17 @@ class _Row:
 class _Writer:
     """Feeds what rows have written since the last call, and gives what the model has to say behind it."""
 
-    def __init__(self, decoder: Decoder, rows: Sequence[_Row], guidance: float) -> None:
+    def __init__(self, decoder: Decoder, rows: Sequence[Row], guidance: float) -> None:
         self.decoder, self.guidance = decoder, guidance
         self.guided = guidance != 1
-        self.rows: list[_Row | None] = list(rows)  # None: a row that is done and whose place in the cache is still there
+        self.rows: list[Row | None] = list(rows)  # None: a row that is done and whose place in the cache is still there
         self.cache = Cache(decoder, 0)
         self.begun = False
 
-    def hidden(self, left: Sequence[_Row]) -> Tensor:
+    def hidden(self, left: Sequence[Row]) -> Tensor:
         """[B, D] for `left`, some of the rows in their order; with guidance those of the free rows follow, [2B, D]."""
         self._drop(left)
-        bos = left[0].grammar.vocabulary.bos
+        bos = left[0].tokens[0]
         places = [place for place, row in enumerate(self.rows) if row is not None]
         if not self.begun:
             # The free rows hold the same tokens without the prompt's segments.
@@ -241,7 +271,7 @@ class _Writer:
         given, free = (self.decoder.logits(part[rows], ids) for part in hidden.chunk(2))
         return free + self.guidance * (given - free)
 
-    def _drop(self, left: Sequence[_Row]) -> None:
+    def _drop(self, left: Sequence[Row]) -> None:
         if not self.begun or len(left) <= _SPARSE * len(self.rows):
             going = set(map(id, left))
             keep = [place for place, row in enumerate(self.rows) if id(row) in going]
@@ -263,7 +293,7 @@ def wants_of(want: Want | Sequence[Want], rows: int) -> list[Want]:
     return list(want)
 
 
-def _alike(rows: Sequence[_Row]) -> dict[tuple[int, Ranges], list[int]]:
+def _alike(rows: Sequence[Row]) -> dict[tuple[int, Ranges], list[int]]:
     """Which rows choose from the same ids within the same stream."""
     found: dict[tuple[int, Ranges], list[int]] = {}
     for number, row in enumerate(rows):
@@ -279,7 +309,7 @@ def _tokens(ids: Ranges, columns: Sequence[int]) -> list[int]:
     return [every[column] for column in columns]
 
 
-def _watch(rows: Sequence[_Row], logits: Tensor) -> None:
+def _watch(rows: Sequence[Row], logits: Tensor) -> None:
     """Notes the probability that each row's full `logits` [B, V] give to illegal ids."""
     p = torch.softmax(logits, dim=1)
     for row, of_row in zip(rows, p, strict=True):

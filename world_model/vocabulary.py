@@ -102,16 +102,17 @@ class Vocabulary:
     streams: tuple[CodeStream, ...]
     text_size: int
     clock: Clock | None = None
+    sentinels: int = 0  # controls that stand for spans of codes; behind all other ids, so that those are the same without them
 
     @classmethod
-    def of(cls, streams: Mapping[str, Mapping[str, Any]], clock: Mapping[str, Any] | None = None) -> "Vocabulary":
+    def of(cls, streams: Mapping[str, Mapping[str, Any]], clock: Mapping[str, Any] | None = None, sentinels: int = 0) -> "Vocabulary":
         """The vocabulary of a token dataset: `streams` is what its dataset.json says, by name, `clock` what it says of the clock."""
         made = tuple(
             code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length"), s.get("levels", 1), s.get("steps", 0))
             for name, s in streams.items()
         )
         text_size = max((s.codebook_size for s in made if s.kind == TEXT), default=0)
-        return cls(made, text_size, None if clock is None else Clock.from_json(clock))
+        return cls(made, text_size, None if clock is None else Clock.from_json(clock), sentinels)
 
     def __post_init__(self) -> None:
         self._check_clock()
@@ -162,7 +163,7 @@ class Vocabulary:
     @cached_property
     def size(self) -> int:
         codes = sum(stream.span_size for stream in self.streams if stream.kind != TEXT)
-        return self.text_size + len(self.controls) + codes
+        return self.text_size + len(self.controls) + codes + self.sentinels
 
     @property
     def bos(self) -> int:
@@ -198,6 +199,10 @@ class Vocabulary:
         """The control that closes a segment of stream number `stream`."""
         return self.text_size + 5 + 2 * stream
 
+    def sentinel(self, number: int) -> int:
+        """The control that stands for span number `number`."""
+        return self.size - self.sentinels + number
+
     def span(self, stream: int) -> range:
         """The ids of the codes of stream number `stream`: code c of level l is id span.start + l * codebook_size + c."""
         return self._spans[stream]
@@ -221,10 +226,11 @@ class Vocabulary:
             for s in self.streams
         ]
         clock = {} if self.clock is None else {"clock": self.clock.to_json()}
-        return {"text_size": self.text_size, "streams": streams, **clock}
+        sentinels = {"sentinels": self.sentinels} if self.sentinels else {}
+        return {"text_size": self.text_size, "streams": streams, **clock, **sentinels}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Vocabulary":
         clock = value.get("clock")
         streams = tuple(code_stream(**stream) for stream in value["streams"])
-        return cls(streams, value["text_size"], None if clock is None else Clock.from_json(clock))
+        return cls(streams, value["text_size"], None if clock is None else Clock.from_json(clock), value.get("sentinels", 0))

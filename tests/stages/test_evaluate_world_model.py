@@ -19,7 +19,8 @@ from worldloom.stages.oracles import ORACLES, oracle_of
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Run
-from worldloom.world_model.grammar import IllegalToken
+from worldloom.world_model.grammar import Grammar, IllegalToken
+from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import BOS
 from worldloom.world_model.weave import weave
 
@@ -146,6 +147,21 @@ def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: Ope
         (alone,) = world.sample([given[row]], wants[row], [row + 1], choosing)
         assert alone.tokens.tolist() == made.tokens.tolist() and made.legal
         assert [segment.stream for segment in world.grammar.parse(made.tokens)] == [*given[row], *wants[row]]
+
+
+def test_a_hole_in_a_picture_is_filled_and_the_rest_stays(world: OpenWorld) -> None:
+    ids = dataclasses.replace(world.vocabulary, sentinels=2)
+    shape = dataclasses.replace(world.model.shape, vocab_size=ids.size)
+    knows = dataclasses.replace(world, model=WorldModel(shape, torch.Generator().manual_seed(0)), grammar=Grammar(ids))
+    given = {"words": world.dataset.value("train", "words", 0), "view": world.dataset.value("train", "view", 0)}
+    (made,) = knows.infill([given], [{"view": range(1, 3)}], [5], CHOOSING)
+    (before,) = world.prompts([given])
+    view = int(np.flatnonzero(before == ids.indicator(ids.index("view")))[0]) + 1
+    assert made.legal and set(np.flatnonzero(made.tokens[:-1] != before)) <= {view + 1, view + 2}
+    with pytest.raises(ValueError, match=r"view has 4 codes in this row; its hole must lie within them, got range\(3, 5\)"):
+        knows.infill([given], [{"view": range(3, 5)}], [5], CHOOSING)
+    with pytest.raises(ValueError, match="train it with the objective span"):
+        world.infill([given], [{"view": range(1)}], [5], CHOOSING)
 
 
 def test_what_is_given_in_another_order_is_woven_in_that_order(world: OpenWorld) -> None:

@@ -113,6 +113,19 @@ def test_two_sets_of_tokens_are_learnt_from_in_their_shares(tokens, tmp_path):
     assert links(settings(**mixed)) == (Link(("tokens", "one"), "one", "tokens"), Link(("tokens", "two"), "two", "tokens"))
 
 
+def test_spans_are_learnt_beside_the_others_and_their_sentinels_are_saved(tokens, tmp_path):
+    mixed = {"next_token": 1.0, "masked": 1.0, "span": 1.0}
+    artifact = train(tokens, tmp_path, steps=150, warmup=5, learning_rate=1e-2, objectives=mixed)
+    lines = losses(artifact.folder)
+    for name in (*(f"loss/{objective}" for objective in mixed), "loss/span.frame"):
+        values = [line[name] for line in lines if name in line]
+        assert np.mean(values[-10:]) < 0.8 * np.mean(values[:5])
+    ids = from_pretrained(artifact.folder / "world").vocabulary
+    assert ids.sentinels == 32 and ids.size == 20 + 4 + 4 + 11 + 32
+    alone = train(tokens, tmp_path / "alone", steps=1)
+    assert from_pretrained(alone.folder / "world").vocabulary.sentinels == 0
+
+
 def test_two_objectives_learn_on_the_same_weights_and_each_shows_its_loss(tokens, tmp_path):
     artifact = train(tokens, tmp_path, steps=150, warmup=5, learning_rate=1e-2, objectives={"next_token": 1.0, "masked": 1.0})
     lines = losses(artifact.folder)
@@ -122,7 +135,11 @@ def test_two_objectives_learn_on_the_same_weights_and_each_shows_its_loss(tokens
     assert lines[-1]["loss/masked"] < lines[0]["loss/masked"] and lines[-1]["loss/next_token"] < lines[0]["loss/next_token"]
 
 
-@pytest.mark.parametrize("mixed", [{"next_token": 1.0}, {"next_token": 1.0, "masked": 2.0}], ids=["one objective", "two objectives"])
+@pytest.mark.parametrize(
+    "mixed",
+    [{"next_token": 1.0}, {"next_token": 1.0, "masked": 2.0}, {"next_token": 1.0, "span": 1.0}],
+    ids=["one objective", "two objectives", "spans, too"],
+)
 def test_stopped_and_started_again_it_leaves_the_same_artifact(tokens, tmp_path, mixed):
     whole = train(tokens, tmp_path / "whole", objectives=mixed)
     steps = [0]
