@@ -28,6 +28,8 @@ class EvaluateWorldModel(StageSettings):
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
     guidance: NonNegativeFloat = Field(1.0, description="how strongly a prompt counts in answers; 1 is the model's own measure")
+    varied: PositiveInt = Field(8, description="samples of every direction that are asked several times, to see how varied answers are")
+    answers: Annotated[int, Field(ge=2, description="times that each of them is asked")] = 8
     batch: PositiveInt = Field(100, description="sequences written side by side")
     shown: NonNegativeInt = Field(24, description="examples of every kind on the card")
     seed: NonNegativeInt = 0
@@ -62,7 +64,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -5,6 +5,7 @@ Where the dataset names an oracle, an answer is right if the oracle reads from i
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import exp, log
 from typing import Any, NamedTuple
 
@@ -18,11 +19,16 @@ from worldloom.stages.settings import Stream
 from worldloom.stages.streams import kind_of
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Example
+from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.loss import Losses, cross_entropy
+from worldloom.world_model.masked import masked
 from worldloom.world_model.next_token import next_token
-from worldloom.world_model.weave import Codes, weave
+from worldloom.world_model.span import span
+from worldloom.world_model.weave import Codes, Woven, weave
 
 DOCUMENTS = 64  # of a batch when bits are counted
+# Objectives beside next_token: (woven documents, grammar, their numbers, seed) -> example.
+_OTHERS: dict[str, Callable[[Woven, Grammar, np.ndarray, int], Example]] = {"masked": masked, "span": partial(span, full_share=0.0)}
 
 
 class Direction(NamedTuple):
@@ -86,7 +92,9 @@ class Outcome(NamedTuple):
 class Bits(NamedTuple):
     """How well a split is predicted."""
 
-    per_token: dict[str, float]  # by stream: bits of a code, or of a segment's end, among what the grammar allows
+    # By stream: bits of a code, or of a segment's end, among what the grammar allows; "masked.frame" of a code that was hidden or in a
+    # span, where the world learnt that.
+    per_token: dict[str, float]
     legal_mass: float  # geometric mean over tokens of the probability that the model, without grammar, gives to what is legal
 
 
@@ -168,6 +176,15 @@ def dream(world: OpenWorld, count: int, choosing: Choosing, seed: int, batch: in
     return made
 
 
+def distinct(world: OpenWorld, direction: Direction, split: str, rows: Sequence[int], samples: int, choosing: Choosing, seed: int) -> float:
+    """How many different answers a prompt gets, over `samples` times that it is asked, on average over the rows: 1 where all differ."""
+    given = [world.dataset.value(split, direction.source, row) for row in rows]
+    seeds = [row_seed(seed, f"distinct {direction.name} {split} {number}", row) for row in rows for number in range(samples)]
+    made = world.sample([{direction.source: value} for value in given for _ in range(samples)], [direction.target], seeds, choosing)
+    answers = [one.tokens.tobytes() for one in made]
+    return sum(len(set(answers[first : first + samples])) for first in range(0, len(answers), samples)) / len(answers)
+
+
 def agreement(world: OpenWorld, dreams: Sequence[Sampled], oracle: Oracle) -> float | None:
     """Of the sequences with at least two streams that the oracle reads, the share in which it reads the same in all; None without any."""
     told = [readings for one in dreams if len(readings := readings_of(world, one, oracle)) > 1]
@@ -184,6 +201,7 @@ def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]
 def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -> Bits:
     """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training."""
     nats, counts = Counter[str](), Counter[str]()  # by stream (its levels together), for the order of streams, and for the full softmax
+    others = Counter[str]()  # as `nats`, of the other objectives
     unmasked, positions = 0.0, 0
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
         woven = weave(world.grammar, *_documents(world, split, part, seed))
@@ -195,10 +213,17 @@ def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -
             counts[choice.name] += labels
         unmasked += float(free.sums.sum())
         positions += int(free.counts.sum())
+        for name, make in _OTHERS.items():
+            if name in world.objectives:
+                other = make(woven, world.grammar, np.asarray(part), seed)
+                found = _losses(world, other)
+                for choice, lost, labels in zip(other.choices, found.sums.tolist(), found.counts.tolist(), strict=True):
+                    others[f"{name}.{choice.name}"] += lost
+                    counts[f"{name}.{choice.name}"] += labels
         between()
-    per_token = {
-        stream.name: nats[stream.name] / counts[stream.name] / log(2) for stream in world.vocabulary.streams if counts[stream.name]
-    }
+    streams = [stream.name for stream in world.vocabulary.streams]
+    names = [name for name in (*streams, *(f"{other}.{stream}" for other in _OTHERS for stream in streams)) if counts[name]]
+    per_token = {name: (nats[name] + others[name]) / counts[name] / log(2) for name in names}
     return Bits(per_token, exp((sum(nats.values()) - unmasked) / positions))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
 from worldloom.stages.contact_sheet import Pinned, contact_sheet
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
-from worldloom.stages.evaluation_figures import LEGAL, Measured, accuracy_name
+from worldloom.stages.evaluation_figures import LEGAL, LEGAL_FREE, Measured, accuracy_name
 from worldloom.stages.open_world import Sampled
 from worldloom.stages.show import SHOWN_KINDS, show
 
@@ -35,7 +35,14 @@ def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
     examples = [block for outcome in ordered if (block := _examples(measured, outcome, shown, out)) is not None]
     if ordered and _draws(measured, ordered[0]):
         _overview(measured, ordered[0], out)
-    blocks = [*examples, _dreams(measured, shown, out), _properties(measured), _kept(measured), _bits(measured)]
+    blocks = [
+        *examples,
+        _dreams(measured, shown, out),
+        _properties(measured),
+        _kept(measured),
+        _distinct(measured),
+        _bits(measured),
+    ]
     return Card(
         title="What the world model can do", blocks=tuple(block for block in blocks if block is not None), headline=_headline(measured)
     )
@@ -53,9 +60,9 @@ def _overview(measured: Measured, outcome: Outcome, out: Path) -> None:
 
 def _headline(measured: Measured) -> tuple[str, ...]:
     if measured.oracle is None:
-        return (*(f"world.bits_per_token.{name}" for bits in measured.bits.values() for name in bits.per_token), LEGAL)
+        return (*(f"world.bits_per_token.{name}" for bits in measured.bits.values() for name in bits.per_token), LEGAL, LEGAL_FREE)
     drawn_first = sorted(measured.outcomes, key=lambda outcome: _draws(measured, outcome), reverse=True)
-    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in drawn_first), LEGAL)
+    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in drawn_first), LEGAL, LEGAL_FREE)
 
 
 def _prominence(measured: Measured, outcome: Outcome) -> tuple[bool, bool]:
@@ -165,6 +172,15 @@ def _kept(measured: Measured) -> Block | None:
     return Table(title="Share that the oracle reads the same behind the stream's tokenizer", columns=("stream", "split", "kept"), rows=rows)
 
 
+def _distinct(measured: Measured) -> Block | None:
+    if not measured.distinct:
+        return None
+    rows = tuple((f"{direction.source} → {direction.target}", round(share, 4)) for direction, share in measured.distinct.items())
+    return Table(
+        title="Share of different answers to one and the same prompt, asked several times", columns=("direction", "distinct"), rows=rows
+    )
+
+
 def _bits(measured: Measured) -> Block | None:
     if not measured.bits:
         return Text(text="The dataset has no samples to evaluate on but those of training.")
@@ -172,7 +188,9 @@ def _bits(measured: Measured) -> Block | None:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in measured.bits.items()
     )
-    note = "Bits per token by stream; legal: what the model gives to legal tokens without the grammar's help"
+    note = (
+        "Bits per token by stream, also of hidden codes and spans; legal: what the model gives to legal tokens without the grammar's help"
+    )
     return Table(title=note, columns=("split", *names, "legal"), rows=rows)
 
 

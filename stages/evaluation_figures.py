@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from worldloom.stages.evaluation import (
     DOCUMENTS,
     Bits,
@@ -13,18 +15,22 @@ from worldloom.stages.evaluation import (
     bits,
     choose,
     directions,
+    distinct,
     dream,
     kept,
+    row_seed,
 )
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, oracle_of
 from worldloom.stages.worker import Worker
+from worldloom.world_model.decoder import Decoder
+from worldloom.world_model.free import legal_share
 
 if TYPE_CHECKING:
     from worldloom.stages.evaluate_world_model import EvaluateWorldModel
 
 SPLITS = ("validation", "held_out")
-LEGAL = "legal_share"
+LEGAL, LEGAL_FREE = "legal_share", "legal_share_free"
 
 
 class Measured(NamedTuple):
@@ -36,6 +42,8 @@ class Measured(NamedTuple):
     outcomes: tuple[Outcome, ...]
     dreams: tuple[Sampled, ...]
     kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
+    distinct: dict[Direction, float]  # share of different answers to one prompt
+    legal_free: float  # share of legal tokens without the grammar
 
 
 def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) -> Measured:
@@ -49,7 +57,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
         for pair in pairs
     }
     counts = [*(len(chosen) for chosen in rows.values()), settings.unconditional]
-    total = sum(-(-count // settings.batch) for count in counts)
+    total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
     between = _progress(worker, total)
@@ -65,8 +73,31 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             if chosen
         ),
         kept={} if oracle is None else _kept(world, splits, oracle, settings),
+        distinct=_distinct(world, rows, dreaming, settings, between),
+        legal_free=legal_share(
+            Decoder(world.model, torch.float32),
+            world.grammar,
+            [row_seed(settings.seed, "free", row) for row in range(settings.unconditional)],
+        ),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
+
+
+def _distinct(
+    world: OpenWorld,
+    rows: dict[tuple[str, Direction], list[int]],
+    choosing: Choosing,
+    settings: "EvaluateWorldModel",
+    between: Callable[[], None],
+) -> dict[Direction, float]:
+    """Of every direction, on the first split that has samples for it, at the temperature of sequences from nothing."""
+    found: dict[Direction, float] = {}
+    for (split, pair), chosen in rows.items():
+        if chosen and pair not in found:
+            some = chosen[: max(1, min(settings.varied, settings.batch // settings.answers))]
+            found[pair] = distinct(world, pair, split, some, settings.answers, choosing, settings.seed)
+            between()
+    return found
 
 
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
@@ -97,6 +128,8 @@ def figures_of(measured: Measured) -> dict[str, float]:
         agreed = agreement(measured.world, measured.dreams, measured.oracle)
         if agreed is not None:
             found["unconditional.agreement"] = agreed
+    found |= {f"{direction.name}.distinct_share": share for direction, share in measured.distinct.items()}
+    found[LEGAL_FREE] = measured.legal_free
     legal = [trial.legal for outcome in measured.outcomes for trial in outcome.trials] + [one.legal for one in measured.dreams]
     found[LEGAL] = sum(legal) / len(legal)
     found["distinct_share"] = len({one.tokens.tobytes() for one in measured.dreams}) / len(measured.dreams)

@@ -66,6 +66,7 @@ class OpenWorld:
     tokenizers: Mapping[str, Tokenizer]
     tokens: Tokens
     dataset: Dataset
+    objectives: tuple[str, ...] = ("next_token",)  # that the model was trained with
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -318,4 +319,5 @@ def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:
         tokenizer = serving(open_tokenizer(made.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
         assert tokenizer is not None, "the tokens were made by it"
         tokenizers[name] = tokenizer
-    return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset)
+    objectives = tuple(artifact.settings.get("objectives", {"next_token": 1.0}))
+    return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset, objectives)

@@ -153,5 +153,6 @@ def longest(vocabulary: Vocabulary) -> int:
 def _spans(vocabulary: Vocabulary) -> dict[str, Any]:
     """First and last id + 1 of what a reader without our code needs: text, controls by name, every stream's codes."""
     controls = {name: vocabulary.text_size + number for number, name in enumerate(vocabulary.controls)}
+    controls |= {f"<span-{number}>": vocabulary.sentinel(number) for number in range(vocabulary.sentinels)}
     streams = {stream.name: [vocabulary.span(s).start, vocabulary.span(s).stop] for s, stream in enumerate(vocabulary.streams)}
     return {"text": [0, vocabulary.text_size], "controls": controls, "streams": streams}

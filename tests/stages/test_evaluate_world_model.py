@@ -11,7 +11,7 @@ import torch
 from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
-from worldloom.stages.evaluation import _documents, bits, choose, directions, kept, row_seed
+from worldloom.stages.evaluation import Direction, _documents, bits, choose, directions, distinct, kept, row_seed
 from worldloom.stages.evaluation_card import _spread, evaluation_card
 from worldloom.stages.evaluation_figures import figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
@@ -24,7 +24,7 @@ from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import BOS
 from worldloom.world_model.weave import weave
 
-SETTINGS = EvaluateWorldModel(run="evaluate_world_model", world="world", prompts=5, unconditional=3, batch=2, shown=4)
+SETTINGS = EvaluateWorldModel(run="evaluate_world_model", world="world", prompts=5, unconditional=3, batch=2, shown=4, answers=2)
 CHOOSING = Choosing()
 
 
@@ -71,6 +71,9 @@ def test_a_world_that_never_learnt_writes_legal_sequences_that_say_nothing(score
     for name in ("words_to_view", "view_to_words"):
         assert figures[f"{name}.accuracy"] == figures[f"{name}.held_out_accuracy"] == 0.0
     assert 0 < figures["world.legal_mass"] < 0.6
+    assert 0 <= figures["legal_share_free"] < 0.9
+    assert 0 < figures["words_to_view.distinct_share"] <= 1 and 0 < figures["view_to_words.distinct_share"] <= 1
+    assert not any("masked" in name for name in figures)
     # 17 codes of the picture, nearly alike to it.
     assert figures["world.bits_per_token.view"] == pytest.approx(np.log2(17), abs=0.2)
     assert figures["world.held_out_bits_per_token.view"] == pytest.approx(np.log2(17), abs=0.2)
@@ -106,6 +109,21 @@ def test_the_oracle_finds_the_one_property_that_is_wrong(world: OpenWorld, tmp_p
     assert figures["words_to_view.accuracy"] == sum(reading is not None and reading[1] == "blue" for reading in asked) / len(asked)
     wrong = [item for block in evaluation_card(measured, 9, tmp_path).model_dump()["blocks"] for item in block.get("items", ())]
     assert any(item["verdict"] == "wrong" and "blue" in item["detail"] and "asked for" in item["detail"] for item in wrong)
+
+
+def test_bits_of_hidden_codes_and_spans_are_counted_where_they_were_learnt(world: OpenWorld) -> None:
+    knows = dataclasses.replace(world, objectives=("next_token", "masked"))
+    found = bits(knows, "validation", 0, lambda: None)
+    assert found.per_token["masked.view"] == pytest.approx(np.log2(17), abs=0.3) and "span.view" not in found.per_token
+    plain = bits(world, "validation", 0, lambda: None)
+    assert {name: value for name, value in found.per_token.items() if "." not in name} == plain.per_token
+    assert found.legal_mass == plain.legal_mass
+
+
+def test_answers_are_as_varied_as_they_are_different(world: OpenWorld) -> None:
+    way = Direction("words", "view")
+    assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=0.0), 0) == 0.25
+    assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=1.0), 0) == 1.0
 
 
 def test_a_dataset_without_an_oracle_is_measured_without_verdicts(

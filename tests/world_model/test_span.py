@@ -8,6 +8,7 @@ from worldloom.world_model.example import join
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.infill import infill
 from worldloom.world_model.next_token import next_token
+from worldloom.world_model.qwen3 import _spans
 from worldloom.world_model.span import cut, put_back, span, spans_of, take_out
 from worldloom.world_model.vocabulary import Vocabulary, code_stream
 
@@ -186,6 +187,7 @@ def test_sentinels_are_saved_stand_behind_all_other_ids_and_old_vocabularies_hav
     assert "sentinels" not in old.to_json() and ids.size == old.size + 3
     assert all(ids.span(s) == old.span(s) and ids.indicator(s) == old.indicator(s) for s in range(4))
     assert words.describe(ids.sentinel(1)) == "<span-1>"
+    assert _spans(ids)["controls"]["<span-2>"] == ids.size - 1 and "<span-0>" not in _spans(old)["controls"]
     made = take_out(np.array([ids.bos, ids.indicator(1), *ids.span(1)[:6], ids.closing(1), ids.eos]), ids, [3, 6], [2, 1])
     assert made.tokens.tolist() == [
         *(ids.bos, ids.indicator(1), ids.span(1)[0], ids.sentinel(0), ids.span(1)[3], ids.sentinel(1), ids.span(1)[5], ids.closing(1)),
