@@ -228,9 +228,20 @@ def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], d
             raise ValueError(
                 f"tokenizers.{stream}: {settings.tokenizers[stream]} encodes {loaded.kind}, the stream is {data.streams[stream].kind}"
             )
+        _check_rate(stream, tokenizer, data.streams[stream])
         tokenizers[stream] = tokenizer
     _clock(tokenizers, data)
     return tokenizers
+
+
+def _check_rate(stream: str, tokenizer: "Tokenizer", about: Any) -> None:
+    """ValueError where sounds are of another rate: their shapes may well be equal."""
+    heard, given = getattr(tokenizer, "sample_rate", None), getattr(about, "sample_rate", None)
+    if heard != given:
+        raise ValueError(
+            f"tokenizers.{stream}: the tokenizer hears {heard} samples a second, the stream has {given}; "
+            f"set sample_rate of the stream to {heard}, or choose another tokenizer"
+        )
 
 
 def _clock(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset") -> tuple[dict[str, int], dict[str, Any] | None]:

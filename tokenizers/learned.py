@@ -106,13 +106,15 @@ class LearnedTokenizer(ABC):
 
     @torch.inference_mode()
     def encode(self, batch: NDArray[Any] | Tensor) -> NDArray[np.int64]:
-        """Values [B, *value_shape] -> int64 codes [B, *shape]; ValueError for another shape or type."""
+        """Values [B, *value_shape] -> int64 codes [B, *shape]; ValueError for another shape or type, or what is not finite."""
         values = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements=["W"]))
         if values.dtype != self.value_type or tuple(values.shape[1:]) != self.value_shape or values.ndim == 0:
             raise ValueError(
                 f"this tokenizer reads {self.values} [B, {', '.join(map(str, self.value_shape))}] of {self.value_type}, "
                 f"got {values.dtype} {tuple(values.shape)}; bring them to that form first"
             )
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise ValueError(f"some of these {self.values} hold NaN or infinite values, which have no code; leave them out or mend them")
         self.autoencoder.eval()
         found = [self.autoencoder.encode(self.to_network(part)).cpu() for part in self._parts(values)]
         codes = torch.cat(found)[: len(values)] if found else torch.zeros((0, *self.shape), dtype=torch.int64)

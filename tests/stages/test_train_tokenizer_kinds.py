@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.stages import make_shapes, train_tokenizer
+from worldloom.stages import encode_dataset, make_shapes, train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
+from worldloom.stages.encode_dataset import EncodeDataset
 from worldloom.stages.make_shapes import MakeShapes
 from worldloom.stages.settings import AudioStream, ImageStream, TextStream, VideoStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
@@ -143,6 +144,16 @@ def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data
 def test_a_tokenizer_for_another_kind_of_stream_is_refused(tmp_path: Path, data: Artifact, kind: str, stream: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(tmp_path, data, settings_of(kind, stream=stream))
+
+
+def test_sounds_of_another_rate_are_not_encoded_though_they_are_as_many_samples(tmp_path: Path, data: Artifact) -> None:
+    codes = make(tmp_path, data, settings_of("mel", steps=4))
+    streams = {"caption": TextStream(kind="text"), "sound": AudioStream(kind="audio", sample_rate=8_000, seconds=0.3125)}
+    faster = MakeShapes(run="make_shapes", streams=streams, samples=3, validation=0, held_out=2, shard_size=8)
+    other = execute(make_shapes.STAGE, "other", faster, {}, tmp_path / "other" / "f0", Worker())
+    settings = EncodeDataset(run="encode_dataset", data="other", tokenizers={"sound": "codes"})
+    with pytest.raises(ValueError, match=r"tokenizers\.sound: the tokenizer hears 4000 samples a second, the stream has 8000"):
+        execute(encode_dataset.STAGE, "tokens", settings, {"data": other, "tokenizers.sound": codes}, tmp_path / "t" / "f2", Worker())
 
 
 def test_what_changes_between_frames_is_compared_in_units_of_itself() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from worldloom.stages.code_figures import bits
 from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.audio_settings import Codec
 from worldloom.tokenizers.load import load_tokenizer
@@ -87,3 +88,32 @@ def test_settings_that_make_no_codec_are_refused(wrong: dict, message: str) -> N
 def test_other_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match=r"reads sounds \[B, 2, 150\] of torch.float32, got torch.float32 \(1, 1, 150\)"):
         tokenizer().encode(np.zeros((1, 1, 150), np.float32))
+
+
+@pytest.mark.parametrize("samples", [1, 15, 16, 17, 150, 160])
+def test_frames_are_the_hops_begun_and_what_comes_back_is_as_long_as_what_went_in(samples: int) -> None:
+    audio = AudioTokenizer.build(SETTINGS[0], {**FORM, "samples": samples}, seed=0)
+    codes = audio.encode(sounds(2)[..., :1].repeat(samples, axis=-1))
+    assert codes.shape == (2, -(-samples // 16), 3) and audio.decode(codes).shape == (2, 2, samples)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    x = sounds(2)
+    x[1, 0, 149] = value
+    with pytest.raises(ValueError, match="hold NaN or infinite values"):
+        tokenizer().encode(x)
+
+
+def test_bits_a_second_are_levels_times_bits_of_a_code_times_frames_a_second() -> None:
+    audio = AudioTokenizer.build(SETTINGS[0].model_copy(update={"codebook_size": 16}), {**FORM, "samples": 16 * 25}, seed=0)
+    seconds = audio.samples / audio.sample_rate
+    assert bits(audio) / seconds == pytest.approx(3 * 4 * 8_000 / 16)
+
+
+def test_channels_are_coded_together_and_each_comes_back() -> None:
+    audio, x = tokenizer(), sounds(1)
+    swapped = x[:, ::-1].copy()
+    assert not np.array_equal(audio.encode(x), audio.encode(swapped))
+    back = audio.decode(audio.encode(x))[0]
+    assert not np.array_equal(back[0], back[1])

@@ -148,3 +148,15 @@ def test_files_that_hold_no_codec_are_refused(saved: Path, tmp_path: Path) -> No
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no file .*config\.json"):
         read_encodec(tmp_path / "model.safetensors", 0.333)
+
+
+def test_a_frame_sees_no_sample_behind_it_and_a_sample_no_frame(saved: Path) -> None:
+    autoencoder = read_encodec(saved / "public" / "model.safetensors", 0.333).autoencoder
+    x = torch.from_numpy(sounds("public", 2, 320)).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(autoencoder.encoder(x)[0, :, 9].sum(), x)
+    seen = gradient[0, 0].abs() > 0
+    assert seen[9 * 20 : 10 * 20].any() and not seen[10 * 20 :].any() and not gradient[1].any()
+    z = torch.randn((1, 6, 16), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (gradient,) = torch.autograd.grad(autoencoder.decoder(z)[0, 0, 9 * 20 : 10 * 20].sum(), z)
+    seen = gradient[0].abs().sum(0) > 0
+    assert seen[9] and not seen[10:].any()

@@ -41,7 +41,8 @@ class Vocoder(nn.Module):
             x = block(x)
         with torch.autocast(start.device.type, enabled=False):
             gain, real, imaginary = self.head(self.norm(x.float().transpose(1, 2))).transpose(1, 2).chunk(3, dim=1)
-            made = squeezed * gain.clamp(max=HIGHEST).exp() + torch.complex(real, imaginary)
+            loudness = squeezed.abs().mean(1, keepdim=True)  # of each frame: nothing is added to silence
+            made = squeezed * gain.clamp(max=HIGHEST).exp() + loudness * torch.complex(real, imaginary)
             spectrum = made * made.abs().clamp(min=LEAST**LOUDNESS) ** (1 / LOUDNESS - 1)
             sounds: Tensor = torch.istft(spectrum * (self.window / 4), self.window, self.hop, window=hann, center=True)
         return sounds

@@ -10,9 +10,10 @@ HOP, C, D = 16, 2, 3
 SIZES = {"width": 4, "blocks": 2, "patch": 4, "downsample": HOP, "code_width": D}
 
 
-def networks() -> tuple[CausalAudioEncoder, CausalAudioDecoder]:
+def networks(width: int = 4) -> tuple[CausalAudioEncoder, CausalAudioDecoder]:
     torch.manual_seed(0)
-    made = CausalAudioEncoder(C, **SIZES), CausalAudioDecoder(C, **SIZES)
+    sizes = {**SIZES, "width": width}
+    made = CausalAudioEncoder(C, **sizes), CausalAudioDecoder(C, **sizes)
     for network in made:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -43,15 +44,16 @@ def test_a_sample_sees_its_own_frame_and_those_before() -> None:
 
 @pytest.mark.parametrize("parts", [(8, 8, 5), (8, 13), (16, 5)])
 def test_parts_of_whole_units_give_bit_for_bit_what_the_whole_gives(parts: tuple[int, ...]) -> None:
-    encoder, decoder = (network.eval() for network in networks())
+    encoder, decoder = (network.eval() for network in networks(width=24))
     x = sound(21)
     whole = encoder(x)
+    assert torch.equal(in_parts(encoder, x, [frames * HOP for frames in parts]), whole)
+    assert torch.equal(in_parts(decoder, whole, list(parts)), decoder(whole))
+
+
+def in_parts(network: torch.nn.Module, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     past = Past()
-    pieces = [encoder(part, past) for part in torch.split(x, [frames * HOP for frames in parts], dim=2)]
-    assert torch.equal(torch.cat(pieces, 2), whole)
-    past = Past()
-    pieces = [decoder(part, past) for part in torch.split(whole, list(parts), dim=2)]
-    assert torch.equal(torch.cat(pieces, 2), decoder(whole))
+    return torch.cat([network(part, past) for part in torch.split(x, sizes, dim=2)], 2)
 
 
 @pytest.mark.parametrize("parts", [(1, 1, 1, 1, 1, 1), (2, 3, 1), (5, 1)])
@@ -62,12 +64,9 @@ def test_units_and_parts_of_any_size_give_nearly_what_training_sees(parts: tuple
     rebuilt = decoder(whole)
     encoder.eval()
     decoder.eval()
-    past = Past()
-    pieces = [encoder(part, past) for part in torch.split(x, [frames * HOP for frames in parts], dim=2)]
-    torch.testing.assert_close(torch.cat(pieces, 2), whole, rtol=1e-4, atol=1e-5)
-    past = Past()
-    pieces = [decoder(part, past) for part in torch.split(whole, list(parts), dim=2)]
-    torch.testing.assert_close(torch.cat(pieces, 2), rebuilt, rtol=1e-4, atol=1e-5)
+    pieces = in_parts(encoder, x, [frames * HOP for frames in parts])
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(in_parts(decoder, whole, list(parts)), rebuilt, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sound_of_broken_frames_is_refused() -> None:

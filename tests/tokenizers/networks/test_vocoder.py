@@ -35,6 +35,13 @@ def test_every_weight_learns_and_silence_gives_finite_gradients() -> None:
     assert all(float(parameter.grad.abs().sum()) > 0 for parameter in made.parameters())
 
 
+def test_nothing_is_added_to_silence() -> None:
+    made, (pictures, start) = vocoder(), inputs()
+    torch.nn.init.normal_(made.head.weight)
+    assert float(made(pictures, start * 0).detach().abs().max()) == 0.0
+    assert float((made(pictures, start) - start).detach().abs().max()) > 0.01
+
+
 def test_it_learns_to_take_away_a_hum() -> None:
     made, (pictures, start) = vocoder(), inputs()
     hum = 0.1 * torch.sin(torch.arange(start.shape[1]) * 2 * torch.pi * 8 / WINDOW)
