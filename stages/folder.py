@@ -108,9 +108,7 @@ def take_inventory(root: Path, rule: Rule, parent: int, leader: Leader = IMAGES)
             key="",
             caption=_caption(file, chosen, parent if rule == "parent_folder" else None, shared, table),
             caption_file=texts.get(file) if chosen == "text_file" else None,
-            refused=("format_not_allowed", "only PNG, JPEG and WebP are read")
-            if _suffix(file) in OTHER_PICTURES - {*leader.endings}
-            else None,
+            refused=_refused_by_name(file, leader, present),
             beside=_beside(file, leader, present),
         )
         for file in pictures
@@ -200,6 +198,17 @@ def inputs_of(inventory: Inventory) -> list[str]:
     files = {picture.file for picture in there} | {picture.caption_file for picture in there}
     files |= {file for picture in there for _, file in picture.beside}
     return sorted(file for file in files | ({CAPTIONS} if inventory.rule == "csv" else set()) if file is not None)
+
+
+def _refused_by_name(file: str, leader: Leader, present: frozenset[str]) -> tuple[str, str] | None:
+    """Code and detail where the names alone say that a file is no sample."""
+    if _suffix(file) in OTHER_PICTURES - {*leader.endings}:
+        return "format_not_allowed", "only PNG, JPEG and WebP are read"
+    # Both would lead the same files beside them, one perhaps in training and the other held out.
+    twins = [twin for ending in leader.endings if (twin := f"{_stem(file)}.{leader.stream}{ending}") in present]
+    if twins:
+        return "name_ambiguous", f"{twins[0]} is of the same sample and stream {leader.stream}; rename or remove one of them"
+    return None
 
 
 def _base(file: str, stream: str) -> str:

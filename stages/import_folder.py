@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from worldloom.stages.card import Item, Table
     from worldloom.stages.commit import Commits
     from worldloom.stages.folder import Inventory, Leader, Picture, Shard
-    from worldloom.stages.rejects import Rejected
+    from worldloom.stages.rejects import InputRejected, Rejected
     from worldloom.stages.worker import Worker
 
+CAPTION = "caption file"  # no name of a stream: it holds a space
 REFUSED_IN_A_ROW = 100  # more than chance: the folder is not what it was taken for
 SHOWN, LISTED = 12, 50  # pictures and refused files on the card
 
@@ -142,7 +144,7 @@ def outside(settings: ImportFolder, digest: Callable[[Path], str]) -> dict[str, 
 def import_shard(settings: ImportFolder, root: Path, shard: "Shard", commits: "Commits") -> tuple[list["Rejected"], int]:
     """Imports and commits one shard; returns what was refused, and how many of the last files in a row."""
     from worldloom.stages.dataset_writer import RawShard
-    from worldloom.stages.rejects import InputRejected, Rejected
+    from worldloom.stages.rejects import InputRejected
 
     rejects: list[Rejected] = []
     sources: list[Source] = []
@@ -158,7 +160,7 @@ def import_shard(settings: ImportFolder, root: Path, shard: "Shard", commits: "C
                     raw.add(picture.key, _values(settings, root, picture, content))
                     streak = 0
                 except InputRejected as error:
-                    rejects.append(Rejected(_shown(picture.file), error.code, error.detail, source.sha256))
+                    rejects.append(_ledgered(error, source))
                     streak += 1
         ledger = attempt.create(f"sources/{shard.task}.jsonl")
         for source in sources:
@@ -220,19 +222,43 @@ def _values(settings: ImportFolder, root: Path, picture: "Picture", content: byt
         if name == lead:
             values[name] = kind.encode(kind.decode(content, stream), stream)
         elif name in beside:
-            with open(root / beside[name], "rb") as file:
+            with open(root / beside[name], "rb") as file, _named(name):
                 values[name] = kind.encode(kind.decode(file.read(kind.most_bytes + 1), stream), stream)
         elif isinstance(stream, TextStream) and (picture.caption is not None or picture.caption_file is not None):
             caption = picture.caption
             if picture.caption_file is not None:
-                with open(root / picture.caption_file, "rb") as file:
+                with open(root / picture.caption_file, "rb") as file, _named(CAPTION):
                     caption = stream_text.decode(file.read(stream_text.MAX_BYTES + 1), stream)
             # White space is one space, and an editor's byte order mark is no caption.
             caption = " ".join((caption or "").removeprefix("\ufeff").split())
             if not caption:
-                raise InputRejected("empty_input", "the caption is empty")
+                with _named(CAPTION if picture.caption_file is not None else None):
+                    raise InputRejected("empty_input", "the caption is empty")
             values[name] = stream_text.encode(caption, stream)
     return values
+
+
+@contextmanager
+def _named(which: str | None) -> Iterator[None]:
+    """Says in a refusal which file of the sample is to blame: that of a stream, CAPTION, or None for the leading one."""
+    from worldloom.stages.rejects import InputRejected
+
+    try:
+        yield
+    except InputRejected as error:
+        error.which = which
+        raise
+
+
+def _ledgered(error: "InputRejected", source: Source) -> "Rejected":
+    """The refusal under the name and digest of the file to blame; the detail says whose sample it takes along."""
+    from worldloom.stages.rejects import Rejected
+
+    if error.which is None:
+        return Rejected(source.file, error.code, error.detail, source.sha256)
+    file, sha256 = (source.caption_file, source.caption_sha256) if error.which == CAPTION else source.beside[error.which]
+    assert file is not None and sha256 is not None
+    return Rejected(file, error.code, f"{error.detail}; so the sample of {source.file} is refused", sha256)
 
 
 def _plan(settings: ImportFolder) -> tuple["Inventory", list["Shard"]]:

@@ -28,6 +28,7 @@ SPLITS = ("train", "validation", "held_out")
 SHOWN, SHOWN_SIDE = 12, 64  # pictures on the card, and their side in pixels
 MOVING_SHOWN = 4
 PUSHES = 5  # none, left, right, up, down
+LOWEST_RATE = 3_000  # Hz: twice the highest pitch, and what the oracle looks at beside it
 FRAMES, FRAME_RATE = 9, 8.0  # of a motion, where no stream says otherwise
 
 
@@ -54,6 +55,12 @@ class MakeShapes(StageSettings):
             raise ValueError(f"streams {', '.join(clips)} show the same motion, so they must have the same frames and frame_rate")
         frames = frames_of(self.streams)
         for name, stream in self.streams.items():
+            if isinstance(stream, VideoStream) and stream.frames < 2:
+                raise ValueError(
+                    f"streams.{name}: a motion has 2 frames or more, not {stream.frames}; set frames higher, or take an image stream"
+                )
+            if isinstance(stream, AudioStream):
+                self._sounds_are_heard(name, stream, (frames - 1) / rate_of(self.streams))
             if isinstance(stream, ActionStream) and (stream.steps, stream.dimensions) != (frames - 1, 1):
                 raise ValueError(
                     f"streams.{name}: between {frames} frames are {frames - 1} steps of one push, not {stream.steps} of {stream.dimensions}"
@@ -62,13 +69,29 @@ class MakeShapes(StageSettings):
                 raise ValueError(f"streams.{name}: there are {PUSHES} pushes, so choices must be at least that, got {stream.choices}")
         return self
 
+    def _sounds_are_heard(self, name: str, stream: AudioStream, seconds: float) -> None:
+        """ValueError where bounces would come after the sound's end, or with pitches that its rate cannot hold."""
+        if stream.seconds < seconds - 1e-9:
+            raise ValueError(
+                f"streams.{name}: the motion lasts {seconds:g} s, the sound {stream.seconds:g} s, and later bounces would not be heard; "
+                f"set seconds to {seconds:g} or more, or give clips and actions fewer frames"
+            )
+        if stream.sample_rate < LOWEST_RATE:
+            raise ValueError(
+                f"streams.{name}: the highest pitch needs a sample_rate of {LOWEST_RATE} or more, got {stream.sample_rate}; set it higher"
+            )
+
 
 def frames_of(streams: Mapping[str, Stream]) -> int:
-    """Frames of a motion: those of the clips; without any, one more than an action stream has steps, or FRAMES."""
+    """Frames of a motion: those of the clips, or one more than steps of an action stream, or as many as sounds last, or FRAMES."""
     for stream in streams.values():
         if isinstance(stream, VideoStream):
             return stream.frames
-    return next((stream.steps + 1 for stream in streams.values() if isinstance(stream, ActionStream)), FRAMES)
+    for stream in streams.values():
+        if isinstance(stream, ActionStream):
+            return stream.steps + 1
+    heard = [stream.seconds for stream in streams.values() if isinstance(stream, AudioStream)]
+    return max(2, 1 + int(min(heard) * FRAME_RATE + 1e-9)) if heard else FRAMES
 
 
 def rate_of(streams: Mapping[str, Stream]) -> float:
@@ -243,7 +266,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="dataset",
-    version=2,
+    version=3,
     placement="shards",
     parallelism=lambda settings, inputs: len(plan(settings)),
     estimate=estimate,

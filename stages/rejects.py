@@ -10,6 +10,7 @@ class InputRejected(Exception):
         super().__init__(f"{code}: {detail}" if detail else code)
         self.code = code
         self.detail = detail
+        self.which: str | None = None  # of a sample of several files, which is to blame, if not the first
 
 
 class Rejected(NamedTuple):

@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 from worldloom.stages.card import Card, Table, Text, write_card, write_figures
+from worldloom.stages.code_figures import markdown_table
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.train_text_tokenizer import TrainTextTokenizer
 from worldloom.tokenizers.text import TextTokenizer
@@ -14,8 +15,8 @@ SHOWN = 8
 LONGEST_SHOWN = 200  # characters
 
 
-def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset: Dataset, out: Path) -> None:
-    """Measures the first split that training has not seen and writes figures.json and card.json."""
+def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset: Dataset, out: Path) -> str:
+    """Measures the first split that training has not seen, writes figures.json and card.json; the figures as Markdown."""
     name = settings.stream
     split, texts = next((split, texts) for split in SPLITS if (texts := _texts(dataset, split, name)))
     codes = tokenizer.encode(texts)
@@ -38,6 +39,10 @@ def report_text(settings: TrainTextTokenizer, tokenizer: TextTokenizer, dataset:
     )
     table = Table(columns=("text", "pieces", "codes"), rows=rows, title=f"Texts of {split}")
     write_card(out, Card(title=f"Tokenizer of {name}", blocks=(Text(text=summary), table)))
+    names = ("characters_per_code", "bytes_per_code", "round_trip")
+    return f"On {len(texts)} texts of {split}:\n\n" + markdown_table(
+        ("characters a code", "bytes a code", "share that came back"), [tuple(figures[f"{name}.{each}"] for each in names)]
+    )
 
 
 def _texts(dataset: Dataset, split: str, name: str) -> list[str]:

@@ -26,7 +26,7 @@ class TrainTextTokenizer(StageSettings):
 
 def run(settings: TrainTextTokenizer, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
     """Everything, in one worker; short enough to begin again if it is stopped."""
-    if worker.rank or (out / "card.json").exists():
+    if worker.rank or (out / "tokenizer" / "README.md").exists():  # what is written last
         return
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.settings import TextStream
@@ -40,8 +40,8 @@ def run(settings: TrainTextTokenizer, inputs: Mapping[str, Artifact], out: Path,
     check_symbols(settings.symbols, dataset.streams)
     texts = dataset.values("train", settings.stream) if dataset.samples("train") else iter(())
     tokenizer = train_text(texts, settings.vocab_size, settings.model_type, settings.most_sentences, settings.symbols)
+    tokenizer.measured = report_text(settings, tokenizer, dataset, out)
     tokenizer.save_pretrained(out / "tokenizer")
-    report_text(settings, tokenizer, dataset, out)
     worker.report(1, 1, "models", {})
 
 
@@ -74,7 +74,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="tokenizer",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -40,7 +40,10 @@ class ActionTokenizer:
         if not len(values) or not np.isfinite(values).all():
             raise ValueError(f"bins need rows of finite numbers, got {len(values)} rows")
         columns = np.asarray(values, np.float64).T
-        return cls(steps, tuple(np.zeros(0) if choices is not None else limits_of(column, binning) for column in columns), choices, binning)
+        edges = tuple(np.zeros(0) if choices is not None else limits_of(column, binning) for column in columns)
+        for number, limits in enumerate(edges if choices is None else ()):
+            _check_centres(number, limits, binning)
+        return cls(steps, edges, choices, binning)
 
     @property
     def dimensions(self) -> int:
@@ -167,8 +170,20 @@ def limits_of(column: NDArray[np.float64], binning: Uniform | Quantile | MuLaw) 
         return np.concatenate([[low], inner, [high]])
     if isinstance(binning, MuLaw):
         largest = max(abs(low), abs(high))
-        return _expanded(np.linspace(-1, 1, binning.bins + 1), binning.mu) * largest
+        limits = _expanded(np.linspace(-1, 1, binning.bins + 1), binning.mu) * largest
+        limits[0], limits[-1] = -largest, largest  # rounded, the largest number would lie outside
+        return limits
     return np.linspace(low, high, binning.bins + 1)
+
+
+def _check_centres(dimension: int, edges: NDArray[np.float64], binning: Uniform | Quantile | MuLaw) -> None:
+    """ValueError where bins are so narrow that their centres, as float32, lie in other bins."""
+    centres = centres_of(edges, binning).astype(np.float32).astype(np.float64)
+    if (np.searchsorted(edges[1:-1], centres, side="right") != np.arange(len(centres))).any():
+        raise ValueError(
+            f"dimension {dimension} lies in {edges[0]:.9g} .. {edges[-1]:.9g}, and float32 cannot tell {len(centres)} bins apart there; "
+            f"subtract an offset from these numbers, or take fewer bins"
+        )
 
 
 def centres_of(edges: NDArray[np.float64], binning: Uniform | Quantile | MuLaw) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ class TextTokenizer:
     def __init__(self, model: bytes) -> None:
         """`model` is the content of a tokenizer.model; load only files whose digest is known."""
         self.model = model
+        self.measured = ""  # a section of README.md, in Markdown: what whoever trained it found
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     @property
@@ -53,10 +54,13 @@ class TextTokenizer:
         return codes
 
     def decode(self, codes: Sequence[Any]) -> list[str]:
-        """The texts of sequences of ids. Control pieces give nothing, broken UTF-8 gives U+FFFD; ValueError for ids out of range."""
+        """The texts of sequences of ids. Control pieces give nothing, broken UTF-8 gives U+FFFD; ValueError for what is no id."""
         texts = []
         for sequence in codes:
-            ids = [int(code) for code in sequence]
+            found = np.asarray(sequence)
+            if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+                raise ValueError(f"a text's codes are one row of integers, got {found.dtype} of shape {found.shape}")
+            ids = found.tolist()
             if ids and not 0 <= min(ids) <= max(ids) < self.codebook_size:
                 raise ValueError(f"text codes must lie in 0 .. {self.codebook_size - 1}, got {min(ids)} .. {max(ids)}")
             texts.append(unescape(self._processor.decode([code for code in ids if code >= CONTROLS])))
@@ -67,7 +71,7 @@ class TextTokenizer:
         return [str(self._processor.id_to_piece(int(code))) for code in codes]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes tokenizer.model and config.json."""
+        """Writes tokenizer.model, config.json and README.md."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.model").write_bytes(self.model)
         config = {
@@ -78,6 +82,18 @@ class TextTokenizer:
             "sha256": hashlib.sha256(self.model).hexdigest(),
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(
+            "# Tokenizer of texts (sentencepiece)\n\n"
+            f"Texts to codes of {self.codebook_size} pieces, and back; with byte fallback, so that every Unicode text comes back.\n\n"
+            "```python\n"
+            "from pathlib import Path\n\nfrom worldloom.stages.open_tokenizer import open_tokenizer\n\n"
+            'tokenizer = open_tokenizer(Path("."))\n'
+            "codes = tokenizer.encode(texts)  # list of str -> list of int64 arrays\n"
+            "texts = tokenizer.decode(codes)\n"
+            "```\n"
+            f"{self.measured and chr(10) + self.measured}",
+            encoding="utf-8",
+        )
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:

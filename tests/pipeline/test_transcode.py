@@ -41,11 +41,14 @@ def test_codes_are_the_tokenizers_and_decode_gives_its_picture(tiny_root: Path, 
     assert (np.asarray(Image.open(tmp_path / "back" / "one.decoded.png")) == expected).all()
 
 
-def test_texts_come_back_as_they_were(tiny_root: Path, tmp_path: Path) -> None:
+def test_texts_come_back_as_they_were(tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "words.txt").write_text("a red circle, at  the left", encoding="utf-8")
     assert run("encode", f"{tiny_root}:words_codes", tmp_path / "words.txt") == 0
     assert run("decode", f"{tiny_root}:words_codes", tmp_path / "words.codes.npy") == 0
     assert (tmp_path / "words.decoded.txt").read_text(encoding="utf-8") == "a red circle, at  the left\n"
+    np.save(tmp_path / "floats.npy", np.load(tmp_path / "words.codes.npy").astype(np.float64))
+    assert run("decode", f"{tiny_root}:words_codes", tmp_path / "floats.npy") == 1
+    assert "codes_invalid: a text's codes are one row of integers, got float64" in capsys.readouterr().err
 
 
 def test_a_bad_file_is_named_and_the_others_go_on(

@@ -100,7 +100,8 @@ def test_everything_refused_is_listed_with_the_reason(tmp_path):
     texts = {"bad/mute.txt": b" \n", "bad/latin.txt": b"caf\xe9"}
     files = {**good, "bad/twice.png": picture("red"), "notes.md": b"", **texts, **{name: content for name, (content, _) in bad.items()}}
     artifact = imported(fill(tmp_path / "in", files), tmp_path, max_reject_share=0.5)
-    assert ledger(artifact) == {name: code for name, (_, code) in bad.items()}
+    blamed = {"bad/mute.png": "bad/mute.txt", "bad/latin.png": "bad/latin.txt"}  # the caption's file, not the picture
+    assert ledger(artifact) == {blamed.get(name, name): code for name, (_, code) in bad.items()}
     assert artifact.counts["samples"] == 21
     assert artifact.counts["rejected"] == 8
     assert json.loads(artifact.path("ignored.jsonl").read_text()) == {"file": "notes.md", "why": "not a picture"}

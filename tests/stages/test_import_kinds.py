@@ -3,9 +3,11 @@
 import io
 import json
 import struct
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -18,6 +20,7 @@ from worldloom.stages.dataset import Dataset
 from worldloom.stages.import_folder import STAGE, ImportFolder
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Worker
+from worldloom.tokenizers.text import train_text
 
 AUDIO = AudioStream(kind="audio", sample_rate=8_000, seconds=0.05)
 VIDEO = VideoStream(kind="video", size=16, frames=3, frame_rate=4.0)
@@ -142,6 +145,28 @@ def huge_npy() -> bytes:
     return content.getvalue()
 
 
+def hours() -> bytes:
+    """More seconds than are read, in a few kilobytes."""
+    content = io.BytesIO()
+    soundfile.write(content, np.zeros(601_000, np.float32), 1_000, format="FLAC")
+    return content.getvalue()
+
+
+def changing_size() -> bytes:
+    """A clip whose second frame is of another size than its first."""
+    content = io.BytesIO()
+    with av.open(content, "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuvj420p"
+        for number, size in enumerate(((32, 24), (48, 40), (32, 24))):
+            picture = io.BytesIO()
+            Image.new("RGB", size, (90, 30, 200)).save(picture, format="JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 4)
+            container.mux(packet)
+    return content.getvalue()
+
+
 HTML = b"<!doctype html><title>404</title>"
 # stream, good files, bad file -> code
 BAD: dict[str, tuple[Stream, dict[str, bytes], dict[str, tuple[bytes, str]]]] = {
@@ -167,6 +192,7 @@ BAD: dict[str, tuple[Stream, dict[str, bytes], dict[str, tuple[bytes, str]]]] = 
             "claims.wav": (claiming(0xFFFFFF00), "audio_truncated"),
             "silent.wav": (wav(np.zeros(0, np.float32)), "audio_empty"),
             "broken.flac": (b"fLaC" + bytes(90), "audio_corrupt"),
+            "hours.flac": (hours(), "audio_too_long"),
         },
     ),
     "video": (
@@ -178,6 +204,7 @@ BAD: dict[str, tuple[Stream, dict[str, bytes], dict[str, tuple[bytes, str]]]] = 
             "none.npy": (npy(np.zeros((0, 16, 16, 3), np.uint8)), "video_empty"),
             "huge.npy": (huge_npy(), "video_limits"),
             "floats.npy": (npy(np.zeros((3, 16, 16, 3))), "type_mismatch"),
+            "changes.mkv": (changing_size(), "video_inconsistent"),
             "broken.mp4": (b"\x00\x00\x00\x18ftypmp42" + bytes(80), "video_corrupt"),
         },
     ),
@@ -212,11 +239,52 @@ def test_bad_files_of_every_kind_are_refused_with_their_code_and_the_run_goes_on
 def test_too_many_bad_files_stop_the_run_and_are_listed(kind: str, tmp_path: Path) -> None:
     stream, good, bad = BAD[kind]
     folder = fill(tmp_path / "in", {**good, **{name: content for name, (content, _) in bad.items()}})
-    with pytest.raises(TooManyRejects, match="6 of 9"):
+    with pytest.raises(TooManyRejects, match=f"{len(bad)} of {len(bad) + 3}"):
         imported(folder, tmp_path, {"it": stream}, max_reject_share=0.2)
 
 
-def test_a_bad_file_beside_a_good_one_refuses_the_sample(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "in", {"a.png": png(), "a.wav": b"", "b.png": png(1), "b.wav": wav()})
-    artifact = imported(folder, tmp_path, {"view": IMAGE, "sound": AUDIO}, max_reject_share=0.9)
-    assert refused(artifact) == {"a.png": "empty_input"} and Dataset(artifact).samples("train") == 1
+def test_a_bad_file_beside_a_good_one_refuses_the_sample_under_its_own_name_and_digest(tmp_path: Path) -> None:
+    bad = b"fLaC" + bytes(90)
+    folder = fill(
+        tmp_path / "in",
+        {
+            **{"a.png": png(), "a.flac": bad, "b.png": png(1), "b.wav": wav()},
+            **{"c.png": png(2), "c.wav": wav(), "c.txt": b"caf\xe9", "d.png": png(3), "d.txt": b" \n", "e.png": b""},
+        },
+    )
+    streams: dict[str, Stream] = {"view": IMAGE, "sound": AUDIO, "words": TextStream(kind="text")}
+    artifact = imported(folder, tmp_path, streams, max_reject_share=0.9)
+    expected = {"a.flac": "audio_corrupt", "c.txt": "text_not_utf8", "d.txt": "empty_input", "e.png": "empty_input"}
+    assert refused(artifact) == expected and Dataset(artifact).samples("train") == 1
+    lines = [json.loads(line) for path in (artifact.folder / "rejects").rglob("*.jsonl") for line in path.read_bytes().splitlines()]
+    assert {line["key"]: line["sha256"] for line in lines} == {name: disk.digest(folder / name) for name in expected}
+    assert next(line["detail"] for line in lines if line["key"] == "a.flac").endswith("so the sample of a.png is refused")
+
+
+def test_two_names_for_one_sample_are_refused_so_that_none_is_held_out_of_itself(tmp_path: Path) -> None:
+    names = ("a.png", "a.rgb.png", "a.depth.png", "b.png", "b.depth.png", "c.rgb.jpg")
+    folder = fill(tmp_path / "in", {name: png(number) for number, name in enumerate(names)})
+    artifact = imported(folder, tmp_path, {"rgb": IMAGE, "depth": IMAGE}, max_reject_share=0.9, held_out="a.png")
+    assert refused(artifact) == {"a.png": "name_ambiguous"}
+    assert Dataset(artifact).samples("train") == 3 and Dataset(artifact).samples("held_out") == 0
+
+
+def test_bad_captions_are_refused_with_their_code_and_odd_ones_come_in(tmp_path: Path) -> None:
+    bad = {
+        "empty": (b"", "empty_input"),
+        "blank": ("\ufeff \n".encode(), "empty_input"),
+        "latin": (b"caf\xe9", "text_not_utf8"),
+        "surrogate": ("\ud800".encode("utf-8", "surrogatepass"), "text_not_utf8"),
+        "long": (b"a" * ((1 << 20) + 1), "text_too_long"),
+    }
+    good = {"mark": "a\u2581b", "marks": "<image> [MASK] </view>", "turned": "a\u202eb\u200b", "nul": "a\0b"}
+    texts = {name: content for name, (content, _) in bad.items()} | {name: text.encode() for name, text in good.items()}
+    folder = fill(tmp_path / "in", {f"{name}.txt": content for name, content in texts.items()})
+    fill(folder, {f"{name}.png": png(number) for number, name in enumerate(texts)})
+    artifact = imported(folder, tmp_path, {"view": IMAGE, "words": TextStream(kind="text")}, max_reject_share=0.9)
+    assert refused(artifact) == {f"{name}.txt": code for name, (_, code) in bad.items()}
+    data = Dataset(artifact)
+    found = {key: data.value("train", "words", row) for row, key in enumerate(data.keys("train"))}
+    assert found == good
+    tokenizer = train_text(list(good.values()) * 9, vocab_size=300)
+    assert tokenizer.decode(tokenizer.encode(list(found.values()))) == list(found.values())

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from worldloom.stages import make_shapes, shapes, shapes_motion
 from worldloom.stages.artifact import begin, execute
 from worldloom.stages.dataset import Dataset
-from worldloom.stages.make_shapes import STAGE, MakeShapes
+from worldloom.stages.make_shapes import STAGE, MakeShapes, frames_of
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, TextStream, VideoStream
 from worldloom.stages.worker import Interrupted, Worker
 
@@ -117,8 +117,21 @@ def test_what_moves_shows_one_thing_in_all_its_streams(tmp_path: Path) -> None:
         ({"clip": CLIP, "push": PUSH.model_copy(update={"steps": 5})}, "between 5 frames are 4 steps of one push, not 5 of 1"),
         ({"push": PUSH.model_copy(update={"choices": None})}, "choices must be at least that, got None"),
         ({"push": PUSH.model_copy(update={"choices": 3})}, "there are 5 pushes"),
+        ({"clip": CLIP.model_copy(update={"frames": 1})}, "a motion has 2 frames or more, not 1; set frames higher"),
+        (
+            {"clip": CLIP, "sound": SOUND.model_copy(update={"seconds": 0.45})},
+            r"motion lasts 0\.5 s, the sound 0\.45 s.* seconds to 0\.5 or more",
+        ),
+        ({"push": PUSH, "sound": SOUND.model_copy(update={"seconds": 0.45})}, r"motion lasts 0\.5 s, the sound 0\.45 s"),
+        ({"sound": SOUND.model_copy(update={"seconds": 0.1})}, r"motion lasts 0\.125 s, the sound 0\.1 s"),
+        ({"clip": CLIP, "sound": SOUND.model_copy(update={"sample_rate": 2_500})}, "needs a sample_rate of 3000 or more, got 2500"),
     ],
 )
 def test_streams_that_do_not_fit_together_are_refused(streams: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MakeShapes(run="make_shapes", streams=streams)
+
+
+def test_a_sound_without_a_clip_holds_the_whole_motion() -> None:
+    assert frames_of({"sound": SOUND.model_copy(update={"seconds": 0.875})}) == 8
+    assert frames_of({"sound": SOUND, "clip": CLIP}) == 5 and frames_of({"push": PUSH, "sound": SOUND}) == 5 and frames_of({}) == 9

@@ -31,6 +31,7 @@ def test_unseen_texts_come_back_and_figures_say_so(tmp_path: Path, tiny_root: Pa
     assert figures["words.round_trip"] == 1 and figures["words.characters_per_code"] > 1
     codes = sum(map(len, tokenizer.encode(texts)))
     assert figures["words.bytes_per_code"] == pytest.approx(sum(len(text.encode()) for text in texts) / codes, abs=1e-3)
+    assert f"| {figures['words.characters_per_code']} |" in (made.folder / "tokenizer" / "README.md").read_text()
     assert figures["words.pieces"] == made.counts["codebook_size"] == tokenizer.codebook_size <= 300
 
 

@@ -134,3 +134,21 @@ def test_no_text_too_few_pieces_and_too_large_an_alphabet_are_refused() -> None:
         train_text(CORPUS, 200)
     with pytest.raises(ValueError, match="cannot train 270 pieces"):
         train_text(["".join(map(chr, range(0x4E00, 0x4E60)))], 270)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.array([5.0, 6.0]), np.array([[5, 6]]), np.array(5), [5.5]], ids=["floats", "rows", "a number", "a list"]
+)
+def test_codes_that_are_no_row_of_integers_are_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match="a text's codes are one row of integers, got "):
+        tokenizer().decode([wrong])
+    assert tokenizer().decode([[], np.zeros(0), np.array([4], np.uint16)])[:2] == ["", ""]
+
+
+def test_the_card_beside_the_model_says_how_it_is_used_and_what_was_measured(tmp_path: Path) -> None:
+    made = TextTokenizer(tokenizer().model)
+    made.measured = "On 9 texts.\n"
+    made.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert f"codes of {made.codebook_size} pieces" in card and "open_tokenizer" in card and card.endswith("\nOn 9 texts.\n")
+    assert made.fingerprint == tokenizer().fingerprint
