@@ -43,7 +43,7 @@ def figures() -> Iterator[Figure]:
         for batch, (best, plain) in GOALS.items():
             yield from _race(decoder, grammar, peers, batch, best, plain)
     yield _growth(decoder)
-    yield _hidden_codes(model.bfloat16(), decoder, grammar)
+    yield _hidden_codes(decoder, grammar)
 
 
 def _race(
@@ -85,11 +85,11 @@ def _steps(cache: Cache, at: int) -> None:
         cache.step(torch.full((8,), 8), torch.full((8,), place))
 
 
-def _hidden_codes(model: WorldModel, decoder: Decoder, grammar: Grammar) -> Figure:
+def _hidden_codes(decoder: Decoder, grammar: Grammar) -> Figure:
     start = prompt(grammar, [])
     taken = seconds_of(
         {
-            "steps": lambda: fill_in(model, grammar, [start], ["frame"], seeds=[0], steps=STEPS),
+            "steps": lambda: fill_in(decoder, grammar, [start], ["frame"], seeds=[0], steps=STEPS),
             "codes": lambda: generate(decoder, grammar, [start], ["frame"], seeds=[0]),
         },
         ROUNDS,
