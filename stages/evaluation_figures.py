@@ -16,6 +16,7 @@ from worldloom.stages.evaluation import (
     dream,
     kept,
 )
+from worldloom.stages.evaluation_rollouts import Rolled, can_roll, roll_out
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, oracle_of
 from worldloom.stages.worker import Worker
@@ -36,13 +37,14 @@ class Measured(NamedTuple):
     outcomes: tuple[Outcome, ...]
     dreams: tuple[Sampled, ...]
     kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
+    rolled: tuple[Rolled, ...] = ()
 
 
 def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) -> Measured:
     """Runs every measurement; Interrupted between two batches if the run is asked to stop."""
     oracle = oracle_of(world.dataset.oracle)
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
-    pairs = directions(world.streams, oracle)
+    pairs = directions(world.streams, oracle, world.vocabulary.clock)
     rows = {
         (split, pair): choose(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
         for split in splits
@@ -52,6 +54,8 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     total = sum(-(-count // settings.batch) for count in counts)
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
+    rolls = settings.rollouts if can_roll(world) else 0
+    total += len(splits) * 2 * -(-rolls // settings.batch)
     between = _progress(worker, total)
     choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
@@ -65,8 +69,19 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             if chosen
         ),
         kept={} if oracle is None else _kept(world, splits, oracle, settings),
+        rolled=tuple(
+            rolled
+            for split in splits
+            if rolls
+            and (rolled := roll_out(world, split, rolls, oracle, _plain(choosing), settings.seed, settings.batch, between)) is not None
+        ),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
+
+
+def _plain(choosing: Choosing) -> Choosing:
+    """Rollouts are written as learnt."""
+    return choosing.model_copy(update={"guidance": 1.0})
 
 
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
@@ -97,6 +112,11 @@ def figures_of(measured: Measured) -> dict[str, float]:
         agreed = agreement(measured.world, measured.dreams, measured.oracle)
         if agreed is not None:
             found["unconditional.agreement"] = agreed
+    for split, horizons, *_ in measured.rolled:
+        prefix = "" if split == "validation" else f"{split}_"
+        for at in horizons:
+            values = {name: value for name, value in at._asdict().items() if name != "horizon" and value is not None}
+            found |= {f"rollout.{prefix}{name}_{at.horizon}": value for name, value in values.items()}
     legal = [trial.legal for outcome in measured.outcomes for trial in outcome.trials] + [one.legal for one in measured.dreams]
     found[LEGAL] = sum(legal) / len(legal)
     found["distinct_share"] = len({one.tokens.tobytes() for one in measured.dreams}) / len(measured.dreams)

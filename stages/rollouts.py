@@ -146,7 +146,7 @@ def _actions(world: "OpenWorld", clock: Clock, actions: NDArray[Any] | Policy | 
 
     def next_of(last: Values) -> Codes:
         nonlocal taken
-        action = np.asarray(actions[:, taken] if isinstance(actions, np.ndarray) else actions(last), np.float32)  # type: ignore[operator]
+        action = np.asarray(actions[:, taken] if isinstance(actions, np.ndarray) else actions(last), np.float32)
         taken += 1
         return {name: encode_steps(world.tokenizers[name], action.reshape(len(action), -1))}
 
