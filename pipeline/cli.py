@@ -207,6 +207,27 @@ def sample(
         _say(line)  # a world may say anything, brackets too: no markup
 
 
+@app.command()
+def dream(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", help="file.gif, or file.mp4 with sound")],
+    steps: Annotated[int | None, typer.Option("--steps", help="how far; by default as far as the sample, or the actions, go")] = None,
+    actions: Annotated[
+        str | None, typer.Option("--actions", help='instead of the sample\'s own: "left,left,up", numbers, or a file')
+    ] = None,
+    policy: Annotated[Literal["random"] | None, typer.Option("--policy", help="who acts instead")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of the sample and of every draw")] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.25,
+    stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
+) -> None:
+    """Roll a trained world out from a frame that it has not seen, beside how that really went on."""
+    from worldloom.pipeline.dream import dream_command
+
+    made = dream_command(run, out, steps, actions, policy, seed, temperature, stage)
+    sides = ", true at the left, dreamed at the right" if made.truth else ""
+    _say(f"{made.frames} frames in {made.file}, from {made.sample} of {made.split}{sides}")
+
+
 TokenizerArgument = Annotated[str, typer.Argument(metavar="TOKENIZER", help="a tokenizer's folder, or RUN:STAGE")]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="folder to write to; by default beside each file")]
 

@@ -24,6 +24,7 @@ from worldloom.world_model.loss import Losses, cross_entropy
 from worldloom.world_model.masked import masked
 from worldloom.world_model.next_token import next_token
 from worldloom.world_model.span import span
+from worldloom.world_model.vocabulary import Clock
 from worldloom.world_model.weave import Codes, Woven, weave
 
 DOCUMENTS = 64  # of a batch when bits are counted
@@ -98,14 +99,25 @@ class Bits(NamedTuple):
     legal_mass: float  # geometric mean over tokens of the probability that the model, without grammar, gives to what is legal
 
 
-def directions(streams: Mapping[str, str], oracle: Oracle | None) -> tuple[Direction, ...]:
-    """Every stream to every other one with which the oracle can compare it; all pairs where there is no oracle."""
+def directions(streams: Mapping[str, str], oracle: Oracle | None, clock: Clock | None = None) -> tuple[Direction, ...]:
+    """Every stream to every other one with which the oracle can compare it; all pairs where there is no oracle.
+
+    On one clock only forwards: what is done is not to be guessed from frames that come later, nor a first frame from what came of it.
+    """
     return tuple(
         Direction(source, target)
         for source in streams
         for target in streams
         if source != target and (oracle is None or oracle.between(streams[source], streams[target]) is not None)
+        if clock is None or _forwards(clock, source, target)
     )
+
+
+def _forwards(clock: Clock, source: str, target: str) -> bool:
+    order = clock.streams
+    if source not in order or target not in order:
+        return True
+    return source in clock.given or (target not in clock.given and order.index(source) < order.index(target))
 
 
 def choose(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
@@ -130,6 +142,8 @@ def ask(
     source, target = direction
     view = None if oracle is None else oracle.between(world.streams[source], world.streams[target])
     abouts = {name: world.dataset.streams[name] for name in direction}
+    if world.vocabulary.clock is not None and {*direction} <= {*world.vocabulary.clock.streams}:
+        choosing = choosing.model_copy(update={"guidance": 1.0})  # there is no prompt to count: all stands in the steps
     trials: list[Trial] = []
     for part in _batches(rows, batch):
         given = [world.dataset.value(split, source, i) for i in part]

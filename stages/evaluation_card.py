@@ -1,5 +1,6 @@
 """An evaluation as a card: what the world drew and said, with the oracle's verdicts, and the figures behind it."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.stages.card import Block, Card, Cell, Gallery, Item, Table, Text, Verdict, write_picture
+from worldloom.stages.card import Block, Card, Cell, Curves, Gallery, Item, Table, Text, Verdict, write_clip, write_picture
 from worldloom.stages.contact_sheet import Pinned, contact_sheet
+from worldloom.stages.disk import write_file
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
 from worldloom.stages.evaluation_figures import LEGAL, LEGAL_FREE, Measured, accuracy_name
+from worldloom.stages.evaluation_rollouts import Rolled
 from worldloom.stages.open_world import Sampled
+from worldloom.stages.rollouts import clock_of
 from worldloom.stages.show import SHOWN_KINDS, show
 
 LETTERS = 120  # of a text on the card
@@ -35,8 +39,10 @@ def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
     examples = [block for outcome in ordered if (block := _examples(measured, outcome, shown, out)) is not None]
     if ordered and _draws(measured, ordered[0]):
         _overview(measured, ordered[0], out)
+    rolled = [block for each in measured.rolled for block in _rolled(measured, each, shown, out)]
     blocks = [
         *examples,
+        *rolled,
         _dreams(measured, shown, out),
         _properties(measured),
         _kept(measured),
@@ -115,6 +121,33 @@ def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out
     before = None if original is None else original.file
     caption = f"from {direction.source}" if source.kind in SHOWN_KINDS else _words(trial.given)
     return Item(file=made.file, sound=made.sound, caption=caption, verdict=verdict, detail=detail, before=before)
+
+
+def _rolled(measured: Measured, rolled: Rolled, shown: int, out: Path) -> list[Block]:
+    """Curves over the horizon, the same as a table, and clips beside how they went on."""
+    names = SPLITS if measured.oracle is not None else WITHOUT_ORACLE
+    title = f"Rolled out from one frame: {names.get(rolled.split, rolled.split)}"
+    lines = [{name: value for name, value in at._asdict().items() if value is not None} for at in rolled.horizons]
+    file = f"logs/rollout-{_stem(rolled.split)}.jsonl"
+    (out / "logs").mkdir(exist_ok=True)
+    write_file(out / file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    columns = tuple(lines[0])
+    curves: list[Block] = [
+        Curves(file=file, x="horizon", series=tuple(name for name in columns if name.endswith(of)), title=f"{title}: {what}", unit=unit)
+        for of, what, unit in (("psnr", "likeness to the true frames", "dB"), ("code_accuracy", "codes as in the true frames", "share"))
+    ]
+    rows = tuple(tuple(_rounded(line.get(name)) for name in columns) for line in lines)
+    rate = getattr(measured.world.dataset.streams[clock_of(measured.world).streams[0]], "frame_rate", 8.0)
+    items = tuple(
+        Item(
+            file=write_clip(out, _stem(f"rolled-{rolled.split}-{number:03d}"), dreamed, rate),
+            before=write_clip(out, _stem(f"rolled-{rolled.split}-{number:03d}-before"), true, rate),
+            caption="true, and dreamed with the same actions",
+        )
+        for number, (true, dreamed) in enumerate(list(zip(rolled.true, rolled.dreamed, strict=True))[: -(-shown // 4)])
+    )
+    shown_clips: list[Block] = [Gallery(title=title, items=items)] if items else []
+    return [*shown_clips, *curves, Table(title=title, columns=columns, rows=rows)]
 
 
 def _dreams(measured: Measured, shown: int, out: Path) -> Block | None:

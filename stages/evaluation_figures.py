@@ -20,6 +20,7 @@ from worldloom.stages.evaluation import (
     kept,
     row_seed,
 )
+from worldloom.stages.evaluation_rollouts import Rolled, can_roll, roll_out
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, oracle_of
 from worldloom.stages.worker import Worker
@@ -44,13 +45,14 @@ class Measured(NamedTuple):
     kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
     distinct: dict[Direction, float]  # share of different answers to one prompt
     legal_free: float  # share of legal tokens without the grammar
+    rolled: tuple[Rolled, ...] = ()
 
 
 def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) -> Measured:
     """Runs every measurement; Interrupted between two batches if the run is asked to stop."""
     oracle = oracle_of(world.dataset.oracle)
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
-    pairs = directions(world.held, oracle)
+    pairs = directions(world.held, oracle, world.vocabulary.clock)
     rows = {
         (split, pair): choose(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
         for split in splits
@@ -60,6 +62,8 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
+    rolls = settings.rollouts if can_roll(world) else 0
+    total += len(splits) * 2 * -(-rolls // settings.batch)
     between = _progress(worker, total)
     choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
@@ -78,6 +82,12 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             Decoder(world.model, torch.float32),
             world.grammar,
             [row_seed(settings.seed, "free", row) for row in range(settings.unconditional)],
+        ),
+        rolled=tuple(
+            rolled
+            for split in splits
+            if rolls
+            and (rolled := roll_out(world, split, rolls, oracle, _plain(choosing), settings.seed, settings.batch, between)) is not None
         ),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
@@ -98,6 +108,11 @@ def _distinct(
             found[pair] = distinct(world, pair, split, some, settings.answers, choosing, settings.seed)
             between()
     return found
+
+
+def _plain(choosing: Choosing) -> Choosing:
+    """Rollouts are written as learnt."""
+    return choosing.model_copy(update={"guidance": 1.0})
 
 
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
@@ -130,6 +145,11 @@ def figures_of(measured: Measured) -> dict[str, float]:
             found["unconditional.agreement"] = agreed
     found |= {f"{direction.name}.distinct_share": share for direction, share in measured.distinct.items()}
     found[LEGAL_FREE] = measured.legal_free
+    for split, horizons, *_ in measured.rolled:
+        prefix = "" if split == "validation" else f"{split}_"
+        for at in horizons:
+            values = {name: value for name, value in at._asdict().items() if name != "horizon" and value is not None}
+            found |= {f"rollout.{prefix}{name}_{at.horizon}": value for name, value in values.items()}
     legal = [trial.legal for outcome in measured.outcomes for trial in outcome.trials] + [one.legal for one in measured.dreams]
     found[LEGAL] = sum(legal) / len(legal)
     found["distinct_share"] = len({one.tokens.tobytes() for one in measured.dreams}) / len(measured.dreams)

@@ -33,6 +33,11 @@ class Oracle(NamedTuple):
         """None where the two have nothing in common."""
         return next((view for view in self.views if kind in view.read and other in view.read), None)
 
+    @property
+    def reads_actions(self) -> View | None:
+        """The view that reads what was done, step by step, from clips; None where there is none."""
+        return self.between("video", "action")
+
     def say(self, reading: Reading) -> str:
         """A reading in words."""
         return "nothing that the oracle knows" if reading is None else ", ".join(reading)
@@ -77,6 +82,8 @@ ORACLES = {
         )
     )
 }
+
+ACTION_NAMES = {"shapes": shapes_motion.PUSHES}  # of an oracle's actions, by number
 
 
 def oracle_of(name: str | None) -> Oracle | None:

@@ -20,6 +20,14 @@ LARGEST = 1e30  # beyond that float32 squares overflow
 
 def decode(content: bytes | memoryview, stream: ActionStream) -> NDArray[np.float32]:
     """InputRejected: empty_input, action_too_large, type_mismatch, action_invalid (shape, not finite, beyond 1e30, no such choice)."""
+    values = read_steps(content, stream)
+    if len(values) != stream.steps:
+        raise InputRejected("action_invalid", f"{stream.steps} steps of {stream.dimensions} numbers are expected, got shape {values.shape}")
+    return values
+
+
+def read_steps(content: bytes | memoryview, stream: ActionStream) -> NDArray[np.float32]:
+    """As `decode`, of any number of steps, but at least one."""
     content = bytes(content)
     if not content:
         raise InputRejected("empty_input", "the file has no bytes")
@@ -30,7 +38,7 @@ def decode(content: bytes | memoryview, stream: ActionStream) -> NDArray[np.floa
         raise InputRejected("action_invalid", f"actions are real numbers, not {values.dtype}")
     if values.ndim == 1 and stream.dimensions == 1:
         values = values[:, None]
-    if values.shape != (stream.steps, stream.dimensions):
+    if values.ndim != 2 or not len(values) or values.shape[1] != stream.dimensions:
         raise InputRejected("action_invalid", f"{stream.steps} steps of {stream.dimensions} numbers are expected, got shape {values.shape}")
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all() or np.abs(wide).max() > LARGEST:

@@ -26,6 +26,7 @@ DOORS = {
     "sentencepiece": ("tokenizers/text.py",),
     "transformers": (),
     "tensorboardX": ("stages/metrics.py",),
+    "gymnasium": ("stages/dream_env.py",),
 }
 UNSAFE = re.compile(r"pickle\.loads?\(|yaml\.(unsafe_|full_)?load\(|shell=True|extractall|weights_only=False|allow_pickle=True")
 

@@ -1,0 +1,81 @@
+"""Rolled-out worlds measured: one that knows what comes is right at every horizon, one that never learnt is not."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from worldloom.stages.evaluate_world_model import EvaluateWorldModel
+from worldloom.stages.evaluation import directions
+from worldloom.stages.evaluation_card import evaluation_card
+from worldloom.stages.evaluation_figures import figures_of, measure
+from worldloom.stages.evaluation_rollouts import can_roll, roll_out
+from worldloom.stages.open_world import Choosing, OpenWorld, open_world
+from worldloom.stages.oracles import ORACLES
+from worldloom.stages.rollouts import Step
+from worldloom.stages.step_values import encode_steps
+from worldloom.stages.worker import Worker
+
+SETTINGS = EvaluateWorldModel(
+    run="evaluate_world_model", world="world", prompts=2, unconditional=2, batch=3, shown=4, rollouts=4, most_codes=60
+)
+
+
+class Prophet(OpenWorld):
+    """Stands in for a trained world: looks up how the sample with these actions really went on."""
+
+    def rollout(self, context, actions, **options):
+        for step in range(options["steps"]):
+            frames = np.stack([self._clip(row)[step + 1] for row in actions])
+            yield Step({"clip": frames}, {"clip": encode_steps(self.tokenizers["clip"], frames)})
+
+    def _clip(self, actions):
+        for i in range(self.dataset.samples("validation")):
+            found = self.dataset.value("validation", "push", i)
+            if found is not None and np.array_equal(found, actions):
+                return self.dataset.value("validation", "clip", i)
+        raise AssertionError("no sample has these actions")
+
+
+@pytest.fixture(scope="module")
+def world(clocked_world):
+    return open_world(clocked_world)
+
+
+def test_a_world_that_knows_what_comes_is_right_at_every_horizon_and_with_other_actions_it_is_not(world):
+    prophet = Prophet(**{field.name: getattr(world, field.name) for field in fields(world)})
+    rolled = roll_out(prophet, "validation", 5, ORACLES["shapes"], Choosing(), 0, 3, lambda: None)
+    assert [at.horizon for at in rolled.horizons] == [1, 2, 3, 4]
+    for at in rolled.horizons:
+        assert at.psnr == 99.0 and at.code_accuracy == 1.0 and at.action_accuracy > 0.7  # at 16 pixels the oracle misreads some
+        assert at.shuffled_psnr < 60 and at.copy_psnr < 60
+    assert np.array_equal(rolled.true, rolled.dreamed)
+
+
+def test_a_copy_of_the_last_frame_is_measured_against_the_true_frames(world):
+    rolled = roll_out(world, "held_out", 3, None, Choosing(), 0, 2, lambda: None)
+    true = rolled.true.astype(float)
+    for at in rolled.horizons:
+        error = ((true[:, at.horizon] - true[:, 0]) ** 2).mean()
+        assert at.copy_psnr == pytest.approx(10 * np.log10(255**2 / error))
+        assert at.action_accuracy is None and at.code_accuracy < 0.6
+    assert roll_out(world, "nowhere", 3, None, Choosing(), 0, 2, lambda: None) is None
+
+
+def test_directions_on_one_clock_go_forwards_only(world, tiny_world):
+    clock = world.vocabulary.clock
+    pairs = {(pair.source, pair.target) for pair in directions(world.streams, None, clock)}
+    assert {("push", "clip"), ("clip", "sound"), ("push", "sound"), ("words", "clip"), ("sound", "words")} <= pairs
+    assert not {("clip", "push"), ("sound", "clip"), ("sound", "push")} & pairs
+    assert can_roll(world) and not can_roll(open_world(tiny_world))
+
+
+def test_the_whole_evaluation_has_the_rollouts_figures_curves_and_clips(world, tmp_path):
+    measured = measure(world, SETTINGS, Worker())
+    figures = figures_of(measured)
+    assert {"rollout.psnr_1", "rollout.shuffled_psnr_4", "rollout.held_out_copy_psnr_2", "rollout.action_accuracy_3"} <= set(figures)
+    assert figures["legal_share"] == 1.0 and "push_to_clip.accuracy" in figures
+    card = evaluation_card(measured, 4, tmp_path).model_dump()
+    titles = [block.get("title", "") for block in card["blocks"]]
+    assert sum(title.startswith("Rolled out from one frame: ") for title in titles) == 2 * 4
+    assert len((tmp_path / "logs" / "rollout-validation.jsonl").read_text().splitlines()) == 4
