@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from worldloom.pipeline.executor import Job, Resources
 from worldloom.pipeline.machine import cpu_count
@@ -19,9 +20,10 @@ class InlineExecutor:
 
     side_by_side = False
 
-    def __init__(self, train_workers: int = 1, zero: int = 1, threads: int | None = None) -> None:
+    def __init__(self, train_workers: int = 1, zero: int = 1, threads: int | None = None, offload: Literal["none", "cpu"] = "none") -> None:
         self.train_workers = train_workers
         self.zero = zero
+        self.offload = offload
         self.threads = threads or cpu_count()
 
     def check(self, stages: Sequence[Stage]) -> None:
@@ -54,6 +56,7 @@ class InlineExecutor:
             threads=self.threads if lone else 1,
             world_size=1,
             zero=self.zero,
+            offload=self.offload,
         )
         before = {name: os.environ.get(name) for name in (*GANG_OF_ONE, "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")}
         set_environment(task)

@@ -89,6 +89,7 @@ class RayExecutor:
         cpus_per_worker: int | None = None,
         gpus_per_worker: float = 0,
         zero: int = 1,
+        offload: Literal["none", "cpu"] = "none",
     ) -> None:
         self.address = address
         self.workers = workers
@@ -96,6 +97,7 @@ class RayExecutor:
         self.cpus_per_worker = cpus_per_worker
         self.gpus_per_worker = gpus_per_worker
         self.zero = zero
+        self.offload = offload
         self._nodes: list[Resources] = []
         self._joined = False
         self._session: Session | None = None
@@ -221,6 +223,7 @@ class RayExecutor:
             threads=threads,
             world_size=world_size,
             zero=self.zero,
+            offload=self.offload,
             device="cuda" if gpus else "cpu",
         )
 

@@ -45,6 +45,7 @@ class Task:
     threads: int
     world_size: int
     zero: int = 1
+    offload: Literal["none", "cpu"] = "none"
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -78,8 +79,12 @@ def run_task(task: Task, worker: Worker) -> None:
     out = Path(task.out)
     if "torch" in sys.modules:  # it reads OMP_NUM_THREADS only once, when it is imported
         sys.modules["torch"].set_num_threads(task.threads)
-    same_numerics(out, numerics_of_this_process(task.threads, task.device))
     kind = find_kind(task.module, task.kind)
+    numerics = numerics_of_this_process(task.threads, task.device)
+    if kind.placement == "gang":
+        # More or fewer workers share the same CPUs, and a training goes on with any number of them; its checkpoints warn.
+        numerics.pop("threads", None)
+    same_numerics(out, numerics)
     settings = kind.settings.model_validate_json(task.settings)
     inputs = {field: Artifact.open(Path(folder)) for field, folder in task.inputs.items()}
     kind.run(settings, inputs, out, worker)
@@ -92,6 +97,7 @@ def worker_arguments(task: Task, rank: int) -> dict[str, Any]:
         "world_size": task.world_size,
         "threads": task.threads,
         "zero": task.zero,
+        "offload": task.offload,
         "stopping": StopFiles(*map(Path, task.stop)),
     }
     if rank == 0 or find_kind(task.module, task.kind).placement == "shards":

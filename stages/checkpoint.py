@@ -1,7 +1,7 @@
 """Checkpoints of a training: written aside, hashed, renamed; the newest that is whole is the one to go on from.
 
-A checkpoint is a folder `checkpoints/step-00001200/`: what DeepSpeed saves of each player, one JSON and one safetensors file of
-everything else for each rank, and MANIFEST.json, written last, with the digest of every file and of itself.
+A checkpoint is a folder `checkpoints/step-00001200/`: masters and optimizer of each player in `engines/`, one JSON and one safetensors
+file of everything else for each rank, and MANIFEST.json, written last, with the digest of every file and of itself.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +29,25 @@ from torch import Tensor
 from worldloom.stages import disk
 from worldloom.stages.deepspeed_engine import Engine
 from worldloom.stages.numerics import Numerics
+from worldloom.stages.spike_guard import LEAPS, WITHIN, Spike
+from worldloom.stages.tallies import Diverged, merged
 from worldloom.stages.worker import Worker
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "MANIFEST.json"
+ROLL_BACK_FILE = "roll-backs.jsonl"
+ROLL_BACKS, ROLL_BACK_STEPS = 2, 10_000  # so many roll-backs in so many steps, then a training is given up
 LOCK_SECONDS = 60.0  # how long the ranks of a killed run may take to die
 
 log = logging.getLogger(__name__)
+
+
+class RollBack(NamedTuple):
+    """A spike at step `at` that was answered by going back to the checkpoint of step `to`."""
+
+    at: int
+    to: int
+    positions: list[dict[str, Any]]  # behind the batches that are passed over
 
 
 class CheckpointError(ValueError):
@@ -47,20 +59,23 @@ class Saved:
     """What a rank gets back from a checkpoint, engines and generators being restored already."""
 
     step: int
-    position: dict[str, Any]
+    position: dict[str, Any] | None  # None before the first batch
     learner: dict[str, Any]
-    tallies: dict[str, Any]  # the loop's own counters
+    tallies: dict[str, Any]  # what the loop itself counts and watches
 
 
 class Checkpoints:
     """The checkpoints of one training. Every rank calls every method, at the same step."""
 
-    def __init__(self, out: Path, worker: Worker, fingerprint: str, numerics: Numerics, keep: int) -> None:
-        self.folder = out / "checkpoints"
+    def __init__(self, folder: Path, worker: Worker, fingerprint: str, numerics: Numerics, keep: int, guarded: bool = False) -> None:
+        """`keep` newest checkpoints stay; `guarded`: and those that a roll-back may need."""
+        self.folder = folder
         self.worker = worker
         self.fingerprint = fingerprint
         self.numerics = numerics
         self.keep = keep
+        self.guarded = guarded
+        self.roll_backs: list[RollBack] = []
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -76,7 +91,7 @@ class Checkpoints:
             yield
 
     def save(
-        self, engines: Mapping[str, Engine], step: int, position: dict[str, Any], learner: dict[str, Any], tallies: dict[str, Any]
+        self, engines: Mapping[str, Engine], step: int, position: dict[str, Any] | None, learner: dict[str, Any], tallies: dict[str, Any]
     ) -> None:
         """Writes `step-<step>`, or nothing at all; a value that is not finite cannot be saved."""
         rank = self.worker.rank
@@ -87,12 +102,13 @@ class Checkpoints:
             )
         aside = self.folder / _agreed(f".partial-{step:08d}-{uuid.uuid4().hex}")
         if rank == 0:
-            disk.make_folder(aside)
+            for name in engines:
+                disk.make_folder(aside / "engines" / name)
         _barrier()
         for name, engine in engines.items():
-            engine.save(aside / "engines", tag=name)
+            engine.save(aside / "engines" / name)
         plain, tensors = _split({"generators": _generators(), "learner": learner})
-        digests = {name: engine.digest() for name, engine in engines.items()}
+        digests = {name: _summed(engine.digest()) for name, engine in engines.items()}
         state = {"step": step, "position": position, "tallies": tallies, "state": plain, "digests": digests}
         disk.write_file(aside / f"rank-{rank}.json", disk.canonical_json(state))
         save_file(tensors, aside / f"rank-{rank}.safetensors")
@@ -104,21 +120,72 @@ class Checkpoints:
 
     def restore(self, engines: Mapping[str, Engine]) -> Saved | None:
         """Loads the newest whole checkpoint, None if there never was one; sets this process's generators too."""
+        if self.worker.rank == 0:
+            self.roll_backs = _read_roll_backs(self.folder)
+            self._abandon()
+        self.roll_backs = _agreed(self.roll_backs)
         name, problem = _agreed(self._judged() if self.worker.rank == 0 else None)
         if problem is not None:
             raise CheckpointError(problem)
         if name is None:
             return None
-        folder = self.folder / name
-        rank = self.worker.rank
-        saved = json.loads((folder / f"rank-{rank}.json").read_bytes())
+        return self.load(self.folder / name, engines)
+
+    def roll_back(self, engines: Mapping[str, Engine], spike: Spike) -> Saved:
+        """Loads the newest checkpoint from before the spike; those behind it are put aside and its batches passed over from now on.
+
+        That is on the disk before training goes on, or the next start would take the bad branch, whose step is higher.
+        """
+        recent = [one for one in self.roll_backs if one.at > spike.last - ROLL_BACK_STEPS]
+        if len(recent) >= ROLL_BACKS:
+            raise Diverged(
+                f"{spike.name} leapt {LEAPS} times between steps {spike.first} and {spike.last}, after {len(recent)} roll-backs "
+                f"in the last {ROLL_BACK_STEPS} steps; lower learning_rate, lengthen warmup, look at the data at {spike.positions}, "
+                "or set spike_guard: false"
+            )
+        if self.worker.rank == 0:
+            to = max(step for step in map(_step, self._candidates()) if step <= spike.first)
+            self.roll_backs.append(RollBack(spike.last, to, spike.positions))
+            log.warning("%s leapt at steps %s to %s; going back to step %s", spike.name, spike.first, spike.last, to)
+            lines = b"".join(disk.canonical_json(one._asdict()) + b"\n" for one in self.roll_backs)
+            disk.write_file(self.folder / ROLL_BACK_FILE, lines)
+        saved = self.restore(engines)
+        assert saved is not None
+        return saved
+
+    def passed_over(self) -> list[dict[str, Any]]:
+        """The positions behind batches that no step is to be taken on."""
+        return [position for one in self.roll_backs for position in one.positions]
+
+    def _abandon(self) -> None:
+        """Puts aside the checkpoints that lie on a branch which was left."""
+        for folder in self._candidates():
+            try:
+                known = json.loads((folder / MANIFEST).read_bytes())["roll_backs"]
+            except (OSError, ValueError, KeyError, TypeError):  # damaged, which is judged elsewhere
+                continue
+            if any(_step(folder) > later.to for later in self.roll_backs[known:]):
+                disk.replace(folder, folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.abandoned"))
+        disk.fsync_folder(self.folder)
+
+    def load(self, folder: Path, engines: Mapping[str, Engine]) -> Saved:
+        """Restores a checkpoint that is known to be whole. By another number of ranks than wrote it, what is hidden in a rank's process
+        comes from one of those that there were, and what the ranks counted goes to rank 0."""
+        states = sorted(folder.glob("rank-*.json"), key=_rank)
+        shares = [json.loads(path.read_bytes()) for path in states]
+        mine = self.worker.rank % len(states)
+        saved = shares[mine]
         for player, engine in engines.items():
-            engine.load(folder / "engines", tag=player)
-            if engine.digest() != saved["digests"][player]:
-                raise CheckpointError(f"{folder}: what DeepSpeed restored of {player} is not what it saved; was it upgraded in between?")
-        state = _join(saved["state"], load_file(folder / f"rank-{rank}.safetensors"))
+            engine.load(folder / "engines" / player)
+            if _summed(engine.digest()) != saved["digests"][player]:
+                raise CheckpointError(f"{folder}: what was restored of {player} is not what was saved")
+        state = _join(saved["state"], load_file(states[mine].with_suffix(".safetensors")))
         _set_generators(state["generators"])
-        return Saved(saved["step"], saved["position"], state["learner"], saved["tallies"])
+        tallies = saved["tallies"]
+        if len(states) != self.worker.world_size:
+            counted = merged([share["tallies"]["tallies"] for share in shares], self.worker.rank)
+            tallies = {**tallies, "tallies": counted}
+        return Saved(saved["step"], saved["position"], state["learner"], tallies)
 
     def _hash(self, aside: Path) -> dict[str, dict[str, Any]]:
         """Digests of all files; each rank syncs and reads its share."""
@@ -137,6 +204,7 @@ class Checkpoints:
             "world_size": self.worker.world_size,
             "fingerprint": self.fingerprint,
             "numerics": self.numerics,
+            "roll_backs": len(self.roll_backs),
             "files": files,
         }
         manifest = {**body, "sha256": hashlib.sha256(disk.canonical_json(body)).hexdigest()}
@@ -148,8 +216,11 @@ class Checkpoints:
             self._remove(target)
         disk.replace(aside, target)
         disk.fsync_folder(self.folder)
-        for old in self._candidates()[self.keep :]:
-            self._remove(old)
+        candidates = self._candidates()
+        spared = _spared(candidates, step) if self.guarded else []
+        for old in candidates[self.keep :]:
+            if old not in spared:
+                self._remove(old)
 
     def _remove(self, folder: Path) -> None:
         trash = self.folder / f".trash-{uuid.uuid4().hex}"
@@ -187,12 +258,17 @@ class Checkpoints:
 
     def _fits(self, folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {manifest['format']}, this version writes {FORMAT}; remove {self.folder} to start at step 0"
+            )
         if manifest["fingerprint"] != self.fingerprint:
             raise CheckpointError(f"{folder} belongs to {manifest['fingerprint']}, not to {self.fingerprint}: was it copied here?")
         if manifest["world_size"] != self.worker.world_size:
-            raise CheckpointError(
-                f"{folder} was saved by {manifest['world_size']} training workers and cannot go on with {self.worker.world_size}; "
-                f"set train.workers to {manifest['world_size']} in the profile, or remove {self.folder} to start at step 0"
+            log.warning(
+                "training goes on with %s workers, it was %s: losses will differ in their last digits",
+                self.worker.world_size,
+                manifest["world_size"],
             )
         for field in sorted(self.numerics.keys() | manifest["numerics"].keys()):
             before, now = manifest["numerics"].get(field), self.numerics.get(field)
@@ -221,8 +297,31 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def _spared(candidates: Sequence[Path], step: int) -> list[Path]:
+    """Of checkpoints, newest first: one from before any leap that may yet turn out to be part of a spike, and the one to follow it."""
+    old = next((at for at, folder in enumerate(candidates) if _step(folder) <= step - WITHIN), len(candidates) - 1)
+    return list(candidates[max(0, old - 1) : old + 1])
+
+
+def _read_roll_backs(folder: Path) -> list[RollBack]:
+    path = folder / ROLL_BACK_FILE
+    return [RollBack(**json.loads(line)) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+def _rank(path: Path) -> int:
+    return int(path.stem.removeprefix("rank-"))
+
+
+def _summed(digests: dict[str, int]) -> dict[str, int]:
+    """Checksums of all ranks added up, modulo 2^64."""
+    total: dict[str, int] = {}
+    for name, value in _gathered(list(digests.items())):
+        total[name] = (total.get(name, 0) + value) % 2**64
+    return total
 
 
 def _barrier() -> None:

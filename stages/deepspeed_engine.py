@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldloom.stages.learner import Player
+from worldloom.stages.masters import AVERAGE, MASTER, Masters, checksum
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+OTHERS = "others.safetensors"
 
 
 class Engine:
@@ -37,28 +39,28 @@ class Engine:
         self._clip = training.clip
         self._plain = worker.zero == 0 and player.precision == "fp32"
         self.module.to(self.device)
+        groups = _groups(self.module, player.weight_decay)
+        trained = [parameter for group in groups for parameter in group["params"]]
+        called = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        names = [called[id(parameter)] for parameter in trained]
+        self._shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
         deepspeed = _deepspeed()
         # Of collectives inside DeepSpeed, which it calls in every step; torch has renamed them.
         warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
         with _quiet():
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.module,
-                optimizer=torch.optim.AdamW(
-                    _groups(self.module, player.weight_decay), lr=player.learning_rate, betas=player.betas, fused=True
-                ),
+                optimizer=torch.optim.AdamW(groups, lr=player.learning_rate, betas=player.betas, fused=True),
                 config=configuration(player, training, worker),
                 dist_init_required=False,
             )
-        for state in self._torch_optimizer.state.values():
-            # ZeRO 0 in bf16 makes the optimizer's state by a step on zeros and leaves it counted.
-            state["step"].zero_()
-
-    @property
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self._optimizer, "optimizer", self._optimizer)  # type: ignore[no-any-return]
+        self.masters = Masters(names, trained, self._optimizer, worker.zero, player.average)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradients to those since the last `step`."""
+        if self.pending and self.masters.zero == 3:
+            # DeepSpeed's own forward would say so: the gradients to come are added to those that are there, instead of replacing them.
+            self._optimizer.clear_backward_seen_flag()
         self._engine.backward(loss)
         self.pending = True
 
@@ -71,13 +73,19 @@ class Engine:
             group["lr"] = self._peak * share
         self.pending = False
         if self._plain:
-            return self._plain_step()
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+            norm = self._plain_step()
+        else:
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm())
+        if math.isfinite(norm):
+            self.masters.average()
+        return norm
 
     def _plain_step(self) -> float:
         """ZeRO 0 in fp32, where DeepSpeed neither tells the norm nor minds that it is not finite."""
-        self._engine.allreduce_gradients()
+        if dist.get_world_size() > 1:
+            # Not `allreduce_gradients`: outside `step` it holds that there is more to accumulate, and does nothing.
+            self._engine.buffered_allreduce_fallback()
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._clip or float("inf")))
         self._engine.enable_backward_allreduce = False
         if math.isfinite(norm):
@@ -86,56 +94,66 @@ class Engine:
             self._engine.zero_grad()
         return norm
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Writes parameters, buffers and optimizer below folder/tag; every rank calls it."""
-        with _quiet():
-            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def save(self, folder: Path) -> None:
+        """Writes masters, optimizer and averages of this rank, and rank 0 everything else that the module holds; every rank calls it."""
+        rank = dist.get_rank()
+        self.masters.save(folder / f"rank-{rank}.safetensors")
+        if rank == 0:
+            save_file({name: tensor.cpu().contiguous().clone() for name, tensor in self._others()}, folder / OTHERS)
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Restores what `save` wrote; every rank calls it."""
-        path = None
-        if (folder / tag).is_dir():
-            with _quiet():
-                path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise FileNotFoundError(f"{folder / tag} holds no checkpoint that DeepSpeed can load")
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote, by as many ranks as there were then or by others; every rank calls it."""
+        paths = sorted(folder.glob("rank-*.safetensors"))
+        if not paths:
+            raise FileNotFoundError(f"{folder} holds no checkpoint")
+        self.masters.load(paths)
+        others = load_file(folder / OTHERS)
+        for name, tensor in self._others():
+            tensor.copy_(others[name])
 
     def finite(self) -> bool:
         """Whether every number that `save` would write on this rank is finite."""
         return all(bool(torch.isfinite(tensor.sum())) for _, tensor in self._tensors() if tensor.is_floating_point())
 
     def digest(self) -> dict[str, int]:
-        """A checksum of every tensor that this rank holds, to compare what was restored with what was saved."""
-        return {name: int(tensor.contiguous().view(_INTEGERS[tensor.itemsize]).sum(dtype=torch.int64)) for name, tensor in self._tensors()}
+        """A checksum of every tensor that this rank holds, to compare what was restored with what was saved.
+
+        Summed over the ranks (modulo 2^64) they do not depend on how many there are.
+        """
+        digests = {name: checksum(tensor) for name, tensor in self._tensors()}
+        return digests | ({"steps": self.masters.steps(), "averaged": self.masters.averaged} if dist.get_rank() == 0 else {})
 
     def release(self) -> None:
-        """Takes DeepSpeed off the module, which is left in fp32 on the CPU, its parameters being the masters; every rank calls it."""
-        from deepspeed.utils import safe_get_full_fp32_param
+        """Takes DeepSpeed off the module, which is left in fp32 on the CPU; every rank calls it.
 
-        full = {}
+        Its parameters are then the masters or, where the player asked for it, their averages.
+        """
+        full = self.masters.full(AVERAGE if self.masters.averages else MASTER)
         for name, parameter in self.module.named_parameters():
-            master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            full[name] = (parameter if master is None else master).detach().float().cpu().clone()
+            if name not in full:
+                full[name] = parameter.detach().float().cpu().clone()
         self._engine.destroy()
         for name, parameter in self.module.named_parameters():
             parameter.grad = None
-            parameter.data = full[name]
+            parameter.data = full[name].view(self._shapes[name])
         self.module.cpu()
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _others(self) -> Iterator[tuple[str, Tensor]]:
+        """Buffers, and parameters that are not trained."""
+        trained = self.masters.parameters.keys()
         for name, tensor in self.module.state_dict().items():
-            yield f"module.{name}", tensor.detach()
-        for group, settings in enumerate(self._torch_optimizer.param_groups):
-            for index, master in enumerate(settings["params"]):
-                yield f"master.{group}.{index}", master.detach()
-                for name, value in sorted(self._torch_optimizer.state[master].items()):
-                    if isinstance(value, Tensor):
-                        yield f"{name}.{group}.{index}", value.detach()
+            if name not in trained:
+                yield name, tensor.detach()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        if dist.get_rank() == 0:
+            yield from self._others()
+        yield from self.masters.tensors()
 
 
 def configuration(player: Player, training: TrainingSettings, worker: Worker) -> dict[str, Any]:
     """DeepSpeed's configuration: the user's `deepspeed` block, with the keys that are ours."""
-    zero = {"overlap_comm": False, **training.deepspeed.get("zero_optimization", {}), "stage": worker.zero}
+    zero = {"overlap_comm": False, **_offload(worker), **training.deepspeed.get("zero_optimization", {}), "stage": worker.zero}
     return {
         **training.deepspeed,
         # The batch is the learner's affair; these numbers only have to agree with one another.
@@ -146,7 +164,15 @@ def configuration(player: Player, training: TrainingSettings, worker: Worker) ->
         "bf16": {"enabled": player.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled; torch's fused AdamW runs on CPUs as well
     }
+
+
+def _offload(worker: Worker) -> dict[str, Any]:
+    if worker.offload == "none":
+        return {}
+    parts = ("offload_optimizer", "offload_param") if worker.zero == 3 else ("offload_optimizer",)
+    return {part: {"device": worker.offload} for part in parts}
 
 
 def gather_gang(worker: Worker) -> None:

@@ -22,6 +22,7 @@ class Player(NamedTuple):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0  # on parameters of two or more dimensions
     precision: Precision = "fp32"
+    average: float | None = None  # how much of the moving average of the weights, which is what is kept in the end, each update keeps
 
 
 class Mean(NamedTuple):

@@ -1,6 +1,7 @@
 """What the training loop counts between two lines of metrics: means, rates, totals and failures."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,24 +28,27 @@ class Tallies:
         self._counts: dict[str, float] = state.get("counts", {})  # since the last line, this rank
         self._totals: dict[str, float] = state.get("totals", {})  # since step 0, all ranks
         self._failures: int = state.get("failures", 0)  # in a row
-        self._pending: list[tuple[str, Tensor | float, Tensor | float]] = []
+        self._pending: list[tuple[str, Tensor | float, Tensor | float, float]] = []
         self._noted = False  # whether a turn of this step was taken
 
     def note(self, turn: Turn, loss: Tensor) -> None:
         """A turn that was taken. Nothing is read from the device yet."""
         self._noted = True
-        self._add("loss", loss, 0.0)
+        each = 1 / dist.get_world_size()  # so that steps by more ranks weigh no more than others
+        self._add("loss", loss, 0.0, each)
         for name, value in turn.losses.items():
-            self._add(f"loss/{name}", value, float(turn.step))  # the turns of one step add up
+            self._add(f"loss/{name}", value, float(turn.step), each)  # the turns of one step add up
         for name, metric in turn.metrics.items():
-            total, weight = metric if isinstance(metric, Mean) else (metric, 1.0)
-            self._add(name, total, weight)
+            if isinstance(metric, Mean):
+                self._add(name, metric.total, metric.weight)
+            else:
+                self._add(name, metric, 1.0, each)
         for name, count in turn.counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
 
     def succeed(self, player: str, norm: float) -> None:
         """A player has stepped."""
-        self._add(f"gradient_norm/{player}", norm, 1.0)
+        self._add(f"gradient_norm/{player}", norm, 1.0, 1 / dist.get_world_size())
         self._failures = 0
 
     def fail(self, what: str, step: int) -> None:
@@ -57,10 +61,14 @@ class Tallies:
                 "or set precision: fp32; the last checkpoint is from before"
             )
 
+    def set_total(self, name: str, total: float) -> None:
+        """Something that is counted elsewhere, from step 0."""
+        self._totals[name] = total
+
     def end_step(self, seconds: float) -> None:
         """A step is over, after `seconds`."""
         if self._noted:
-            self._add("loss", 0.0, 1.0)  # a step's loss is the sum over its turns
+            self._add("loss", 0.0, 1.0, 1 / dist.get_world_size())  # a step's loss is the sum over its turns
         self._noted = False
         self.seconds += seconds
         self._window_seconds += seconds
@@ -98,15 +106,28 @@ class Tallies:
             "failures": self._failures,
         }
 
-    def _add(self, name: str, total: Tensor | float, weight: Tensor | float) -> None:
-        self._pending.append((name, _detached(total), _detached(weight)))
+    def _add(self, name: str, total: Tensor | float, weight: Tensor | float, share: float = 1.0) -> None:
+        self._pending.append((name, _detached(total), _detached(weight), share))
 
     def _settle(self) -> None:
-        for name, total, weight in self._pending:
+        for name, total, weight, share in self._pending:
             entry = self._sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(total)
-            entry[1] += float(weight)
+            entry[0] += float(total) * share
+            entry[1] += float(weight) * share
         self._pending.clear()
+
+
+def merged(states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """The state of `rank` where ranks have become more or fewer: rank 0 takes over what all have counted since the last line."""
+    sums: dict[str, list[float]] = {}
+    counts: dict[str, float] = {}
+    for state in states if rank == 0 else ():
+        for name, (total, weight) in state["sums"].items():
+            entry = sums.setdefault(name, [0.0, 0.0])
+            entry[0], entry[1] = entry[0] + total, entry[1] + weight
+        for name, count in state["counts"].items():
+            counts[name] = counts.get(name, 0) + count
+    return {**states[0], "sums": sums, "counts": counts}
 
 
 def _detached(value: Tensor | float) -> Tensor | float:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
+    from worldloom.stages.training import Before
     from worldloom.stages.worker import Worker
-    from worldloom.world_model.transformer import Shape
+    from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.transformer import Shape, WorldModel
 
 SENTINELS = 32  # spans of a document at most, where they are learnt
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -41,6 +43,21 @@ class Model(Settings):
         return self
 
 
+class Context(Settings):
+    """One of several trainings in a row, each on longer rows than the last (Large World Model, arXiv:2402.08268, section 3)."""
+
+    row_length: PositiveInt = Field(description="tokens of a row")
+    steps: PositiveInt = Field(description="optimizer steps; warm-up and schedule begin again")
+    rope_theta: PositiveFloat | None = Field(
+        default=None,
+        description="slowest rotary wavelength / 2 pi, in tokens; null: as in `model`. Longer rows want a larger one: "
+        "LWM takes 1e6 for 32 thousand tokens, 1e7 for 128, 2.5e7 for 512, 5e7 for a million",
+    )
+    rows: PositiveInt | None = Field(default=None, description="rows of a step; null: as in the stage")
+    learning_rate: PositiveFloat | None = Field(default=None, description="at its highest; null: as in the stage")
+    weights: dict[str, NonNegativeFloat] | None = Field(default=None, description="as in the stage; null: those of the stage")
+
+
 class TrainWorldModel(TrainingSettings):
     """One training; a step learns from `rows` x `row_length` tokens, all workers together."""
 
@@ -57,23 +74,59 @@ class TrainWorldModel(TrainingSettings):
     weights: dict[str, NonNegativeFloat] = Field(
         {}, description="stream, or order -> what a label of it counts in the loss; 1 where not said"
     )
+    loss_mean: Literal["token", "stream"] = Field(
+        "token", description="token: all labels of a batch count alike; stream: all streams do, however many labels they have"
+    )
+    stages: tuple[Context, ...] = Field(
+        (), description="trainings on longer and longer rows, each from what the last one left; in place of steps and row_length"
+    )
     drop: dict[str, Share] = Field({}, description="stream -> the share of samples in which it is left out")
     full_share: Annotated[float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary")] = 1 / 16
     parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
         1, description="backward passes that a worker's rows are split into, to save memory"
     )
+    checkpoint_activations: Annotated[bool, NOT_IN_OUTPUT] = Field(
+        False, description="keep only what goes into each block and compute the rest again on the way back: less memory, a third more work"
+    )
+    ema: Annotated[float | None, Field(ge=0, lt=1)] = Field(
+        None,
+        description="share of the weights' moving average that each update keeps, in its first updates less; "
+        "where it is given, the average is the model that is saved. null: the weights of the last step",
+    )
     learning_rate: PositiveFloat = Field(2e-3, description="at its highest, after the warm-up")
+    spike_guard: bool = Field(
+        True, description="where a loss leaps and stays up: goes back to a checkpoint from before, and passes over the batches that did it"
+    )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
+
+    @model_validator(mode="after")
+    def _steps_are_said_once(self) -> Self:
+        if not self.stages:
+            return self
+        for name in ("steps", "row_length"):
+            value, usual = getattr(self, name), type(self).model_fields[name].default
+            if value != usual:
+                raise ValueError(f"{name} is {value}, but each of the {len(self.stages)} stages has its own; leave out {name} or stages")
+        return self
+
+    @property
+    def all_stages(self) -> tuple["TrainWorldModel", ...]:
+        """The settings of each training in turn."""
+        if not self.stages:
+            return (self,)
+        made = []
+        for stage in self.stages:
+            said = {name: getattr(stage, name) for name in Context.model_fields if getattr(stage, name) is not None}
+            theta = said.pop("rope_theta", self.model.rope_theta)
+            made.append(self.model_copy(update={**said, "stages": (), "model": self.model.model_copy(update={"rope_theta": theta})}))
+        return tuple(made)
 
 
 def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, worker: "Worker") -> None:
     """Trains; rank 0 then writes the model, its figures and its card."""
     import torch
 
-    from worldloom.stages.learner import Player, resolve_precision
-    from worldloom.stages.token_batches import TokenBatches
-    from worldloom.stages.training import train
-    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+    from worldloom.stages.training import Before
     from worldloom.world_model.grammar import Grammar
     from worldloom.world_model.load import save_pretrained
     from worldloom.world_model.transformer import WorldModel
@@ -84,18 +137,46 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     tokens = _tokens(settings, inputs)
     streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
     grammar = Grammar(Vocabulary.of(streams, tokens.clock, SENTINELS if "span" in settings.objectives else 0))
-    batches = TokenBatches(
-        tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
-    )
-    model = WorldModel(shape_of(settings.model, grammar.vocabulary.size), torch.Generator().manual_seed(settings.seed))
-    precision = resolve_precision(settings.precision)
-    player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision)
-    shares = objectives(settings.objectives, settings.full_share, settings.weights)
-    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts)
-    train(learner, settings, batches, out, worker, out.name)
+    generator = torch.Generator().manual_seed(settings.seed)
+    model: WorldModel | None = None
+    before = Before(total=sum(stage.steps for stage in settings.all_stages))
+    for stage in settings.all_stages:
+        # Not the same module again: DeepSpeed leaves its marks on it.
+        longer = WorldModel(shape_of(stage.model, grammar.vocabulary.size), generator)
+        if model is not None:
+            longer.load_state_dict(model.state_dict())
+        model = longer
+        before = _train(stage, tokens, grammar, model, out, worker, before)
+    assert model is not None
     if worker.rank == 0:
         save_pretrained(out / "world", model, grammar)
         _report(settings, tokens, model, out)
+
+
+def _train(
+    settings: TrainWorldModel,
+    tokens: "Tokens | Mixture",
+    grammar: "Grammar",
+    model: "WorldModel",
+    out: Path,
+    worker: "Worker",
+    before: "Before",
+) -> "Before":
+    """One training, in place, behind those `before` it."""
+    from worldloom.stages.learner import Player, resolve_precision
+    from worldloom.stages.token_batches import TokenBatches
+    from worldloom.stages.training import train
+    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+
+    batches = TokenBatches(
+        tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
+    )
+    model.recompute = settings.checkpoint_activations
+    precision = resolve_precision(settings.precision)
+    player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
+    shares = objectives(settings.objectives, settings.full_share, settings.weights)
+    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream")
+    return train(learner, settings, batches, out, worker, out.name, before)
 
 
 def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
@@ -103,7 +184,8 @@ def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Pat
     import json
 
     figures = json.loads((out / "figures.json").read_bytes())
-    return {"parameters": int(figures["world.parameters"]), "steps": settings.steps, "tokens": int(figures["world.tokens_seen"])}
+    steps = sum(stage.steps for stage in settings.all_stages)
+    return {"parameters": int(figures["world.parameters"]), "steps": steps, "tokens": int(figures["world.tokens_seen"])}
 
 
 def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
@@ -138,7 +220,8 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
     from worldloom.stages.metrics import read
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    seen = int(read(out / "logs" / "metrics.jsonl")[-1]["tokens"])
+    last = read(out / "logs" / "metrics.jsonl")[-1]
+    seen = int(last["tokens"])
     write_figures(out, {"world.parameters": parameters, "world.tokens_seen": seen})
     streams = tuple(f"loss/{name}" for name in tokens.streams)
     others = [
@@ -150,9 +233,10 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
         ("parameters", parameters),
         ("vocabulary", model.shape.vocab_size),
         ("tokens seen", seen),
+        ("floating-point operations", f"{last['operations']:.3g}"),
         ("samples", tokens.samples("train")),
-        ("steps", settings.steps),
-        ("tokens a step, at most", settings.rows * settings.row_length),
+        ("steps", sum(stage.steps for stage in settings.all_stages)),
+        ("tokens a step, at most", ", then ".join(str(stage.rows * stage.row_length) for stage in settings.all_stages)),
     )
     blocks: tuple[Block, ...] = (
         Curves(series=streams, title="Loss of each stream", unit="nats per token"),
@@ -160,6 +244,7 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
         Curves(series=("loss/order", "loss/full"), title="Loss of the order of streams, and of the full softmax", unit="nats per token"),
         Curves(series=("gradient_norm/world",), title="Gradient norm before clipping"),
         Curves(series=("learning_rate",), title="Learning rate"),
+        Curves(series=("mfu",), title="Share of the device's rate of matrix products that training reached (MFU)"),
         Table(columns=("what", "how much"), rows=rows),
     )
     write_card(out, Card(title="World model", blocks=blocks))

@@ -3,55 +3,75 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from worldloom.stages import disk
-from worldloom.stages.checkpoint import Checkpoints
+from worldloom.stages.checkpoint import Checkpoints, Saved
 from worldloom.stages.deepspeed_engine import Engine, gather_gang
-from worldloom.stages.learner import Batches, Learner, Turn
+from worldloom.stages.device_rate import product_rate
+from worldloom.stages.hang_guard import hang_guard
+from worldloom.stages.learner import Batches, Learner, Precision, Turn
 from worldloom.stages.metrics import Metrics
 from worldloom.stages.numerics import numerics_of_this_process
+from worldloom.stages.spike_guard import Spike, SpikeGuard
 from worldloom.stages.tallies import Tallies
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Interrupted, Worker
 
 
-def train(learner: Learner, training: TrainingSettings, batches: Batches, out: Path, worker: Worker, fingerprint: str) -> None:
+class Before(NamedTuple):
+    """What trainings before this one have done, where one goes on from another in the same folder."""
+
+    steps: int = 0
+    position: dict[str, Any] | None = None  # of the data
+    tallies: dict[str, Any] | None = None
+    number: int = 0  # how many they were; names this one's checkpoints
+    total: int | None = None  # steps of all together, those to come included
+
+
+def train(
+    learner: Learner,
+    training: TrainingSettings,
+    batches: Batches,
+    out: Path,
+    worker: Worker,
+    fingerprint: str,
+    before: Before | None = None,
+) -> Before:
     """Trains whatever `learner` holds; called again on the same `out`, it continues. Every rank calls it.
 
-    Afterwards the learner's modules are on the CPU in fp32, with the masters that the optimizer kept. Raises Interrupted, after a
+    Returns what the next training goes on from. Afterwards the learner's modules are on the CPU in fp32, with the masters that the
+    optimizer kept or, for players that ask for it, their averages. Raises Interrupted, after a
     checkpoint, when the run was asked to stop, and Diverged.
     """
+    before = before or Before()
     with _reproducible(worker.threads, training.seed + worker.rank):
         gather_gang(worker)
         engines = {player.name: Engine(player, training, worker) for player in learner.players}
         numerics = numerics_of_this_process(worker.threads, "cuda" if torch.cuda.is_available() else "cpu")
         numerics |= {"zero": worker.zero, **{f"precision.{player.name}": player.precision for player in learner.players}}
-        checkpoints = Checkpoints(out, worker, fingerprint, numerics, training.keep)
+        folder = out / "checkpoints" / f"stage-{before.number}" if before.number else out / "checkpoints"
+        checkpoints = Checkpoints(folder, worker, fingerprint, numerics, training.keep, training.spike_guard)
         with checkpoints.alone():
             saved = checkpoints.restore(engines)
-            if saved is not None:
-                learner.load_state(saved.learner)
-            step, position = (saved.step, saved.position) if saved is not None else (0, None)
-            tallies = Tallies(saved.tallies if saved is not None else None)
-            metrics = None
             if worker.rank == 0:
                 disk.write_file(out / "logs" / "numerics.json", disk.canonical_json(numerics))
-                metrics = Metrics(out / "logs", step)
-            try:
-                _steps(learner, training, batches, worker, engines, checkpoints, tallies, metrics, step, position)
-            finally:
-                if metrics is not None:
-                    metrics.close()
+            while True:
+                try:
+                    after = _run(learner, training, batches, out, worker, engines, checkpoints, saved, before)
+                    break
+                except Spike as spike:
+                    saved = checkpoints.roll_back(engines, spike)
         for engine in engines.values():
             engine.release()
+    return after
 
 
 def learning_rate_share(training: TrainingSettings, step: int) -> float:
@@ -68,6 +88,42 @@ def learning_rate_share(training: TrainingSettings, step: int) -> float:
     return training.final_share + (1 - training.final_share) * left
 
 
+def _run(
+    learner: Learner,
+    training: TrainingSettings,
+    batches: Batches,
+    out: Path,
+    worker: Worker,
+    engines: Mapping[str, Engine],
+    checkpoints: Checkpoints,
+    saved: Saved | None,
+    before: Before,
+) -> Before:
+    """All steps behind a checkpoint, or all there are; Spike where it would be better to go back."""
+    if saved is not None:
+        learner.load_state(saved.learner)
+    step, position = (saved.step, saved.position) if saved is not None else (0, before.position)
+    counted = saved.tallies if saved is not None else {"tallies": before.tallies}
+    tallies = Tallies(counted.get("tallies"))
+    guard = SpikeGuard(counted.get("guard")) if training.spike_guard else None
+    if guard is not None and saved is None:
+        checkpoints.save(engines, 0, position, learner.state(), {"tallies": tallies.state(), "guard": guard.state()})
+    if step < training.steps and checkpoints.roll_backs:
+        tallies.set_total("roll_backs", len(checkpoints.roll_backs))
+    if step < training.steps:
+        metrics = Metrics(out / "logs", before.steps + step) if worker.rank == 0 else None
+        patience = training.hang_seconds if worker.world_size > 1 else None
+        try:
+            with hang_guard(out / "logs", worker.rank, patience) as alive:
+                position = _steps(
+                    learner, training, batches, worker, engines, checkpoints, tallies, guard, metrics, step, position, before, alive
+                )
+        finally:
+            if metrics is not None:
+                metrics.close()
+    return Before(before.steps + training.steps, position, tallies.state(), before.number + 1, before.total)
+
+
 def _steps(
     learner: Learner,
     training: TrainingSettings,
@@ -76,43 +132,55 @@ def _steps(
     engines: Mapping[str, Engine],
     checkpoints: Checkpoints,
     tallies: Tallies,
+    guard: SpikeGuard | None,
     metrics: Metrics | None,
     step: int,
     position: dict[str, Any] | None,
-) -> None:
-    """The steps from `step` to the last, with checkpoints between and behind them."""
-    if step == training.steps:
-        return
+    before: Before,
+    alive: Callable[[], None],
+) -> dict[str, Any]:
+    """The steps from `step` to the last, with checkpoints between and behind them; returns the position of the data behind them."""
     peak = max(player.learning_rate for player in learner.players)
+    best: Precision = "bf16" if any(player.precision == "bf16" for player in learner.players) else "fp32"
     saved_at = time.monotonic()
     notes: dict[str, float] = {}
+    passed_over = checkpoints.passed_over()
     for batch, after in batches.after(position):
+        if after in passed_over:
+            continue
+        alive()
         began = time.monotonic()
         share = learning_rate_share(training, step)
         for turn in learner.turns(batch, step):
-            _take(turn, engines[turn.player], share, step, tallies)
+            _take(turn, engines[turn.player], share, step, tallies, guard)
+        if guard is not None:
+            guard.end_step(step, after)
         step += 1
         done = step == training.steps
         tallies.end_step(time.monotonic() - began)
         if step % training.log_every == 0 or done:
             values = {**tallies.close_window(), "learning_rate": peak * share}
-            notes = {name: value for name, value in values.items() if name == "loss" or name.endswith("_per_second")}
+            if metrics is not None and "operations_per_second" in values:
+                values["mfu"] = values["operations_per_second"] / (worker.world_size * product_rate(metrics.path.parent, best))
+            shown = [name for name in values if name.endswith("_per_second") and not name.startswith("operations")]
+            notes = {name: values[name] for name in ("loss", *shown) if name in values}
             if metrics is not None:
-                metrics.write(step, tallies.seconds, values)
-        worker.report(step, training.steps, "steps", notes)
+                metrics.write(before.steps + step, tallies.seconds, values)
+        worker.report(before.steps + step, before.total or training.steps, "steps", notes)
         due = time.monotonic() - saved_at >= training.save_seconds or (training.save_every is not None and step % training.save_every == 0)
         save, stop = _on_any_rank(due, worker.stopping())
         if save or stop or done:
-            checkpoints.save(engines, step, after, learner.state(), tallies.state())
+            counted = {"tallies": tallies.state(), "guard": guard.state() if guard is not None else {}}
+            checkpoints.save(engines, step, after, learner.state(), counted)
             saved_at = time.monotonic()
         if done:
-            return
+            return after
         if stop:
             raise Interrupted
     raise AssertionError(f"the batches ended after {step} of {training.steps} steps; they must go on for ever")
 
 
-def _take(turn: Turn, engine: Engine, share: float, step: int, tallies: Tallies) -> None:
+def _take(turn: Turn, engine: Engine, share: float, step: int, tallies: Tallies, guard: SpikeGuard | None) -> None:
     """One turn: taken by all ranks, or, where a number is not finite on one of them, by none."""
     loss = sum(turn.losses.values(), start=torch.zeros((), device=engine.device))
     if _on_any_rank(not bool(torch.isfinite(loss.detach())))[0]:
@@ -120,6 +188,8 @@ def _take(turn: Turn, engine: Engine, share: float, step: int, tallies: Tallies)
     else:
         engine.backward(loss)
         tallies.note(turn, loss)
+        if guard is not None:
+            guard.note(turn, loss)
     if turn.step and engine.pending:
         norm = engine.step(share)
         if math.isfinite(norm):

@@ -39,9 +39,16 @@ class TrainingSettings(StageSettings):
     final_share: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="last learning rate as a share of the highest")
     decay_share: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of the steps that `wsd` spends falling")
     clip: NonNegativeFloat = Field(1.0, description="highest gradient norm; 0 leaves gradients as they are")
+    spike_guard: bool = Field(
+        False, description="where a loss leaps and stays up: goes back to a checkpoint from before, and passes over the batches that did it"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the CPU or GPU has it, else fp32")
     save_every: Annotated[PositiveInt | None, NOT_IN_OUTPUT] = Field(None, description="steps between checkpoints; null: by time only")
     save_seconds: Annotated[PositiveFloat, NOT_IN_OUTPUT] = Field(30.0, description="seconds of training between checkpoints")
+    hang_seconds: Annotated[PositiveFloat | None, NOT_IN_OUTPUT] = Field(
+        900.0,
+        description="where several workers train: a step, or a save, that takes longer ends them, to be started again; null: never",
+    )
     keep: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(3, description="newest checkpoints that stay")
     log_every: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(10, description="steps between lines of metrics")
     deepspeed: dict[str, Any] = Field({}, description="handed to DeepSpeed as it is, without the keys that the loop fills itself")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 Item = TypeVar("Item")
 
@@ -27,6 +27,7 @@ class Worker:
     world_size: int = 1
     threads: int = 1  # CPU threads that this worker may use
     zero: int = 1  # ZeRO stage of a training gang
+    offload: Literal["none", "cpu"] = "none"  # where the gang keeps masters and optimizer; under ZeRO 3 the parameters too
     stopping: Callable[[], bool] = _never  # True once somebody asked the run to stop
     # done by this worker, total of the whole stage, unit, numbers worth showing
     report: Callable[[int, int, str, dict[str, float]], None] = _silent

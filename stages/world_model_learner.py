@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from worldloom.stages.learner import Mean, Player, Turn
 from worldloom.stages.order import uniform
@@ -38,13 +39,21 @@ def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping
 
 
 class WorldModelLearner:
-    """One player. A document serves one objective, drawn for its place; the loss is a mean over all labels of the global batch.
+    """One player. A document serves one objective, drawn for its place; the loss is a mean over all labels of the global batch or,
+    with `by_stream`, the mean over the streams (and the order of streams) of the mean over each one's labels.
 
     Documents of all objectives lie in one batch and go through the model together.
     """
 
     def __init__(
-        self, model: WorldModel, grammar: Grammar, player: Player, objectives: Mapping[str, tuple[Objective, float]], seed: int, parts: int
+        self,
+        model: WorldModel,
+        grammar: Grammar,
+        player: Player,
+        objectives: Mapping[str, tuple[Objective, float]],
+        seed: int,
+        parts: int,
+        by_stream: bool = False,
     ) -> None:
         """`player` holds `model`; `parts`: backward passes that a rank's batch is split into."""
         assert player.module is model
@@ -54,13 +63,20 @@ class WorldModelLearner:
         self.objectives = dict(objectives)
         self.seed = seed
         self.parts = parts
+        self.by_stream = by_stream
 
     def turns(self, batch: TokenBatch, step: int) -> Iterator[Turn]:
         """One turn for each part of the batch."""
         device = next(self.model.parameters()).device
         shares = [batch.take(part) for part in np.array_split(np.arange(len(batch.places)), self.parts)]
         parts = [self._examples(share) for share in shares]
-        weight = _over_ranks(sum(_weight(example) for examples in parts for example in examples.values()), device)
+        counted = [self._weights(example) for examples in parts for example in examples.values()]
+        weights = _over_ranks(torch.stack(counted).sum(0), device)
+        if self.by_stream:
+            # What a label of each stream counts, so that all labels of all streams together count 1.
+            each = torch.where(weights > 0, 1 / (weights * (weights > 0).sum()), 0.0)
+            parts = [{name: self._weighted(example, each) for name, example in examples.items()} for examples in parts]
+        weight = 1.0 if self.by_stream else float(weights.sum())
         for number, (share, examples) in enumerate(zip(shares, parts, strict=True)):
             there = {name: example.to(device) for name, example in examples.items()}
             # Every token but a document's first is predicted; examples leave out some whose prediction cannot be wrong.
@@ -82,6 +98,20 @@ class WorldModelLearner:
             examples[name] = make(mine.woven, self.grammar, mine.places, self.seed)
         return examples
 
+    def _weights(self, example: Example) -> Tensor:
+        """The sum of the labels' weights for each stream, then for everything else, float64; labels that cost nothing left out."""
+        places = torch.cat([choice.places for choice in example.choices]) if example.choices else torch.zeros(0, dtype=torch.int64)
+        sums = torch.zeros(len(self.grammar.vocabulary.streams) + 1, dtype=torch.float64)
+        return sums.index_add_(0, self._streams(example)[places], example.weights[places].double())
+
+    def _weighted(self, example: Example, each: Tensor) -> Example:
+        return example._replace(weights=example.weights * each[self._streams(example)].float())
+
+    def _streams(self, example: Example) -> Tensor:
+        """The number of every label's stream; one more than there are for the order of streams."""
+        streams = len(self.grammar.vocabulary.streams)
+        return torch.where((example.legal >= 0) & (example.legal < streams), example.legal, streams)
+
     def _turn(self, examples: Mapping[str, Example], weight: float, predicted: int, last: bool) -> Turn:
         metrics: dict[str, Mean] = {}
         ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -94,17 +124,14 @@ class WorldModelLearner:
                 other = metrics.get(series)
                 metrics[series] = Mean(nats, labels) if other is None else Mean(other.total + nats, other.weight + labels)
         name = next(iter(examples)) if len(examples) == 1 else "all"
-        losses = {name: found.total * (ranks / max(weight, 1.0))}
-        return Turn(self.players[0].name, losses, metrics, {"tokens": predicted}, step=last)
+        losses = {name: found.total * (ranks / weight if weight else 0.0)}
+        return Turn(self.players[0].name, losses, metrics, {"tokens": predicted, "operations": self.model.operations(example)}, step=last)
 
 
-def _weight(example: Example) -> float:
-    return float(sum(example.weights[choice.places].double().sum() for choice in example.choices))
-
-
-def _over_ranks(value: float, device: torch.device) -> float:
+def _over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """The sums over all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = torch.tensor(value, dtype=torch.float64, device=device)
+        return values
+    box = values.to(device)
     dist.all_reduce(box)
-    return float(box)
+    return box.cpu()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from worldloom.world_model.attention import Attention, PackedAttention
 from worldloom.world_model.example import Example
@@ -48,6 +49,7 @@ class WorldModel(nn.Module):
         """Weights are drawn from `generator`, which lives on the CPU: N(0, 0.02), smaller where a layer writes to the residual."""
         super().__init__()
         self.shape = shape
+        self.recompute = False  # whether training keeps only what goes into a block, and computes the rest of it again on the way back
         self.embedding = nn.Parameter(torch.empty(shape.vocab_size, shape.width))
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.norm = nn.Parameter(torch.ones(shape.width))
@@ -63,7 +65,10 @@ class WorldModel(nn.Module):
         x = F.embedding(tokens, self.embedding)
         rotation = rotary(positions, self.shape.head_width, self.shape.rope_theta, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, layer, attention)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotation, layer, attention, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, rotation, layer, attention)
         return rms_norm(x, self.norm, self.shape.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -74,6 +79,21 @@ class WorldModel(nn.Module):
         """The loss of a whole example."""
         hidden = self(example.inputs, example.positions, PackedAttention(example.runs))
         return cross_entropy(hidden, self.output, example.choices, example.weights)
+
+    def operations(self, example: Example) -> int:
+        """Floating-point operations of the products in one pass forward and one back (twice as many as forward).
+
+        Those that attention leaves out because nothing of them is seen, and those of codes that cannot be, are not counted.
+        """
+        shape = self.shape
+        heads = shape.heads * shape.head_width
+        matrices = shape.width * ((2 * shape.heads + 2 * shape.kv_heads) * shape.head_width + 3 * shape.ff)
+        blocks = matrices * len(example.inputs)
+        for run in example.runs:
+            seen = run.length * (run.length + 1) // 2 if run.causal else run.length**2
+            blocks += 2 * heads * seen * run.documents
+        logits = sum(len(choice.places) * sum(last - first for first, last in choice.ranges) for choice in example.choices)
+        return 6 * (shape.depth * blocks + shape.width * logits)
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.shape)

@@ -32,7 +32,7 @@ def step(one):
 
 
 def checkpoints(out, **changes):
-    return Checkpoints(**{"out": out, "worker": Worker(), "fingerprint": "abc", "numerics": {"threads": 1}, "keep": 3, **changes})
+    return Checkpoints(out / "checkpoints", **{"worker": Worker(), "fingerprint": "abc", "numerics": {"threads": 1}, "keep": 3, **changes})
 
 
 @pytest.fixture
@@ -81,12 +81,12 @@ def test_only_the_newest_stay(saved):
 
 
 def _cut(folder):
-    file = next((folder / "engines" / "model").glob("*optim*"))
+    file = next((folder / "engines" / "model").glob("rank-*"))
     file.write_bytes(file.read_bytes()[:-1])
 
 
 def _flip(folder):
-    file = next((folder / "engines" / "model").glob("*model_states*"))
+    file = next((folder / "engines" / "model").glob("others*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -169,8 +169,7 @@ def test_two_trainings_in_one_folder_are_refused(saved, monkeypatch):
 
 def test_numbers_that_are_not_finite_cannot_be_saved(saved):
     one = engine()
-    with torch.no_grad():
-        one.module.bias.fill_(float("inf"))
+    one.masters.flats[0].detach()[1] = float("inf")
     store = checkpoints(saved)
     with store.alone(), pytest.raises(FloatingPointError, match="step 4: parameters of model are not finite"):
         store.save({"model": one}, 4, {}, {}, {})
@@ -186,22 +185,22 @@ def test_a_step_saved_again_replaces_itself(saved):
     assert len(names(saved)) == 3
 
 
-def test_what_deepspeed_drops_is_noticed(saved, monkeypatch):
+def test_what_is_not_restored_is_noticed(saved, monkeypatch):
     load = Engine.load
 
-    def drops(self, folder, tag):
-        load(self, folder, tag)
-        for state in self._torch_optimizer.state.values():
+    def drops(self, folder):
+        load(self, folder)
+        for state in self.masters.torch_optimizer.state.values():
             state["exp_avg"].zero_()
 
     monkeypatch.setattr(Engine, "load", drops)
-    with pytest.raises(CheckpointError, match="what DeepSpeed restored of model is not what it saved"):
+    with pytest.raises(CheckpointError, match="what was restored of model is not what was saved"):
         restored(saved)
 
 
 def test_a_folder_without_a_checkpoint_is_no_fresh_start(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint that DeepSpeed can load"):
-        engine().load(tmp_path, "model")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        engine().load(tmp_path)
 
 
 def test_generators_and_learners_state_come_back(tmp_path):

@@ -18,7 +18,7 @@ from worldloom.stages.learner import Player
 from worldloom.stages.metrics import read
 from worldloom.stages.settings import StageSettings
 from worldloom.stages.token_batches import TokenBatches
-from worldloom.stages.train_world_model import Model, TrainWorldModel, shape_of
+from worldloom.stages.train_world_model import Context, Model, TrainWorldModel, shape_of
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.stages.world_model_learner import WorldModelLearner, objectives
 from worldloom.world_model.grammar import Grammar
@@ -84,7 +84,7 @@ def train(tokens, folder, worker=None, **changes):
 
 def losses(out):
     lines = read(out / "logs" / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "time" and "second" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("time", "mfu") and "second" not in name} for line in lines]
 
 
 def test_it_learns_what_the_caption_says_of_the_frame(tokens, tmp_path):
@@ -173,6 +173,64 @@ def test_the_loss_is_a_mean_over_labels_and_the_sum_of_its_parts(tokens):
     assert sum(turn.counts["tokens"] for turn in turns) == batch.woven.lengths.sum() - len(batch.places)
 
 
+def test_the_loss_can_be_a_mean_over_streams(tokens):
+    data = Tokens(tokens)
+    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in data.streams.items()}))
+    model = WorldModel(shape_of(settings().model, grammar.vocabulary.size), torch.Generator().manual_seed(1))
+    learner = WorldModelLearner(
+        model, grammar, Player("world", model, 1e-3), objectives({"next_token": 1.0}, 0.0, {}), 0, 2, by_stream=True
+    )
+    batch, _ = next(TokenBatches(data, grammar, "train", 4, 32, 0).after(None))
+    turns = list(learner.turns(batch, 0))
+    nats, labels = ({name: sum(float(t.metrics[name][part]) for t in turns) for name in turns[0].metrics} for part in (0, 1))
+    expected = np.mean([nats[name] / labels[name] for name in nats if labels[name]])
+    assert len(set(labels.values())) > 1
+    assert sum(float(turn.losses["next_token"].detach()) for turn in turns) == pytest.approx(expected, rel=1e-5)
+
+
+CONTEXTS = ({"row_length": 32, "steps": 6}, {"row_length": 48, "steps": 5, "rope_theta": 5e4, "rows": 2, "learning_rate": 1e-3})
+
+
+def contexts(*stages):
+    return {"stages": tuple(Context(**stage) for stage in stages), "steps": 1_000, "row_length": 256}
+
+
+@pytest.mark.parametrize("at", [3, 6, 9], ids=["in the first", "between", "in the second"])
+def test_longer_and_longer_rows_go_on_anywhere(tokens, tmp_path, at):
+    whole = train(tokens, tmp_path / "whole", **contexts(*CONTEXTS))
+    steps = [0]
+    stopping = Worker(stopping=lambda: steps[0] >= at, report=lambda done, *_: steps.__setitem__(0, done))
+    # Behind the last step of a training there is nothing left of it to stop, and the next one stops after a step.
+    with pytest.raises(Interrupted):
+        train(tokens, tmp_path / "two", stopping, **contexts(*CONTEXTS))
+    resumed = train(tokens, tmp_path / "two", **contexts(*CONTEXTS))
+    assert losses(resumed.folder) == losses(whole.folder)
+    assert [line["step"] for line in losses(whole.folder)] == list(range(1, 12))
+    assert (whole.folder / "DONE.json").read_bytes() == (resumed.folder / "DONE.json").read_bytes()
+    assert from_pretrained(whole.folder / "world").model.shape.rope_theta == 5e4
+    seen = [line["tokens"] for line in losses(whole.folder)]
+    assert seen == sorted(set(seen))
+
+
+def test_each_of_them_begins_with_what_the_last_one_left(tokens, tmp_path):
+    short = train(tokens, tmp_path / "short", **contexts(CONTEXTS[0]))
+    long = train(tokens, tmp_path / "long", **contexts(CONTEXTS[0], {**CONTEXTS[1], "learning_rate": 1e-9}))
+    a, b = (from_pretrained(artifact.folder / "world").model for artifact in (short, long))
+    for one, other in zip(a.parameters(), b.parameters(), strict=True):
+        # The bf16 weights are what the second one's masters begin with.
+        torch.testing.assert_close(other, one, rtol=2**-8, atol=1e-6)
+    assert (short.counts["steps"], long.counts["steps"]) == (6, 11)
+
+
+def test_recomputed_activations_and_averages_leave_what_they_should(tokens, tmp_path):
+    plain, again, averaged = (
+        train(tokens, tmp_path / str(n), **changes) for n, changes in enumerate(({}, {"checkpoint_activations": True}, {"ema": 0.5}))
+    )
+    assert losses(plain.folder) == losses(again.folder) == losses(averaged.folder)
+    models = [(artifact.folder / "world" / "model.safetensors").read_bytes() for artifact in (plain, again, averaged)]
+    assert models[0] == models[1] != models[2]
+
+
 def test_weights_change_what_counts(tokens, tmp_path):
     even, odd = (
         train(tokens, tmp_path / str(weight), steps=30, warmup=2, learning_rate=1e-2, weights={"frame": weight}) for weight in (1.0, 0.0)
@@ -192,6 +250,7 @@ def test_weights_change_what_counts(tokens, tmp_path):
         ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16 is filled from the stage's own settings"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "comes from the profile"),
         ({"drop": {"frame": 1.0}}, "less than 1"),
+        ({"stages": [{"row_length": 64, "steps": 5}], "steps": 9}, "steps is 9, but each of the 1 stages has its own; leave out steps"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):

@@ -1,21 +1,26 @@
 """The training loop, with a learner that has all there is to lose: two players, buffers, hidden generators and one of its own."""
 
+import json
+import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldloom.stages import checkpoint, metrics, tallies
+from worldloom.stages import checkpoint, metrics, spike_guard, tallies
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.training import learning_rate_share, train
@@ -74,9 +79,9 @@ class Toy:
 class Regression:
     """A learner without randomness, the same for any number of ranks."""
 
-    def __init__(self, precision: str = "fp32") -> None:
+    def __init__(self, precision: str = "fp32", average: float | None = None) -> None:
         self.module = _mlp(5, 7, 3, torch.Generator().manual_seed(3))
-        self.players = (Player("model", self.module, 1e-2, precision=precision),)  # type: ignore[arg-type]
+        self.players = (Player("model", self.module, 1e-2, precision=precision, average=average),)  # type: ignore[arg-type]
 
     def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
         rows = batch.to(next(self.module.parameters()).dtype)
@@ -115,11 +120,18 @@ def settings(**changes: Any) -> TrainingSettings:
     return TrainingSettings(**{"run": "toy", "steps": 20, "warmup": 3, "log_every": 1, "save_seconds": 1e9, **changes})
 
 
-def run(out: Path, learner: Any = None, batches: Batches | None = None, zero: int = 1, stop_at: int | None = None, **changes: Any) -> Any:
+def run(
+    out: Path,
+    learner: Any = None,
+    batches: Batches | None = None,
+    stop_at: int | None = None,
+    worker: Mapping[str, Any] = {},
+    **changes: Any,
+) -> Any:
     """One start of a training; returns its learner. `stop_at`: the step after which somebody asks it to stop."""
     learner = learner or Toy()
     at = [0]
-    worker = Worker(zero=zero, stopping=lambda: at[0] == stop_at, report=lambda done, total, unit, notes: at.__setitem__(0, done))
+    worker = Worker(**worker, stopping=lambda: at[0] == stop_at, report=lambda done, total, unit, notes: at.__setitem__(0, done))
     train(learner, settings(**changes), batches or Rows(), out, worker, FINGERPRINT)
     return learner
 
@@ -131,7 +143,7 @@ def stopped(out: Path, at: int = 7, **changes: Any) -> None:
 
 def losses(out: Path) -> list[dict[str, float]]:
     return [
-        {name: value for name, value in line.items() if "time" not in name and "second" not in name}
+        {name: value for name, value in line.items() if "time" not in name and "second" not in name and name != "mfu"}
         for line in metrics.read(out / "logs" / "metrics.jsonl")
     ]
 
@@ -143,9 +155,9 @@ def parameters(learner: Toy) -> list[Tensor]:
 @pytest.mark.parametrize("zero", [0, 1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resuming_equals_not_stopping_to_the_last_bit(tmp_path: Path, precision: str, zero: int) -> None:
-    whole = run(tmp_path / "whole", Toy(precision), zero=zero)
-    stopped(tmp_path / "two", learner=Toy(precision), zero=zero)
-    resumed = run(tmp_path / "two", Toy(precision), zero=zero)
+    whole = run(tmp_path / "whole", Toy(precision), worker={"zero": zero})
+    stopped(tmp_path / "two", learner=Toy(precision), worker={"zero": zero})
+    resumed = run(tmp_path / "two", Toy(precision), worker={"zero": zero})
     assert losses(tmp_path / "two") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "two")) == 20
     assert whole.seen[7:] == resumed.seen
@@ -166,7 +178,7 @@ def test_whatever_is_left_out_of_a_checkpoint_shows(tmp_path: Path, monkeypatch:
         if left_out == "generators":
             torch.set_rng_state(hidden)
         if left_out == "optimizer":
-            engines["generator"]._torch_optimizer.state.clear()
+            engines["generator"].masters.torch_optimizer.state.clear()
         if left_out == "buffers":
             engines["generator"].module.get_buffer("average").fill_(1 / 3)
         return checkpoint.Saved(
@@ -226,7 +238,7 @@ def test_a_step_is_the_step_of_plain_torch(tmp_path: Path, zero: int) -> None:
     training = settings(steps=6, clip=0.5)
     # ZeRO 3 would keep parameters as small as these on every rank.
     block = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero == 3 else {}
-    ours = run(tmp_path, zero=zero, steps=6, clip=0.5, deepspeed=block)
+    ours = run(tmp_path, worker={"zero": zero}, steps=6, clip=0.5, deepspeed=block)
     plain = Toy()
     optimizers = {}
     for player in plain.players:
@@ -255,7 +267,7 @@ def test_a_step_is_the_step_of_plain_torch(tmp_path: Path, zero: int) -> None:
 def test_a_turn_whose_loss_is_not_finite_is_left_out(tmp_path: Path, precision: str, zero: int) -> None:
     learner = Toy(precision)
     learner.poison = {2, 3}
-    run(tmp_path, learner, steps=5, zero=zero)
+    run(tmp_path, learner, steps=5, worker={"zero": zero})
     assert all(bool(torch.isfinite(value).all()) for value in parameters(learner))
     assert [line.get("skipped") for line in losses(tmp_path)] == [None, None, 1, 2, 2]
 
@@ -270,7 +282,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tmp_path: Pat
             yield Turn("model", {"root": flat.sqrt() if step == 1 else self.module[0].weight.float().square().sum()})
 
     learner = Steep(precision)
-    run(tmp_path, learner, steps=3, zero=zero)
+    run(tmp_path, learner, steps=3, worker={"zero": zero})
     assert losses(tmp_path)[-1]["skipped"] == 1
     assert all(bool(torch.isfinite(p).all()) for p in learner.module.parameters())
     assert losses(tmp_path)[2]["loss"] < losses(tmp_path)[0]["loss"]
@@ -300,9 +312,9 @@ def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_losses(tmp_path: Path) -> None:
-    out = tmp_path / "fp32"
+    out = tmp_path / "toy"
     for _ in range(2):
-        process = _start(tmp_path, steps=60)
+        process = _start([{"out": str(out), "kind": "toy", "steps": 60, "save_every": 1}])
         until = _newest_step(out) + 12
         while process.poll() is None and _newest_step(out) < until:
             time.sleep(0.001)
@@ -313,19 +325,154 @@ def test_killed_anywhere_it_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     assert losses(out) == losses(tmp_path / "whole")
 
 
-def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    gang = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [_start(tmp_path, "regression", "fp32,bf16", steps=8, RANK=rank, LOCAL_RANK=rank, **gang) for rank in range(2)]
-    assert [rank.wait() for rank in ranks] == [0, 0]
-    for precision, tolerance in (("fp32", 1e-5), ("bf16", 2e-2)):
-        run(tmp_path / "one" / precision, Regression(precision), steps=8)
-        for one, two in zip(losses(tmp_path / "one" / precision), losses(tmp_path / precision), strict=True):
-            assert one["loss"] == pytest.approx(two["loss"], rel=tolerance)
-    with pytest.raises(checkpoint.CheckpointError, match="saved by 2 training workers and cannot go on with 1"):
-        run(tmp_path / "fp32", Regression(), steps=8)
+# Trainings of two ranks, one after the other in the same two processes.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "averaged": {"average": 0.7},
+    "elastic": {"stop_at": 3},
+    **{f"zero-{zero}": {"worker": {"zero": zero}} for zero in range(4)},
+    **{f"offload-{zero}": {"worker": {"zero": zero, "offload": "cpu"}} for zero in (1, 2, 3)},
+}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of `TOGETHER`, each with the weights that were left."""
+    folder = tmp_path_factory.mktemp("together")
+    _gang([{"out": str(folder / name), "kind": "regression", "steps": 8, **changes} for name, changes in TOGETHER.items()])
+    return folder
+
+
+class Leaping:
+    """Rows without those of some numbers, and thirty times as large at others."""
+
+    def __init__(self, large: set[int], without: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        self.large, self.without = large, without
+
+    def after(self, position: dict[str, Any] | None) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for batch, behind in Rows().after(position):
+            if behind["consumed"] not in self.without:
+                yield batch * (30 if behind["consumed"] in self.large else 1), behind
+
+
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(spike_guard, "LEAST", 8)
+    return {"steps": 30, "spike_guard": True, "save_every": 4}
+
+
+def test_a_loss_that_leaps_sends_the_training_back_and_past_the_batches(tmp_path: Path, watchful: dict[str, Any]) -> None:
+    spiked = run(tmp_path / "spiked", Regression(), Leaping({15, 16, 18}), **watchful)
+    calm = run(tmp_path / "calm", Regression(), Leaping(set(), without={15, 16, 18}), **watchful)
+    assert all(torch.equal(a, b) for a, b in zip(spiked.module.parameters(), calm.module.parameters(), strict=True))
+    lines = losses(tmp_path / "spiked")
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[11].get("roll_backs") is None and {line["roll_backs"] for line in lines[12:]} == {1}
+    assert [{**line, "roll_backs": 1} for line in losses(tmp_path / "calm")[12:]] == lines[12:]
+    assert len(list((tmp_path / "spiked" / "checkpoints").glob("step-00000016.*.abandoned"))) == 1
+
+
+@pytest.mark.parametrize("at", [13, 17, 20], ids=["before it leaps", "between leaps", "after going back"])
+def test_a_roll_back_survives_a_stop(tmp_path: Path, watchful: dict[str, Any], at: int) -> None:
+    whole = run(tmp_path / "whole", Regression(), Leaping({15, 16, 18}), **watchful)
+    stopped(tmp_path / "two", at, learner=Regression(), batches=Leaping({15, 16, 18}), **watchful)
+    two = run(tmp_path / "two", Regression(), Leaping({15, 16, 18}), **watchful)
+    # Where it goes back to depends on when it saved, what it learns does not.
+    for line, other in zip(losses(tmp_path / "two"), losses(tmp_path / "whole"), strict=True):
+        assert {**line, "roll_backs": 1} == {**other, "roll_backs": 1}
+    assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), two.module.parameters(), strict=True))
+
+
+def test_a_branch_that_was_left_is_never_gone_on_with(tmp_path: Path, watchful: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when the roll-back is on the disk, before anything else is."""
+    monkeypatch.setattr(checkpoint.Checkpoints, "_abandon", lambda self: None)
+    monkeypatch.setattr(checkpoint.Checkpoints, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Regression(), Leaping({15, 16, 18}), **watchful)
+    monkeypatch.undo()
+    monkeypatch.setattr(spike_guard, "LEAST", 8)
+    run(tmp_path / "killed", Regression(), Leaping({15, 16, 18}), **watchful)
+    run(tmp_path / "whole", Regression(), Leaping({15, 16, 18}), **watchful)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_after_two_roll_backs_a_training_is_given_up(tmp_path: Path, watchful: dict[str, Any]) -> None:
+    with pytest.raises(tallies.Diverged, match=r"loss leapt 3 times between steps .* after 2 roll-backs .*look at the data at"):
+        run(tmp_path, Regression(), Leaping({*range(15, 40)}), **watchful)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_two_ranks_learn_what_one_learns(tmp_path: Path, together: Path, precision: str, tolerance: float) -> None:
+    run(tmp_path, Regression(precision), steps=8)
+    for one, two in zip(losses(tmp_path), losses(together / precision), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in TOGETHER if name.startswith(("zero", "offload"))])
+def test_every_way_of_sharing_leaves_the_same_weights(together: Path, name: str) -> None:
+    expected, got = load_file(together / "fp32" / "weights"), load_file(together / name / "weights")
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-5, atol=1e-5)
+
+
+def test_more_or_fewer_workers_go_on_with_the_same_samples(tmp_path: Path, together: Path) -> None:
+    """Two ranks up to step 3, one up to 6, two again to the end, in windows of 8 steps."""
+    out = tmp_path / "elastic"
+    shutil.copytree(together / "elastic", out)
+    stopped(out, at=6, learner=Regression(), steps=8)
+    _gang([{"out": str(out), "kind": "regression", "steps": 8}])
+    run(tmp_path / "whole", Regression(), steps=8)
+    for one, changed in zip(losses(tmp_path / "whole"), losses(out), strict=True):
+        assert changed == pytest.approx(one, rel=1e-5)
+
+
+def test_what_ranks_counted_since_the_last_line_is_not_lost_with_them(tmp_path: Path) -> None:
+    _gang([{"out": str(tmp_path / "fewer"), "kind": "regression", "steps": 8, "stop_at": 3, "log_every": 8}])
+    run(tmp_path / "fewer", Regression(), steps=8, log_every=8)
+    run(tmp_path / "whole", Regression(), steps=8, log_every=8)
+    assert losses(tmp_path / "fewer") == [pytest.approx(line, rel=1e-5) for line in losses(tmp_path / "whole")]
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_averages_of_the_weights_are_their_weighted_sum_and_what_is_left(tmp_path: Path, precision: str, zero: int) -> None:
+    path = []
+    for steps in range(7):
+        plain = Regression(precision)
+        if steps:
+            run(tmp_path / f"{steps}", plain, steps=steps, schedule="constant", worker={"zero": zero})
+        elif precision == "bf16":
+            plain.module.bfloat16().float()
+        path.append([p.detach().double() for p in plain.module.parameters()])
+    averaged = Regression(precision, average=0.3)
+    stopped(tmp_path / "averaged", at=4, learner=Regression(precision, average=0.3), steps=6, schedule="constant", worker={"zero": zero})
+    run(tmp_path / "averaged", averaged, steps=6, schedule="constant", worker={"zero": zero})
+    rates = [min(0.3, (1 + t) / (10 + t)) for t in range(6)]
+    shares = [math.prod(rates)] + [(1 - rates[t]) * math.prod(rates[t + 1 :]) for t in range(6)]
+    assert sum(shares) == pytest.approx(1)
+    for number, value in enumerate(averaged.module.parameters()):
+        expected = sum(share * weights[number] for share, weights in zip(shares, path, strict=True))
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_averages_of_two_ranks_are_those_of_one(tmp_path: Path, together: Path) -> None:
+    one = run(tmp_path, Regression(average=0.7), steps=8)
+    for key, value in load_file(together / "averaged" / "weights").items():
+        torch.testing.assert_close(value, one.module.state_dict()[key], rtol=1e-5, atol=1e-6)
+    plain = load_file(together / "fp32" / "weights")
+    assert not torch.allclose(plain["0.weight"], one.module[0].weight, atol=1e-4)
+
+
+def test_a_rank_that_hangs_ends_all_of_them_and_says_where(tmp_path: Path) -> None:
+    _gang([{"out": str(tmp_path), "kind": "stuck", "steps": 8, "hang_seconds": 4.0, "save_every": 1}], expected=1)
+    assert "in _sleep" in (tmp_path / "logs" / "hung-rank-1.txt").read_text()
+    assert _newest_step(tmp_path) == 3
+
+
+def _sleep(batch: Tensor, step: int) -> Iterator[Turn]:
+    time.sleep(1_000)
+    yield from ()
 
 
 @pytest.mark.parametrize(
@@ -350,15 +497,35 @@ def _newest_step(out: Path) -> int:
     return max((int(path.name[5:]) for path in (out / "checkpoints").glob("step-*")), default=0)
 
 
-def _start(out: Path, kind: str = "toy", precision: str = "fp32", steps: int = 20, **environment: Any) -> "subprocess.Popen[bytes]":
-    """A training in a process of its own, saving at every step."""
-    command = [sys.executable, "-W", "error", __file__, str(out), kind, precision, str(steps)]
+def _start(jobs: list[dict[str, Any]], **environment: Any) -> "subprocess.Popen[bytes]":
+    """Trainings in a process of their own."""
+    command = [sys.executable, "-W", "error", __file__, json.dumps(jobs)]
     return subprocess.Popen(command, env={**os.environ, **{name: str(value) for name, value in environment.items()}})
 
 
+def _gang(jobs: list[dict[str, Any]], expected: int = 0) -> None:
+    """The same with two ranks, which end with the expected code."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gang = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [_start(jobs, RANK=rank, LOCAL_RANK=rank, **gang) for rank in range(2)]
+    assert [rank.wait() for rank in ranks] == [expected, expected]
+
+
+def _job(
+    rank: int, world_size: int, out: str, kind: str, worker: Mapping[str, Any] = {}, stop_at: int | None = None, **changes: Any
+) -> None:
+    learner: Any = Toy() if kind == "toy" else Regression(changes.pop("precision", "fp32"), changes.pop("average", None))
+    if kind == "stuck" and rank == 1:
+        turns = learner.turns
+        learner.turns = lambda batch, step: _sleep(batch, step) if step == 3 else turns(batch, step)
+    with suppress(Interrupted):
+        run(Path(out), learner, Rows(rank, world_size), stop_at, {"rank": rank, "world_size": world_size, **worker}, **changes)
+    if rank == 0 and kind != "toy":
+        save_file({name: value.detach().clone() for name, value in learner.module.state_dict().items()}, Path(out) / "weights")
+
+
 if __name__ == "__main__":
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    for number_format in sys.argv[3].split(","):
-        chosen = Toy(number_format) if sys.argv[2] == "toy" else Regression(number_format)
-        wanted = settings(steps=int(sys.argv[4]), save_every=1)
-        train(chosen, wanted, Rows(rank, world_size), Path(sys.argv[1]) / number_format, Worker(rank, world_size), FINGERPRINT)
+    for job in json.loads(sys.argv[1]):
+        _job(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), **job)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from worldloom.world_model.attention import PackedAttention
-from worldloom.world_model.example import Run
+from worldloom.world_model.example import Choice, Example, Run
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.load import from_pretrained, save_pretrained
 from worldloom.world_model.transformer import Shape, WorldModel
@@ -111,3 +112,37 @@ def test_bfloat16_stays_near_float32() -> None:
     narrow = model.bfloat16()(TOKENS, POSITIONS, PackedAttention(RUNS)).detach()
     assert narrow.dtype == torch.bfloat16
     assert (narrow.float() - wide).norm() / wide.norm() < 0.05
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """Where whole documents are seen: causal ones are counted half, plus the diagonal."""
+    model, places = random_model(), torch.arange(0, 17, 2)
+    tensors = (TOKENS, TOKENS, POSITIONS, torch.ones(17), TOKENS)
+    choice = Choice("some", places, ((2, 5), (7, 18)), torch.zeros(9, dtype=torch.int64), None)
+    example = Example(*tensors, tuple(run._replace(causal=False) for run in RUNS), (choice,))
+    with FlopCounterMode(display=False) as counted:
+        model.losses(example).total.backward()  # type: ignore[no-untyped-call]
+    assert model.operations(example) == counted.get_total_flops()
+    unseen = sum(run.documents * run.length * (run.length - 1) // 2 for run in RUNS)
+    saved = model.operations(example) - model.operations(example._replace(runs=RUNS))
+    assert saved == 12 * SHAPE.depth * SHAPE.heads * SHAPE.head_width * unseen
+
+
+def test_what_is_computed_again_on_the_way_back_is_the_same_to_the_bit_and_need_not_be_kept() -> None:
+    def gradients(recompute: bool) -> tuple[list[torch.Tensor], int]:
+        model, kept = random_model().bfloat16(), 0
+        model.recompute = recompute
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = model(TOKENS, POSITIONS, PackedAttention(RUNS))
+        hidden.float().square().sum().backward()  # type: ignore[no-untyped-call]
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None], kept
+
+    (plain, kept), (again, kept_again) = gradients(False), gradients(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True)) and len(plain) == 2 * 8 + 2
+    assert kept_again < kept / 4

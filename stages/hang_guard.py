@@ -1,0 +1,24 @@
+"""Ends a rank that has not finished a step for too long: where one rank is stuck, the others would wait for it for ever."""
+
+import faulthandler
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def hang_guard(logs: Path, rank: int, seconds: float | None) -> Iterator[Callable[[], None]]:
+    """Gives a function to call at every step. If no call comes for `seconds` (None: for ever), where every thread stands is written to
+    logs/hung-rank-<rank>.txt and the process ends at once; the checkpoints are what the next start goes on from."""
+    if seconds is None:
+        yield lambda: None
+        return
+    logs.mkdir(parents=True, exist_ok=True)
+    path = logs / f"hung-rank-{rank}.txt"
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            # By a thread that needs no interpreter: it wakes up even where a library never comes back to Python.
+            yield lambda: faulthandler.dump_traceback_later(seconds, file=file, exit=True)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    path.unlink(missing_ok=True)
