@@ -26,7 +26,7 @@ from worldloom.world_model.vocabulary import Vocabulary, code_stream
 
 ROUNDS = 3
 CODES, STEPS = 256, 12
-SHAPE = {"width": 384, "depth": 6, "heads": 6, "kv_heads": 6, "ff": 1024, "head_width": 64}
+SHAPE: dict[str, Any] = {"width": 384, "depth": 6, "heads": 6, "kv_heads": 6, "ff": 1024, "head_width": 64}
 GOALS = {8: (2.0, 2.6), 1: (2.5, 2.5), 32: (1.5, 1.5)}  # batch: over the best peer, over the plain one
 NEAR, FAR, TOKENS = 64, 1024, 32  # how a step grows: tokens already there, and how many are timed
 
@@ -67,7 +67,7 @@ def _growth(decoder: Decoder) -> Figure:
     more = 8 * (FAR - NEAR) * 2 * decoder.shape.kv_heads * decoder.shape.head_width * decoder.shape.depth
     there = torch.ones(more, dtype=torch.bfloat16)
     steps = {name: (lambda cache=cache, at=at: _steps(cache, at)) for (name, cache), at in zip(caches.items(), (NEAR, FAR), strict=True)}
-    taken = seconds_of({**steps, "bytes": lambda: there.view(torch.int16).max()}, ROUNDS)  # type: ignore[dict-item]
+    taken = seconds_of({**steps, "bytes": lambda: there.view(torch.int16).max()}, ROUNDS)
     allowed = taken["near"] / TOKENS + taken["bytes"]
     return at_most("sampling.growth", taken["far"] / TOKENS, f"s a step at {FAR} tokens", f"at {NEAR}, and the bytes", allowed, goal=1.25)
 
