@@ -45,4 +45,4 @@ class AttentionPool(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, K, N, E]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)

@@ -32,15 +32,9 @@ def _vit(about: VitSettings, generator: torch.Generator) -> ViT:
         about.subset,
         _relations(about, generator)[about.relation],
     )
-    placed = int(about.class_token) + int(about.distillation_token)
-    positions = {
-        "learned": lambda: LearnedPositions(about.grid, about.width, placed, generator),
-        "sine": lambda: SinePositions(about.width, placed),
-        "none": lambda: None,
-    }
     return ViT(
         ConvPatches(about.channels, about.width, about.patch, about.fitting, generator),
-        positions[about.positions](),
+        _positions(about, generator),
         about.depth,
         style,
         about.class_token,
@@ -50,6 +44,13 @@ def _vit(about: VitSettings, generator: torch.Generator) -> ViT:
         about.pooling,
         generator,
     )
+
+
+def _positions(about: VitSettings, generator: torch.Generator) -> LearnedPositions | SinePositions | None:
+    placed = int(about.class_token) + int(about.distillation_token)
+    if about.positions == "learned":
+        return LearnedPositions(about.grid, about.width, placed, generator)
+    return SinePositions(about.width, placed) if about.positions == "sine" else None
 
 
 def _relations(about: VitSettings, generator: torch.Generator) -> dict[str, Callable[[], Relation] | None]:

@@ -28,7 +28,7 @@ class RelativeKeys(nn.Module):
         """Queries and keys as they are; bias [B, K, T, T]."""
         h, w = grid
         prefix = query.shape[2] - h * w
-        places = query[:, :, prefix:].unflatten(2, grid)
+        places = query[:, :, prefix:].reshape(*query.shape[:2], h, w, -1)
         along_rows = torch.einsum("bkrce,rse->bkrcs", places, self.rows[self._clipped(h, query.device)])
         along_columns = torch.einsum("bkrce,cde->bkrcd", places, self.columns[self._clipped(w, query.device)])
         bias = (along_rows[..., None] + along_columns[..., None, :]) / query.shape[-1] ** 0.5

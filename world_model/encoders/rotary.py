@@ -45,7 +45,7 @@ def axial_angles(places: Tensor, head_width: int, theta: float) -> Tensor:
 def turn(x: Tensor, angles: Tensor) -> Tensor:
     """[..., T, E] turned by [T, A, E / A / 2]."""
     axes, half = angles.shape[1:]
-    parts = x.unflatten(-1, (axes, 2, half))
+    parts = x.reshape(*x.shape[:-1], axes, 2, half)
     first, second = parts[..., 0, :], parts[..., 1, :]
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2).flatten(-3)

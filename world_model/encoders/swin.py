@@ -126,7 +126,7 @@ class Swin(nn.Module):
             if self.mask_token is None:
                 raise ValueError("this Swin has no mask token to hide patches with; make it with mask_token")
             x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
-        return x.unflatten(1, self.patches.grid(*pixels.shape[-2:]))
+        return x.reshape(len(x), *self.patches.grid(pixels.shape[-2], pixels.shape[-1]), -1)
 
 
 class _Stage(nn.Module):

@@ -1,0 +1,73 @@
+"""SimMIM (arXiv:2111.09886): hidden patches are drawn again by one linear map, and judged by L1 on hidden pixels alone.
+
+B batch, C channels, H x W pixels, N patches, D width, s stride: pixels along the side of what a token of the last grid stands for.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldloom.world_model.encoders.swin import Swin
+from worldloom.world_model.encoders.vit import ViT
+
+UNIT, RATIO = 32, 0.6  # pixels along the side of what is hidden or not, and the share that is (section 3.2)
+
+
+class Redrawn(NamedTuple):
+    """What a masked picture became."""
+
+    loss: Tensor
+    pixels: Tensor  # [B, C, H, W]
+
+
+class SimMIM(nn.Module):
+    """An encoder with a mask token and a linear head to s x s pixels; class tokens and registers are dropped before the head."""
+
+    def __init__(self, encoder: ViT | Swin, generator: torch.Generator | None = None) -> None:
+        """The head is drawn from `generator`: N(0, 0.02), cut at two."""
+        super().__init__()
+        if encoder.mask_token is None:
+            raise ValueError("masked image modelling needs an encoder with a mask token; set mask_token")
+        self.encoder, self.stride = encoder, encoder.stride
+        self.channels = encoder.patches.weight.shape[1]
+        self.head = nn.Linear(encoder.width, self.channels * self.stride**2)
+        with torch.no_grad():
+            nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
+            self.head.bias.zero_()
+
+    def forward(self, pixels: Tensor, hidden: Tensor) -> Redrawn:
+        """`hidden`, bool [B, N], names the patches that the encoder does not see and has to draw."""
+        tokens = self.encoder(pixels, hidden).tokens
+        H, W = pixels.shape[-2:]
+        h, w = -(-H // self.stride), -(-W // self.stride)
+        drawn = F.pixel_shuffle(self.head(tokens).transpose(1, 2).reshape(len(tokens), -1, h, w), self.stride)[..., :H, :W]
+        grid = self.encoder.patches.grid(H, W)
+        return Redrawn(masked_l1(pixels, drawn, self._pixels(hidden, grid)[..., :H, :W]), drawn)
+
+    def _pixels(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+        """bool [B, N] -> float [B, 1, h p, w p]."""
+        patch = self.encoder.patches.patch
+        places = hidden.view(-1, 1, *grid).to(self.head.weight.dtype)
+        return places.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+
+
+def masked_l1(pixels: Tensor, drawn: Tensor, mask: Tensor) -> Tensor:
+    """Sum of |x - y| over hidden pixels, by their number (`mask` is [B, 1, H, W], so the channels are divided by, too)."""
+    return ((pixels - drawn).abs() * mask).sum() / (mask.sum() + 1e-5) / pixels.shape[1]
+
+
+def hide_units(batch: int, grid: tuple[int, int], unit: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """bool [B, N]: of every picture ceil(ratio x units) squares of unit x unit patches, drawn on the CPU; those at the edge may be cut."""
+    units = -(-grid[0] // unit) * -(-grid[1] // unit)
+    return hide_by(torch.rand((batch, units), generator=generator), grid, unit, ratio)
+
+
+def hide_by(chances: Tensor, grid: tuple[int, int], unit: int, ratio: float) -> Tensor:
+    """The same where numbers [B, units] are drawn already: the smallest are hidden."""
+    down, across = -(-grid[0] // unit), -(-grid[1] // unit)
+    count = math.ceil(ratio * down * across)
+    units = torch.zeros(chances.shape, dtype=torch.bool).scatter(1, chances.argsort(1)[:, :count], True).view(-1, down, across)
+    return units.repeat_interleave(unit, 1).repeat_interleave(unit, 2)[:, : grid[0], : grid[1]].flatten(1)
