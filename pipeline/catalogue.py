@@ -6,6 +6,7 @@ from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
 from worldloom.stages.kind import StageKind
 from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
+from worldloom.stages.pretrain_encoder import STAGE as PRETRAIN_ENCODER
 from worldloom.stages.train_action_tokenizer import STAGE as TRAIN_ACTION_TOKENIZER
 from worldloom.stages.train_text_tokenizer import STAGE as TRAIN_TEXT_TOKENIZER
 from worldloom.stages.train_tokenizer import STAGE as TRAIN_TOKENIZER
@@ -22,6 +23,7 @@ STAGES: dict[str, StageKind] = {
         TRAIN_ACTION_TOKENIZER,
         ENCODE_DATASET,
         TRAIN_WORLD_MODEL,
+        PRETRAIN_ENCODER,
         EVALUATE_WORLD_MODEL,
     )
 }

@@ -32,7 +32,7 @@ NOT_IN_OUTPUT = NotInOutput()
 class Reference:
     """Marks a string field that names another stage; `produces` is what that stage must leave."""
 
-    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "scores"]
+    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "scores"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ G global views, S views of the student (the global ones first), B pictures, D wi
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -83,13 +82,15 @@ def cross_entropies(student: Tensor, targets: Tensor, temperature: float = STUDE
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum x teacher + (1 - momentum) x student, parameters only."""
-    ours, theirs = list(teacher.parameters()), [parameter.detach().to(ours.dtype) for parameter, ours in _pairs(student, teacher)]
+    ours: list[Tensor] = list(teacher.parameters())
+    theirs = [parameter.detach().to(mine.dtype) for parameter, mine in zip(student.parameters(), ours, strict=True)]
     torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Mean over rows [..., K], in nats: log K where the teacher has collapsed to uniform, 0 where to one dimension for every picture."""
-    return torch.special.entr(probabilities).sum(-1).mean()
+    found: Tensor = torch.special.entr(probabilities).sum(-1).mean()
+    return found
 
 
 def cosine_schedule(first: float, last: float, step: int, steps: int, warmup: int = 0, start: float = 0.0) -> float:
@@ -103,7 +104,3 @@ def cosine_schedule(first: float, last: float, step: int, steps: int, warmup: in
 def linear_schedule(first: float, last: float, step: int, warmup: int) -> float:
     """From `first` at step 0 to `last` at `warmup`, then `last`."""
     return last if step >= warmup else first + (last - first) * step / warmup
-
-
-def _pairs(student: nn.Module, teacher: nn.Module) -> Sequence[tuple[Tensor, Tensor]]:
-    return list(zip(student.parameters(), teacher.parameters(), strict=True))

@@ -79,7 +79,7 @@ class TextDecoder(nn.Module):
 
     def begin(self, picture: Tensor) -> Memory:
         """An empty memory with the keys and values of the picture [B, Q, C]."""
-        return Memory([], [block.picture_keys(picture) for block in self.multimodal])
+        return Memory([], [block.picture_keys(picture) for block in self.multimodal if isinstance(block, _TextBlock)])
 
     def step(self, ids: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The next token of every caption, int64 [B] -> logits [B, V] for the one behind it, and the memory with it."""
@@ -90,6 +90,7 @@ class TextDecoder(nn.Module):
         for number, block in enumerate([*self.unimodal, *self.multimodal]):
             before = memory.own[number] if memory.own else None
             read = memory.picture[number - len(self.unimodal)] if number >= len(self.unimodal) else None
+            assert isinstance(block, _TextBlock)
             x, kept = block.step(x, before, read)
             own.append(kept)
         return self.norm(x[:, 0]) @ self.embedding.T, Memory(own, memory.picture)

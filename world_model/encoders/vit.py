@@ -218,7 +218,8 @@ class Block(nn.Module):
         """[B, K, T, T]: what the softmax makes of the scores."""
         query, key, _, bias = self._asked(x, grid)
         scores = query @ key.mT / query.shape[-1] ** 0.5
-        return (scores if bias is None else scores + bias).softmax(-1)
+        weights: Tensor = (scores if bias is None else scores + bias).softmax(-1)
+        return weights
 
     def _attended(self, x: Tensor, grid: Grid | None) -> Tensor:
         query, key, value, bias = self._asked(x, grid)

@@ -1,0 +1,182 @@
+"""What trains an encoder: one learner an objective. Each draws its views by sample and epoch and keeps all that lasts in its module.
+
+Parameters stay float32; under precision bf16 the networks compute in bfloat16 by autocast, and losses in float32.
+
+What differs from the papers' recipes: gradients are clipped by their norm over all parameters, where DINO clips each; weight decay
+stays as it is, where DINO raises it along a cosine.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldloom.stages.augment import Draws, View, multi_crop, see
+from worldloom.stages.encoder_settings import Dino, SimMim, Supervised
+from worldloom.stages.learner import Player, Precision, Turn
+from worldloom.stages.order import uniform
+from worldloom.stages.picture_batches import Pictures
+from worldloom.world_model.encoders.classifier import Classifier
+from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
+from worldloom.world_model.encoders.simmim import SimMIM, hide_by
+from worldloom.world_model.encoders.swin import Swin
+from worldloom.world_model.encoders.vit import ViT
+
+MASK_VIEW = 1_000  # the counter that masks are drawn with, beyond any view's
+
+
+class Recipe:
+    """What every objective takes from the stage's settings."""
+
+    def __init__(
+        self, steps: int, seed: int, learning_rate: float, betas: tuple[float, float], weight_decay: float, precision: Precision
+    ) -> None:
+        self.steps, self.seed, self.precision = steps, seed, precision
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+
+    def player(self, module: nn.Module) -> Player:
+        return Player("encoder", module, self.learning_rate, self.betas, self.weight_decay)
+
+    def views(self, batch: Pictures, views: tuple[View, ...], device: torch.device) -> list[Tensor]:
+        """[B, 3, S, S] each."""
+        pictures = torch.from_numpy(np.asarray(batch.values))
+        return [see(pictures, view, Draws(self.seed, batch.epoch, batch.sample, number)).to(device) for number, view in enumerate(views)]
+
+    def autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class _Stateless:
+    """All that lasts is in the module."""
+
+    module: nn.Module
+    encoder: ViT | Swin
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    @property
+    def judged(self) -> ViT | Swin:
+        """The encoder that is kept."""
+        return self.encoder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+
+class SupervisedLearner(_Stateless):
+    """Cross-entropy with smoothed labels."""
+
+    def __init__(self, encoder: ViT | Swin, about: Supervised, classes: int, side: int, recipe: Recipe) -> None:
+        self.encoder, self.about, self.recipe = encoder, about, recipe
+        self.module = self.classifier = Classifier(encoder, classes)
+        self.view = View(side, (about.crop_from, 1.0), about.flip)
+        self.players = (recipe.player(self.module),)
+
+    def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
+        assert batch.labels is not None
+        self.module.train()
+        (x,), labels = self.recipe.views(batch, (self.view,), self.device), torch.from_numpy(batch.labels).to(self.device)
+        with self.recipe.autocast(x):
+            logits = self.classifier(x)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.about.smoothing)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        yield Turn("encoder", {"labels": loss}, {"accuracy": right}, {"pictures": len(x)})
+
+
+class SimMimLearner(_Stateless):
+    """L1 on hidden pixels."""
+
+    def __init__(self, encoder: ViT | Swin, about: SimMim, side: int, recipe: Recipe) -> None:
+        self.encoder, self.about, self.recipe = encoder, about, recipe
+        self.module = self.model = SimMIM(encoder, torch.Generator().manual_seed(recipe.seed + 1))
+        self.view = View(side, (about.crop_from, 1.0), about.flip)
+        self.grid = encoder.patches.grid(side, side)
+        self.players = (recipe.player(self.module),)
+
+    def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
+        self.module.train()
+        (x,) = self.recipe.views(batch, (self.view,), self.device)
+        with self.recipe.autocast(x):
+            made = self.model(x, self.hidden(batch.epoch, batch.sample).to(x.device))
+        yield Turn("encoder", {"hidden_pixels": made.loss}, counts={"pictures": len(x)})
+
+    def hidden(self, epoch: Any, sample: Any) -> Tensor:
+        """bool [B, N], drawn by epoch and sample."""
+        units = -(-self.grid[0] // self.about.unit) * -(-self.grid[1] // self.about.unit)
+        chances = uniform(self.recipe.seed, epoch[:, None], sample[:, None], MASK_VIEW, np.arange(units)[None])
+        return hide_by(torch.from_numpy(chances), self.grid, self.about.unit, self.about.ratio)
+
+
+class DinoPair(nn.Module):
+    """Student and teacher, each an encoder with a head, and the centre of what the teacher says."""
+
+    def __init__(self, encoder: ViT | Swin, about: Dino, generator: torch.Generator) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = DinoHead(encoder.width, about.prototypes, about.hidden, about.bottleneck, generator)
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.centre = Centre(about.prototypes, about.centre_momentum)
+
+    def forward(self, views: list[Tensor], freeze_last: bool) -> Tensor:
+        """[S, B, K]; views of one size go through the encoder together."""
+        pooled = []
+        for size in dict.fromkeys(view.shape[-1] for view in views):
+            together = [view for view in views if view.shape[-1] == size]
+            pooled.append(self.encoder(torch.cat(together)).pooled.reshape(len(together), len(together[0]), -1))
+        out: Tensor = self.head(torch.cat(pooled), freeze_last)
+        return out
+
+    @torch.no_grad()
+    def told(self, views: list[Tensor]) -> Tensor:
+        """[G, B, K]: the teacher's of the global views."""
+        out: Tensor = self.teacher_head(self.teacher(torch.cat(views)).pooled.reshape(len(views), len(views[0]), -1))
+        return out
+
+    def follow(self, momentum: float) -> None:
+        """Moves the teacher towards the student."""
+        follow(self.teacher, self.encoder, momentum)
+        follow(self.teacher_head, self.head, momentum)
+
+
+class DinoLearner(_Stateless):
+    """Agreement between views; the teacher follows behind the optimizer's step."""
+
+    def __init__(self, encoder: ViT | Swin, about: Dino, side: int, recipe: Recipe) -> None:
+        self.encoder, self.about, self.recipe = encoder, about, recipe
+        self.module = self.pair = DinoPair(encoder, about, torch.Generator().manual_seed(recipe.seed + 1))
+        self.views = multi_crop(side, about.local_size or max(side // 2, 8), about.local_views, about.global_from, about.local_from)
+        self.players = (recipe.player(self.module),)
+
+    @property
+    def judged(self) -> ViT | Swin:
+        """The teacher's encoder: a mean over many students, and better than any of them (section 5.2)."""
+        return self.pair.teacher
+
+    def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
+        about, steps = self.about, self.recipe.steps
+        self.pair.train()
+        self.pair.teacher.eval()
+        views = self.recipe.views(batch, self.views, self.device)
+        with self.recipe.autocast(views[0]):
+            told = self.pair.told(views[:2])
+            said = self.pair(views, step < about.frozen * steps)
+        targets = self.pair.centre(told, linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps)))
+        momentum = cosine_schedule(about.momentum, 1.0, step, steps)
+        metrics: Mapping[str, Tensor | float] = {"teacher_entropy": entropy(targets), "momentum": momentum}
+        yield Turn("encoder", {"agreement": dino_loss(said, targets)}, metrics, {"pictures": len(views[0])})
+        self.pair.centre.update(told)
+        self.pair.follow(momentum)
+
+
+EncoderLearner = SupervisedLearner | SimMimLearner | DinoLearner

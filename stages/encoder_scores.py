@@ -1,0 +1,63 @@
+"""What features are worth: their neighbours' labels, a linear probe, and finding the other half of pairs.
+
+N bank, M queries, D width, K classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AT_ONCE = 1024  # queries that are compared with the whole bank together
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO's classifier (arXiv:2104.14294, section 4.1)
+PROBE_STEPS, PROBE_DECAY = 200, 1e-3
+
+
+class Recalls(NamedTuple):
+    """Share of queries whose own half is among the k nearest."""
+
+    to_captions: float
+    to_pictures: float
+
+
+def weighted_knn(
+    bank: Tensor, labels: Tensor, queries: Tensor, classes: int, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Tensor:
+    """int64 [M]: the class with most votes among the nearest by cosine, a vote counting exp(cosine / temperature)."""
+    bank = F.normalize(bank.float(), dim=1)
+    found = []
+    for part in torch.split(F.normalize(queries.float(), dim=1), AT_ONCE):
+        near = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+        votes = torch.zeros(len(part), classes, dtype=torch.float64)
+        votes.scatter_add_(1, labels[near.indices], ((near.values.double() - 1) / temperature).exp())
+        found.append(votes.argmax(1))
+    return torch.cat(found) if found else labels[:0]
+
+
+def linear_probe(features: Tensor, labels: Tensor, queries: Tensor, classes: int) -> Tensor:
+    """int64 [M]: what a linear classifier, trained on the bank with whitened numbers and a little decay, says; always the same."""
+    mean, spread = features.double().mean(0), features.double().std(0).clamp(min=1e-6)
+    x = (features.double() - mean) / spread
+    with torch.inference_mode(False), torch.enable_grad():
+        x, wanted = x.clone(), labels.clone()
+        weight = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(x @ weight[:, 1:].T + weight[:, 0], wanted) + PROBE_DECAY * weight[:, 1:].square().sum() / 2
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    learnt = weight.detach()
+    return (((queries.double() - mean) / spread) @ learnt[:, 1:].T + learnt[:, 0]).argmax(1)
+
+
+def recalls(pictures: Tensor, captions: Tensor, k: int) -> Recalls:
+    """Of pairs [N, D] each, by cosine; an equally near stranger counts against the pair."""
+    scores = F.normalize(pictures.float(), dim=1) @ F.normalize(captions.float(), dim=1).T
+    own = scores.diagonal()
+    nearer = [(scores >= own[:, None]).sum(1), (scores >= own[None]).sum(0)]
+    return Recalls(*(float((each <= k).double().mean()) for each in nearer))

@@ -1,0 +1,108 @@
+"""Views against torch's interpolation, Pillow's blur and Python's colours, and the same whoever makes them."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from worldloom.stages.augment import Draws, Jitter, View, along_both, blur_matrix, crop, luma, multi_crop, resize_matrix, see, turn_hue
+
+EVERYTHING = View(9, (0.3, 0.8), jittered=0.8, grey=0.3, blur=0.5, solarise=0.5)
+
+
+def pictures(count: int = 6) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 13, 17, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def draws(sample: list[int], epoch: int = 2, view: int = 0, seed: int = 1) -> Draws:
+    return Draws(seed, np.full(len(sample), epoch), np.array(sample), view)
+
+
+def test_a_view_is_a_function_of_seed_epoch_and_sample_whatever_the_batch() -> None:
+    x = pictures()
+    together = see(x, EVERYTHING, draws([5, 8, 2, 9, 4, 3]))
+    assert together.shape == (6, 3, 9, 9) and together.dtype == torch.float32 and together.abs().max() <= 1 + 1e-5
+    torch.testing.assert_close(see(x[[3]], EVERYTHING, draws([9])), together[[3]], rtol=0, atol=1e-6)
+    for other in (draws([9], epoch=3), draws([9], view=1), draws([9], seed=2)):
+        assert not torch.allclose(see(x[[3]], EVERYTHING, other), together[[3]], atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [5, 9, 20])
+def test_resizing_a_box_is_torchs_antialiased_bilinear(size: int) -> None:
+    x = torch.rand(2, 3, 13, 17, generator=torch.Generator().manual_seed(0))
+    rows = resize_matrix(13, size, torch.tensor([2.0, 0.0]), torch.tensor([7.0, 13.0]))
+    columns = resize_matrix(17, size, torch.tensor([5.0, 1.0]), torch.tensor([12.0, 9.0]))
+    found = along_both(x, rows, columns)
+    for number, box in enumerate((x[:1, :, 2:9, 5:17], x[1:, :, :13, 1:10])):
+        expected = F.interpolate(box, size=(size, size), mode="bilinear", antialias=True)
+        torch.testing.assert_close(found[number : number + 1], expected, rtol=0, atol=1e-5)
+
+
+def test_boxes_have_the_shares_asked_for_and_lie_everywhere_and_half_are_mirrored() -> None:
+    count = 3000
+    chosen = draws(list(range(count)))
+    ramp = torch.linspace(0, 1, 40).expand(count, 1, 40, 40)
+    x = torch.cat([ramp, ramp.mT, torch.ones_like(ramp)], 1)
+    views = crop(x, View(8, (0.2, 0.5)), chosen)
+    across, down = (views[:, 0, 0, 4] - views[:, 0, 0, 3]) * 8, (views[:, 1, 4, 0] - views[:, 1, 3, 0]) * 8
+    assert abs((across < 0).float().mean() - 0.5) < 0.03 and (down > 0).all()
+    share = across.abs() * down * (39 / 40) ** 2  # the ramp rises over 39 of 40 pixels
+    assert share.min() > 0.17 and share.max() < 0.56 and abs(share.mean() - 0.35) < 0.02
+    middle = views[:, 1].mean((1, 2))
+    assert middle.min() < 0.35 and middle.max() > 0.65 and abs(middle.mean() - 0.5) < 0.02
+
+
+def test_the_whole_picture_is_seen_where_no_less_is_asked_for() -> None:
+    x = pictures()
+    found = see(x, View(9, flip=0.0), draws([0, 1, 2, 3, 4, 5]))
+    expected = F.interpolate(x.permute(0, 3, 1, 2) / 255, size=(9, 9), mode="bilinear", antialias=True) * 2 - 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_hues_turn_as_in_python() -> None:
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    x[0, :, 0, 0] = 0.3  # a grey has no hue
+    turn = torch.tensor([0.1, -0.3])
+    found = turn_hue(x, turn)
+    for b in range(2):
+        for i in range(4):
+            for j in range(5):
+                h, s, v = colorsys.rgb_to_hsv(*x[b, :, i, j].tolist())
+                expected = colorsys.hsv_to_rgb((h + turn[b].item()) % 1, s, v)
+                assert found[b, :, i, j].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_blurs_are_gaussian_and_none_is_none() -> None:
+    matrix = blur_matrix(31, torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(2, 31))
+    torch.testing.assert_close(matrix[1], torch.eye(31))
+    at = np.arange(31) - 15
+    gauss = np.exp(-(at**2) / 8)
+    np.testing.assert_allclose(matrix[0, 15].numpy(), gauss / gauss.sum(), atol=1e-6)
+
+
+def test_colours_move_within_their_bounds_and_grey_has_none() -> None:
+    x = pictures()
+    grey = see(x, View(9, jittered=1.0, grey=1.0), draws(list(range(6))))
+    torch.testing.assert_close(grey, grey[:, :1].expand_as(grey))
+    still = View(9, flip=0.0, jittered=1.0, jitter=Jitter(0, 0, 0, 0))
+    torch.testing.assert_close(see(x, still, draws(list(range(6)))), see(x, View(9, flip=0.0), draws(list(range(6)))), rtol=0, atol=1e-5)
+    grounds = torch.full((500, 8, 8, 3), 100, dtype=torch.uint8)
+    bright = (see(grounds, View(4, jittered=1.0, jitter=Jitter(0.4, 0, 0, 0)), draws(list(range(500)))) + 1) / 2
+    factor = luma(bright)[:, 0, 0, 0] / (100 / 255)
+    assert 0.599 < factor.min() < 0.62 and 1.38 < factor.max() < 1.401
+
+
+def test_what_is_bright_is_solarised() -> None:
+    x = pictures()
+    plain, inverted = (see(x, View(9, flip=0.0, solarise=share), draws(list(range(6)))) for share in (0.0, 1.0))
+    torch.testing.assert_close(inverted, torch.where(plain >= 0, -plain, plain), rtol=0, atol=1e-5)
+
+
+def test_dinos_views_are_two_large_ones_and_many_small_ones() -> None:
+    views = multi_crop(64, 32, 8)
+    assert [view.size for view in views] == [64, 64] + [32] * 8
+    assert [view.blur for view in views[:3]] == [1.0, 0.1, 0.5] and [view.solarise for view in views[:3]] == [0, 0.2, 0]
+    assert views[0].scale == (0.4, 1.0) and views[2].scale == (0.05, 0.4)

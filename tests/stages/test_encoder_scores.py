@@ -1,0 +1,42 @@
+"""Figures of features against loops in NumPy, closed forms and cases that are known."""
+
+import numpy as np
+import torch
+
+from worldloom.stages.encoder_scores import linear_probe, recalls, weighted_knn
+
+
+def some(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_votes_of_neighbours_are_weighed_by_their_nearness() -> None:
+    bank, queries, labels = some(0, 30, 4), some(1, 7, 4), torch.arange(30) % 3
+    x, q = (each.double().numpy() / np.linalg.norm(each.double().numpy(), axis=1, keepdims=True) for each in (bank, queries))
+    expected = []
+    for row in q @ x.T:
+        votes = np.zeros(3)
+        for at in np.argsort(-row)[:5]:
+            votes[labels[at]] += np.exp(row[at] / 0.1)
+        expected.append(int(votes.argmax()))
+    assert weighted_knn(bank, labels, queries, 3, neighbours=5, temperature=0.1).tolist() == expected
+    assert weighted_knn(bank, labels, bank, 3, neighbours=1).tolist() == labels.tolist()
+    assert weighted_knn(bank[:2], labels[:2], queries, 3, neighbours=20).shape == (7,)  # fewer than asked for
+
+
+def test_a_linear_probe_separates_what_lines_separate_at_any_scale() -> None:
+    labels = torch.arange(60) % 3
+    features = (torch.eye(3)[labels] * 4 + some(0, 60, 3)) * torch.tensor([1e3, 1.0, 1e-3]) + 5
+    found = linear_probe(features[:40], labels[:40], features[40:], 3)
+    assert (found == labels[40:]).float().mean() > 0.9
+    with torch.inference_mode():
+        assert torch.equal(linear_probe(features[:40], labels[:40], features[40:], 3), found)
+
+
+def test_recall_counts_pairs_among_the_nearest_and_ties_against_them() -> None:
+    x = torch.eye(4)
+    assert recalls(x, x, 1) == (1.0, 1.0)
+    assert recalls(x, x[[1, 0, 2, 3]], 1) == (0.5, 0.5)
+    assert recalls(torch.ones(4, 3), torch.ones(4, 3), 1) == (0.0, 0.0) and recalls(torch.ones(4, 3), torch.ones(4, 3), 4) == (1.0, 1.0)
+    one_way = torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert recalls(*one_way, 1) == (0.5, 1.0)
