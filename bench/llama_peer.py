@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from worldloom.stages.deepspeed_engine import _deepspeed
 from worldloom.world_model.transformer import Shape
 
 
@@ -18,7 +19,6 @@ class LlamaPeer:
 
     def __init__(self, shape: Shape, length: int, compiled: bool) -> None:
         """`length`: positions that it may see; `compiled`: `engine.compile()`, which needs a C++ compiler on a CPU."""
-        import deepspeed
         from transformers import LlamaConfig, LlamaForCausalLM
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ class LlamaPeer:
         model = LlamaForCausalLM(config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.engine, *_ = deepspeed.initialize(
+            self.engine, *_ = _deepspeed().initialize(
                 model=model,
                 model_parameters=list(model.parameters()),
                 config={

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from worldloom.world_model.example import Run
 
 QUERIES = 128  # of a block
-KEPT = 1024  # longest document whose probabilities are kept for the way back; those of longer ones are computed again
+KEPT = 2048  # longest document whose probabilities are kept for the way back; those of longer ones are computed again
 
 
 class Attention(Protocol):

@@ -1,5 +1,6 @@
 """Checkpoints: the newest whole one is gone on from, damage is put aside, and training never begins again in silence."""
 
+import hashlib
 import json
 import random
 import re
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldloom.stages import checkpoint
+from worldloom.stages import checkpoint, disk
 from worldloom.stages.checkpoint import CheckpointError, Checkpoints, damage
 from worldloom.stages.deepspeed_engine import Engine, gather_gang
 from worldloom.stages.learner import Player
@@ -217,3 +218,21 @@ def test_generators_and_learners_state_come_back(tmp_path):
     assert (random.random(), np.random.rand(), torch.rand(1).item(), np.random.randn()) == expected
     assert torch.equal(state["own"], own.get_state())
     assert state["word"] == "ab" and state["list"][:2] == [1, None] and state["list"][2]["x"].item() == 2.5
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(saved):
+    path = saved / "checkpoints" / "step-00000003" / "MANIFEST.json"
+    body = {name: value for name, value in json.loads(path.read_bytes()).items() if name != "sha256"} | {"format": 1}
+    path.write_bytes(disk.canonical_json({**body, "sha256": hashlib.sha256(disk.canonical_json(body)).hexdigest()}))
+    with pytest.raises(CheckpointError, match=r"has format 1, this version writes 2; remove .* to start at step 0"):
+        restored(saved)
+
+
+def test_a_share_that_no_file_holds_is_an_error(tmp_path):
+    one = engine()
+    step(one)
+    one.save(tmp_path)
+    (tmp_path / "rank-0.safetensors").rename(tmp_path / "rank-1.safetensors")
+    one.masters.pieces[0] = one.masters.pieces[0]._replace(name="other")
+    with pytest.raises(ValueError, match=r"0 of 6 numbers of master/other are in .*rank-1.safetensors"):
+        one.load(tmp_path)
