@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode", "tokenizers", "kills")
+AREAS = ("loader", "encode", "tokenizers", "quality", "kills")
 
 
 def main(names: list[str]) -> int:

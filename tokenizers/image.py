@@ -81,6 +81,7 @@ def build_autoencoder(settings: VqGan | VqVae | Dvae | Taming, seed: int) -> Dis
             return DiscreteAutoencoder(TamingEncoder(settings), quantizer, TamingDecoder(settings))
         quantizer = quantizer_of(settings, seed, generator)
         network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
+        network["mixing"] = settings.mixing
         encoder = ConvEncoder(channels=3, code_width=quantizer.in_width, **network)
         decoder = ConvDecoder(channels=6 if isinstance(settings, Dvae) else 3, code_width=quantizer.out_width, **network)
         return DiscreteAutoencoder(encoder, quantizer, decoder)

@@ -121,6 +121,7 @@ def _autoencoder(settings: VqGan | VqVae | Dvae, seed: int) -> DiscreteAutoencod
         into = {"channels": 3, "code_width": quantizer.in_width}
         back = {"channels": 6 if isinstance(settings, Dvae) else 3, "code_width": quantizer.out_width}
         if settings.time_stride is None:
+            network["mixing"] = settings.mixing
             encoder, decoder = ConvEncoder(**network, **into), ConvDecoder(**network, **back)
             return DiscreteAutoencoder(EachFrame(encoder), quantizer, EachFrame(decoder))
         network["time_stride"] = settings.time_stride
