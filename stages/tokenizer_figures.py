@@ -138,10 +138,11 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
         Curves(series=CURVES, title=f"Losses of {name}"),
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
+        Curves(series=("perplexity",), title=f"Perplexity of the codes, {tokenizer.codebook_size:,} if all are used alike ({name})"),
         Curves(series=("gradient_ratio",), title=f"Gradient of the reconstruction over that of the discriminator, last layer ({name})"),
         Curves(series=("oldest_idle_code", "dead_code_age"), title=f"Updates since idle and dead codes were chosen ({name})"),
     )
-    return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use"))
+    return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use", f"{name}.perplexity"))
 
 
 def _rows(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ class _Settings(BaseModel):
 
 
 class ConvBackbone(_Settings):
-    """Convolutions; the tokenizer's own patch, width and blocks are theirs."""
+    """Convolutions; the tokenizer's own patch, width, blocks and mixing are theirs."""
 
     type: Literal["conv"] = "conv"
 

@@ -119,6 +119,7 @@ def picture_networks(
         sides = Sides(grid, settings.downsample, 3, channels, quantizer.in_width, quantizer.out_width)
         return build_networks(networks, settings.backbone, sides, generator)
     network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
+    network["mixing"] = settings.mixing
     return EncoderDecoder(
         ConvEncoder(channels=3, code_width=quantizer.in_width, **network),
         ConvDecoder(channels=channels, code_width=quantizer.out_width, **network),

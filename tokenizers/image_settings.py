@@ -23,8 +23,13 @@ class _Autoencoder(_Settings):
     ] = 2
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
+    mixing: Annotated[
+        int,
+        Field(ge=0, le=16, description="blocks of attention over the whole picture, on the grid of codes, in encoder and decoder"),
+    ] = 0
     backbone: Backbone = Field(
-        default=ConvBackbone(), description="the networks: conv, made of patch, width and blocks; or vit, which has settings of its own"
+        default=ConvBackbone(),
+        description="the networks: conv, made of patch, width, blocks and mixing; or vit, which has settings of its own",
     )
     time_stride: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None, description="of clips: frames that one step of codes stands for, a power of two; null: every frame by itself"
@@ -33,13 +38,17 @@ class _Autoencoder(_Settings):
     @model_validator(mode="after")
     def _halvings(self) -> Self:
         check_halvings(self.patch, self.downsample, time_stride=self.time_stride or 1)
+        if self.mixing and self.time_stride is not None:
+            raise ValueError(
+                f"mixing ({self.mixing}) is for pictures and clips coded frame by frame; leave out it or time_stride ({self.time_stride})"
+            )
         return self
 
     @model_validator(mode="after")
     def _each_backbone_has_its_own(self) -> Self:
         if isinstance(self.backbone, ConvBackbone):
             return self
-        theirs = [name for name in ("patch", "width", "blocks") if getattr(self, name) != type(self).model_fields[name].default]
+        theirs = [name for name in ("patch", "width", "blocks", "mixing") if getattr(self, name) != type(self).model_fields[name].default]
         if theirs:
             raise ValueError(
                 f"{', '.join(theirs)} shape{'s' if len(theirs) == 1 else ''} the conv backbone; "

@@ -17,6 +17,9 @@ SETTINGS = [
     VqGan(codebook_size=11, downsample=8, width=4, blocks=1, quantizer=Ema(code_width=3)),
     VqVae(codebook_size=11, downsample=4, width=4, blocks=1, quantizer=Gradient(code_width=3)),
     VqVae(codebook_size=15, downsample=4, width=4, blocks=1, quantizer=Fsq(levels=(5, 3))),
+    VqGan(
+        codebook_size=11, downsample=4, width=4, blocks=1, mixing=1, quantizer=Ema(code_width=3, restart_at="crowds", entropy_weight=0.1)
+    ),
     Dvae(codebook_size=11, downsample=8, patch=4, width=4, blocks=1, code_width=5),
 ]
 
@@ -133,7 +136,15 @@ def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, change: dict, mess
 
 
 @pytest.mark.parametrize(
-    "wrong, message", [({"downsample": 6}, "downsample must be a power of two"), ({"patch": 8, "downsample": 4}, "must not be above")]
+    "wrong, message",
+    [
+        ({"downsample": 6}, "downsample must be a power of two"),
+        ({"patch": 8, "downsample": 4}, "must not be above"),
+        (
+            {"mixing": 1, "time_stride": 2},
+            r"mixing \(1\) is for pictures and clips coded frame by frame; leave out it or time_stride \(2\)",
+        ),
+    ],
 )
 def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):

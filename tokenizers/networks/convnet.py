@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW_CELLS = 256  # of which attention holds all pairs
+HEAD = 32  # channels of an attention head, at least
+OCTAVES = 4  # of the sines that tell a cell its place
 WIDEST = 4  # the deepest stages are this many times as wide as the first
 
 
 class ConvEncoder(nn.Module):
-    """Pictures [B, C, H, W] -> [B, D, H/downsample, W/downsample]."""
+    """Pictures [B, C, H, W] -> [B, D, H/downsample, W/downsample]; the last `mixing` blocks before the head mix all cells."""
 
-    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int) -> None:
+    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int, mixing: int = 0) -> None:
         super().__init__()
         widths = stage_widths(width, patch, downsample)
         self.patch, self.downsample = patch, downsample
@@ -26,6 +29,7 @@ class ConvEncoder(nn.Module):
             stages += [Residual(this) for _ in range(blocks)]
             if deeper is not None:
                 stages.append(Halve(this, deeper))
+        stages += [Mixing(widths[-1]) for _ in range(mixing)]
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(widths[-1])
         self.head = nn.Linear(widths[-1], code_width)
@@ -47,14 +51,14 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """[B, D, h, w] -> [B, C, h * downsample, w * downsample], unbounded."""
+    """[B, D, h, w] -> [B, C, h * downsample, w * downsample], unbounded; the first `mixing` blocks mix all cells."""
 
-    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int) -> None:
+    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int, mixing: int = 0) -> None:
         super().__init__()
         widths = stage_widths(width, patch, downsample)[::-1]
         self.patch = patch
         self.stem = Conv3(code_width, widths[0])
-        stages: list[nn.Module] = []
+        stages: list[nn.Module] = [Mixing(widths[0]) for _ in range(mixing)]
         for this, shallower in zip(widths, [*widths[1:], None], strict=True):
             stages += [Residual(this) for _ in range(blocks)]
             if shallower is not None:
@@ -90,6 +94,43 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.mix(F.silu(self.conv(self.norm(x))))
         return out
+
+
+class Mixing(nn.Module):
+    """Every cell reads every other: x + linear(attention(norm(x) + places)), places a linear map of sines of the cells' coordinates."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = next(heads for heads in range(max(1, width // HEAD), 0, -1) if width % heads == 0)
+        self.norm = nn.LayerNorm(width)
+        self.place = nn.Linear(4 * OCTAVES, width, bias=False)
+        self.read = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        cells = (self.norm(x) + self.place(places(H, W, x.device))).reshape(B, H * W, C)
+        q, k, v = self.read(cells).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = _attention(q, k, v).transpose(1, 2).reshape(B, H, W, C)
+        out: Tensor = x + self.mix(mixed)
+        return out
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[B, heads, cells, channels] each; plain products where cells are few: there, on CPUs, they cost a tenth of the fused kernel's."""
+    if q.shape[-2] > FEW_CELLS:
+        return F.scaled_dot_product_attention(q, k, v)
+    chances = ((q @ k.transpose(-1, -2)).float() * float(q.shape[-1]) ** -0.5).softmax(-1)
+    read: Tensor = chances.to(v.dtype) @ v
+    return read
+
+
+def places(H: int, W: int, device: torch.device) -> Tensor:
+    """[H, W, 4 * OCTAVES]: sines and cosines of both coordinates of the middle of each cell, in shares of the picture's side."""
+    rows, columns = ((torch.arange(length, device=device) + 0.5) / length for length in (H, W))
+    octaves = torch.pi * 2 ** torch.arange(OCTAVES, device=device)
+    down, across = (torch.cat([(at[:, None] * octaves).sin(), (at[:, None] * octaves).cos()], -1) for at in (rows, columns))
+    return torch.cat([down[:, None].expand(-1, W, -1), across.expand(H, -1, -1)], -1)
 
 
 class Conv3(nn.Module):

@@ -34,7 +34,8 @@ def build_quantizer(
         return LfqQuantizer(settings.bits, upkeep, *weights)
     if not isinstance(settings, Residual):
         codebook = CODEBOOKS[settings.type](codebook_size, settings.code_width, upkeep, generator)
-        return VectorQuantizer(codebook, settings.commitment, cosine=settings.cosine)
+        entropies = {"entropy_weight": settings.entropy_weight, "entropy_temperature": settings.entropy_temperature}
+        return VectorQuantizer(codebook, settings.commitment, cosine=settings.cosine, **entropies)
     # A level sees what is left for it only once those before it are placed; two updates later it is placed, too.
     later = upkeep._replace(place_after=min(upkeep.place_after, 2))
     kept = [(upkeep if level == 0 else later)._replace(seed=seed + level) for level in range(settings.levels)]
@@ -50,6 +51,7 @@ def upkeep_of(settings: QuantizerSettings, seed: int) -> Upkeep:
         place_after=MOST_STEPS_BEFORE_PLACING if settings.place_after is None else settings.place_after,
         restart_every=settings.restart_every,
         dead_below=settings.dead_below,
+        restart_at=settings.restart_at,
         decay=settings.decay,
         least_use=settings.least_use,
         patience=settings.patience,

@@ -12,12 +12,14 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from worldloom.tokenizers.quantizers.kmeans import draw_by_error, kmeans
+from worldloom.tokenizers.quantizers.kmeans import draw_by_error, draw_evenly, kmeans
 from worldloom.tokenizers.quantizers.ranks import from_first_rank, gather_over_ranks, sum_over_ranks
 
 LOG = logging.getLogger(__name__)
 POOL = 1 << 15  # vectors of the global batch that a restart or k-means looks at
 EPSILON = 1e-5  # of the Laplace smoothing
+# Where a dead code begins anew: at a vector far from its code, or at any vector, so that crowds of vectors share out among more codes.
+RESTARTS: dict[str, Callable[[Tensor, Tensor, int, torch.Generator], Tensor]] = {"errors": draw_by_error, "crowds": draw_evenly}
 
 
 class CodebookCollapse(RuntimeError):
@@ -30,6 +32,7 @@ class Upkeep(NamedTuple):
     place_after: int = 0  # updates before k-means places the codes; until then vectors pass unquantized. Negative: never placed
     restart_every: int = 10  # updates between looks for dead codes; 0: never
     dead_below: float = 0.03  # a code used less than this share of even use, on average, is dead
+    restart_at: str = "errors"  # a key of RESTARTS
     decay: float = 0.99  # of all moving averages
     window: int = 100  # updates within which a code must be chosen to count as used
     least_use: float = 0.01  # share of codes used under which the training is in collapse; 0: never
@@ -226,7 +229,8 @@ class _KeptCodebook(Float32State, ABC):
         if len(dead_R) == 0:
             return
         pool = gather_over_ranks(z_ND, POOL)
-        drawn_RD = from_first_rank(draw_by_error(pool, self.vectors(), len(dead_R), self.statistics.generator()))
+        draw = RESTARTS[self.statistics.upkeep.restart_at]
+        drawn_RD = from_first_rank(draw(pool, self.vectors(), len(dead_R), self.statistics.generator()))
         # Twice the threshold: at the threshold itself an unlucky code would expire at the next look.
         self._put(dead_R, drawn_RD, 2 * self.statistics.threshold(batch))
 

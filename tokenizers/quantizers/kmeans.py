@@ -1,4 +1,4 @@
-"""Codes placed by the data: k-means++ seeding with a few rounds of Lloyd, and draws of vectors that are badly served."""
+"""Codes placed by the data: k-means++ seeding with a few rounds of Lloyd, and draws of vectors: badly served ones, or any."""
 
 import torch
 from torch import Tensor
@@ -40,3 +40,14 @@ def draw_by_error(vectors_ND: Tensor, codebook_KD: Tensor, count: int, generator
     spread_D = vectors_ND.std(0, correction=0)
     noise = torch.randn((count, vectors_ND.shape[1]), generator=generator).to(vectors_ND.device)
     return vectors_ND[chosen.to(vectors_ND.device)] + 0.01 * spread_D * noise
+
+
+def draw_evenly(vectors_ND: Tensor, codebook_KD: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the vectors [count, D], each as likely as any other: where most vectors are, most are drawn (arXiv:2005.00341, 3.1).
+
+    Without replacement while there are enough, and with so little noise that what is drawn from a crowd stays in it.
+    """
+    shuffled = torch.randperm(len(vectors_ND), generator=generator)
+    chosen = shuffled.repeat(-(-count // len(shuffled)))[:count].to(vectors_ND.device)
+    noise = torch.randn((count, vectors_ND.shape[1]), generator=generator).to(vectors_ND.device)
+    return vectors_ND[chosen] + 1e-4 * vectors_ND.std(0, correction=0) * noise

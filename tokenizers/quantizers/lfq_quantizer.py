@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldloom.tokenizers.quantizers.code_entropy import entropy
 from worldloom.tokenizers.quantizers.codebooks import CodeStatistics, Float32State, Upkeep
 from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
 from worldloom.tokenizers.quantizers.ranks import ranks, sum_with_gradient
@@ -94,11 +95,6 @@ def mean_probability(logit_ND: Tensor) -> Tensor:
     half = (logit_ND.shape[1] + 1) // 2
     low_NI, high_NJ = _chances(logit_ND[:, :half]), _chances(logit_ND[:, half:])
     return sum_with_gradient(high_NJ.T @ low_NI).flatten() / (len(logit_ND) * ranks())
-
-
-def entropy(probability_K: Tensor) -> Tensor:
-    """In nats; its gradient is finite where a probability is zero."""
-    return -(probability_K * probability_K.clamp(min=torch.finfo(torch.float32).tiny).log()).sum()
 
 
 def _chances(logit_Nd: Tensor) -> Tensor:

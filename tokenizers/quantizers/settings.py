@@ -45,6 +45,11 @@ class LearntCodebook(QuantizerSettings):
     )
     restart_every: Annotated[int, Field(ge=0, description="steps between restarts of dead codes; 0: never")] = 10
     dead_below: NonNegativeFloat = Field(default=0.03, description="a code used less than this share of even use is dead")
+    restart_at: Literal["errors", "crowds"] = Field(
+        default="errors",
+        description="where dead codes begin anew: at vectors that are badly served, or at any, so that crowds of vectors share out among "
+        "more codes; with the latter dead_below: 0.6, restart_every: 2 and decay: 0.95 keep codes in even use",
+    )
 
     def resolved(self, steps: int) -> Self:
         return (
@@ -53,10 +58,19 @@ class LearntCodebook(QuantizerSettings):
 
 
 class OneCodebook(LearntCodebook):
-    """One code at each place."""
+    """A single codebook, whose even use can be part of the loss."""
 
     cosine: bool = Field(
         default=False, description="compare by angle, vectors and codes of length 1 (arXiv:2110.04627); goes with a small code_width, as 8"
+    )
+    entropy_weight: NonNegativeFloat = Field(
+        default=0.0,
+        description="of the mean entropy of a vector's soft choice of a code, nats, less the entropy of the batch's mean choice (as in "
+        "arXiv:2310.05737): the encoder learns to use all codes alike. 0.005, or 0.02 beside a perceptual loss, with restart_at: crowds "
+        "and mixing: 1",
+    )
+    entropy_temperature: PositiveFloat = Field(
+        default=0.3, description="of that soft choice, in units of the mean squared distance to the nearest code"
     )
 
 

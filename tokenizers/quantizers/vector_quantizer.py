@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from worldloom.tokenizers.quantizers.code_entropy import code_entropy
 from worldloom.tokenizers.quantizers.codebooks import Codebook, CodeStatistics
 from worldloom.tokenizers.quantizers.nearest import nearest_codes
 from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
@@ -11,13 +12,24 @@ from worldloom.tokenizers.quantizers.quantized import Quantized, check_codes
 class VectorQuantizer(nn.Module):
     """loss = codebook_weight |sg(z) - e|^2 + commitment |z - sg(e)|^2, means over all elements, before the straight-through step.
 
-    All of it is float32, whatever autocast or the encoder's type says. In training mode each call is one update of the codebook.
+    In training entropy_weight (E[H(p)] - H(E[p])) comes on top, p being soft choices of codes (code_entropy.py). All of it is float32,
+    whatever autocast or the encoder's type says. In training mode each call is one update of the codebook.
     With `cosine`, vectors and codes are brought to length 1 first (ViT-VQGAN, arXiv:2110.04627, section 3.2): the nearest code is the one
     of the smallest angle.
     """
 
-    def __init__(self, codebook: Codebook, commitment: float = 0.25, codebook_weight: float = 1.0, cosine: bool = False) -> None:
+    def __init__(
+        self,
+        codebook: Codebook,
+        commitment: float = 0.25,
+        codebook_weight: float = 1.0,
+        cosine: bool = False,
+        entropy_weight: float = 0.0,
+        entropy_temperature: float = 0.3,
+    ) -> None:
         super().__init__()
+        self.entropy_weight = entropy_weight
+        self.entropy_temperature = entropy_temperature
         self.codebook = codebook
         self.commitment = commitment
         self.codebook_weight = codebook_weight
@@ -45,6 +57,9 @@ class VectorQuantizer(nn.Module):
                 chosen_ND = nn.functional.embedding(codes_N, vectors_KD)
                 commitment = (z_ND - chosen_ND.detach()).square().mean()
                 loss = self.codebook_weight * self.codebook.loss(z_ND.detach(), chosen_ND) + self.commitment * commitment
+                if self.training and self.entropy_weight:
+                    each, together = code_entropy(z_ND, vectors_KD, codes_N, self.entropy_temperature)
+                    loss = loss + self.entropy_weight * (each - together)
                 out_ND = z_ND + (chosen_ND - z_ND).detach()
             if self.training:
                 self.codebook.update(z_ND.detach(), codes_N)

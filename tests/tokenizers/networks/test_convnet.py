@@ -46,3 +46,24 @@ def test_pictures_that_do_not_divide_are_refused() -> None:
 def test_resolutions_that_are_no_powers_of_two_are_refused(patch: int, downsample: int) -> None:
     with pytest.raises(ValueError, match="powers of two with 2 <= patch <= downsample"):
         ConvEncoder(3, 4, 1, patch, downsample, code_width=3)
+
+
+@pytest.mark.parametrize("width", [4, 9, 16])
+def test_with_mixing_a_change_is_felt_everywhere_on_both_ways(width: int) -> None:
+    encoder = ConvEncoder(3, width, 1, 2, 8, code_width=3, mixing=2).eval()
+    decoder = ConvDecoder(3, width, 1, 2, 8, code_width=3, mixing=1).eval()
+    x = torch.rand((1, 3, 128, 96), generator=torch.Generator().manual_seed(0))
+    z = torch.rand((1, 3, 16, 12), generator=torch.Generator().manual_seed(0))
+    for network, given, cell in ((encoder, x, 8), (decoder, z, 1)):
+        changed = given.clone()
+        changed[..., :cell, :cell] += 1
+        with torch.no_grad():
+            moved = (network(given) - network(changed)).abs().amax((0, 1))
+        assert (moved > 0).float().mean() > 0.9
+
+
+def test_with_mixing_the_cells_of_a_flat_picture_differ_by_their_place() -> None:
+    flat = torch.zeros((1, 3, 128, 128))
+    cells = [ConvEncoder(3, 4, 1, 2, 8, code_width=3, mixing=mixing).eval()(flat)[0, :, 5:-5, 5:-5].flatten(1) for mixing in (0, 1)]
+    spread = [each.std(1).max().item() for each in cells]
+    assert spread[0] < 1e-6 < 1e-3 < spread[1]

@@ -276,3 +276,18 @@ def test_perplexity_counts_the_codes_in_even_use() -> None:
     assert perplexity(torch.full((37,), 5)).item() == pytest.approx(37)
     assert perplexity(torch.tensor([0, 12, 0])).item() == pytest.approx(1)
     assert perplexity(torch.tensor([3, 3, 0, 0])).item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("kind", [EmaCodebook, GradientCodebook])
+def test_restarts_in_crowds_have_codes_used_more_evenly_than_restarts_at_errors(kind: type[EmaCodebook] | type[GradientCodebook]) -> None:
+    """Half of the vectors lie close together, the others are scattered."""
+    found = {}
+    for where in ("errors", "crowds"):
+        upkeep = Upkeep(place_after=0, restart_every=2, dead_below=0.6, restart_at=where, decay=0.9, least_use=0)
+        codebook, random = kind(20, 3, upkeep, generator()), generator()
+        for _ in range(80):
+            z = torch.randn((200, 3), generator=random) * torch.where(torch.arange(200) % 2 == 0, 10.0, 0.1)[:, None]
+            codes = nearest_codes(z, codebook.vectors().detach())
+            codebook.update(z, codes)
+        found[where] = perplexity(torch.bincount(codes, minlength=20).float()).item()
+    assert found["crowds"] > found["errors"] + 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from worldloom.tokenizers.quantizers.build import build_quantizer
+from worldloom.tokenizers.quantizers.code_entropy import entropy
 from worldloom.tokenizers.quantizers.codebooks import Upkeep
-from worldloom.tokenizers.quantizers.lfq_quantizer import LfqQuantizer, bit_entropy, entropy, mean_probability
+from worldloom.tokenizers.quantizers.lfq_quantizer import LfqQuantizer, bit_entropy, mean_probability
 from worldloom.tokenizers.quantizers.settings import Lfq
 
 QUIET = Upkeep(place_after=-1, restart_every=0, least_use=0)

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -57,10 +58,12 @@ def trained_autoencoder(rank: int, ranks: int, quantizer: nn.Module) -> dict[str
 def autoencoders(rank: int, ranks: int) -> dict[str, Tensor]:
     """Every quantizer with statistics of the global batch in a training of its own."""
     upkeep = Upkeep(place_after=3, restart_every=5, dead_below=0.5, decay=0.8, least_use=0)
+    crowds = upkeep._replace(restart_at="crowds", restart_every=2)
     generator = torch.Generator().manual_seed(0)
     quantizers: dict[str, nn.Module] = {
         "ema": VectorQuantizer(EmaCodebook(CODES, WIDTH, upkeep, generator)),
         "gradient": VectorQuantizer(GradientCodebook(CODES, WIDTH, upkeep, generator)),
+        "even": VectorQuantizer(EmaCodebook(CODES, WIDTH, crowds, generator), entropy_weight=0.1),
         "residual": ResidualQuantizer([EmaCodebook(CODES, WIDTH, upkeep, generator) for _ in range(3)], 0.25, dropout=0.5),
         "lfq": LfqQuantizer(WIDTH, QUIET, entropy_weight=1.0, temperature=1.0),
     }
@@ -99,13 +102,15 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
 
 def test_those_trainings_place_and_restart_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    for name in ("kmeans", "draw_by_error"):
-        original = getattr(codebooks, name)
-        monkeypatch.setattr(
-            codebooks, name, lambda *args, name=name, original=original, **more: calls.append(name) or original(*args, **more)
-        )
+
+    def counted(name: str, work: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **more: calls.append(name) or work(*args, **more)
+
+    monkeypatch.setattr(codebooks, "kmeans", counted("kmeans", codebooks.kmeans))
+    for name, draw in list(codebooks.RESTARTS.items()):
+        monkeypatch.setitem(codebooks.RESTARTS, name, counted(name, draw))
     autoencoders(0, 1)
-    assert calls.count("kmeans") == 5 and calls.count("draw_by_error") >= 3
+    assert calls.count("kmeans") == 6 and calls.count("errors") >= 3 and calls.count("crowds") >= 3
 
 
 def test_alone_the_collectives_give_back_what_they_got() -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from worldloom.tokenizers.quantizers.build import build_quantizer
+from worldloom.tokenizers.quantizers.code_entropy import code_entropy
 from worldloom.tokenizers.quantizers.codebooks import EmaCodebook, GradientCodebook, Upkeep
 from worldloom.tokenizers.quantizers.settings import Ema, Gradient
 from worldloom.tokenizers.quantizers.vector_quantizer import VectorQuantizer
@@ -83,6 +84,33 @@ def test_it_stays_float32_under_autocast_and_for_bfloat16_features() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = vq(features().bfloat16())
     assert out.z.dtype == out.loss.dtype == torch.float32
+
+
+def test_the_entropies_come_on_top_of_the_loss_in_training_alone_and_leave_the_codes_as_they_are() -> None:
+    z = features()
+    plain, even = quantizer(), quantizer()
+    even.entropy_weight, even.entropy_temperature = 0.3, 2.0
+    each, together = code_entropy(z.movedim(1, -1).reshape(-1, D), even.codebook.vectors(), plain.encode(z).flatten(), 2.0)
+    before, after = plain(z), even(z)
+    assert after.loss.item() == pytest.approx((before.loss + 0.3 * (each - together)).item(), rel=1e-6)
+    assert torch.equal(before.codes, after.codes) and torch.equal(before.z, after.z)
+    assert torch.equal(plain.eval()(z).loss, even.eval()(z).loss)
+
+
+@pytest.mark.parametrize("kind", [EmaCodebook, GradientCodebook])
+def test_an_encoder_learns_to_use_codes_evenly(kind: type[EmaCodebook] | type[GradientCodebook]) -> None:
+    """Vectors that all choose one code spread over most of the codes when only the entropies move them."""
+    vq = quantizer(kind).train()
+    vq.commitment, vq.codebook_weight, vq.entropy_weight = 0.0, 0.0, 1.0
+    z = (0.3 * features()).detach().requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    vq.codebook.update = lambda *_: None  # type: ignore[method-assign]
+    first = len(vq.encode(z).unique())
+    for _ in range(100):
+        optimizer.zero_grad()
+        vq(z).loss.backward()
+        optimizer.step()
+    assert len(vq.encode(z).unique()) > first and len(vq.encode(z).unique()) >= K - 1
 
 
 @pytest.mark.parametrize(
