@@ -8,6 +8,9 @@ from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual
 from worldloom.tokenizers.rules import check_codebook, check_halvings
 
 
+TYPICAL = 0.05  # root mean square of speech; stands for what nobody has measured
+
+
 class Codec(BaseModel):
     """A causal codec of the waveform (SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438); their discriminators are an option."""
 
@@ -52,6 +55,11 @@ class Codec(BaseModel):
         if self.crop is not None and self.crop % self.downsample:
             raise ValueError(f"crop ({self.crop}) must be a multiple of downsample ({self.downsample}), so that frames are whole")
         return self
+
+    @property
+    def loudest(self) -> float:
+        """The amplitude that the network hears as 1."""
+        return 3 * (self.loudness or TYPICAL)
 
     def resolved(self, steps: int) -> Self:
         """The same with what follows from the length of the training written out."""
