@@ -75,7 +75,7 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
     batches = ValueBatches(dataset, "train", (settings.stream, *settings.also), settings.batch_size, settings.seed, worker)
     # The adaptive weight needs whole parameters, so a profile's ZeRO 3 stops at 2 here.
     learner = kind.learner(settings, tokenizer, batches)
-    averaged = None if settings.average is None else Averaged(learner, tokenizer.autoencoder, settings.average)
+    averaged = None if settings.average is None else Averaged(learner, tokenizer.weights, settings.average)
     train(averaged or learner, settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
     if averaged is not None:
         averaged.put()
