@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual, Share
 from worldloom.tokenizers.rules import check_codebook, check_halvings
 
-
 TYPICAL = 0.05  # root mean square of speech; stands for what nobody has measured
 
 

@@ -77,14 +77,13 @@ def test_features_codes_and_sounds_are_those_of_transformers(saved: Path, layout
 
 
 def margins(model: Any, features: torch.Tensor, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of the distances of two codes, ours and theirs, where they are not the same one; printed."""
+    """The largest difference of the distances of two codes, ours and theirs, where they are not the same one."""
     largest = 0.0
     for sound, frame in np.argwhere((ours != theirs).any(-1)):
         level = int((ours[sound, frame] != theirs[sound, frame]).argmax())  # those behind it code another rest
         books = [layer.codebook.embed.double() for layer in model.quantizer.layers]
         left = features[sound, :, frame].double() - sum(books[at][theirs[sound, frame, at]] for at in range(level))
         one, other = (float((left - books[level][codes[sound, frame, level]]).norm()) for codes in (ours, theirs))
-        print(f"sound {sound}, frame {frame}, level {level}: {one:.9f} and {other:.9f} away")
         largest = max(largest, abs(one - other))
     return largest
 
