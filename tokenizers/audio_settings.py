@@ -22,7 +22,7 @@ class Codec(BaseModel):
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each rate, in encoder and decoder, ever more dilated")] = 2
     quantizer: AnyQuantizer = Field(default=Residual(decay=0.95), description="how the encoder's vectors become codes")
-    crop: PositiveInt | None = Field(
+    crop: Annotated[int, Field(ge=32)] | None = Field(  # the loss has no shorter window
         default=None,
         description="samples of each sound that a step learns from, at a random place, a multiple of downsample; null: all of them",
     )
