@@ -123,7 +123,7 @@ def test_the_learned_decoder_trains_beside_the_codes_and_the_card_compares_it(tm
 
 
 def test_the_learned_decoder_is_averaged_with_all_other_weights(tmp_path: Path, data: Artifact) -> None:
-    made = [make(tmp_path / str(average), data, settings_of("mel, learned", average=average)) for average in (None, 0.9)]
+    made = [make(tmp_path / str(ema), data, settings_of("mel, learned", ema=ema)) for ema in (None, 0.9)]
     last, averaged = (load_file(each.folder / "tokenizer" / "model.safetensors") for each in made)
     assert any(name.startswith("vocoder.") for name in last)
     for part in ("autoencoder.encoder.", "vocoder."):
