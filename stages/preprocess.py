@@ -54,4 +54,5 @@ def read_value(path: Path, stream: Stream) -> Any:
         raise InputRejected(
             "format_not_allowed", f"files of kind {stream.kind} end in {', '.join(kind.extensions)}, not {ending or 'nothing'}"
         )
-    return kind.decode(path.read_bytes(), stream)
+    with open(path, "rb") as file:
+        return kind.decode(file.read(kind.most_bytes + 1), stream)

@@ -30,9 +30,10 @@ class TrainTokenizer(TrainingSettings):
     tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec or mel for sounds")
     batch_size: PositiveInt = Field(32, description="values a step, all workers together")
     learning_rate: float = Field(3e-3, gt=0, description="at its highest, after the warm-up")
-    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
-        description="decay, a step, of a moving average of all weights, which is then measured and saved: 0.999; null: the last ones",
+        description="share of the moving average of all weights that each step keeps, in the first steps less: 0.999; "
+        "where it is given, the average is what is measured and saved. null: the weights of the last step",
     )
     measured: PositiveInt = Field(2_000, description="values of each split that the final figures are taken from, at most")
 
@@ -75,7 +76,7 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
     batches = ValueBatches(dataset, "train", (settings.stream, *settings.also), settings.batch_size, settings.seed, worker)
     # The adaptive weight needs whole parameters, so a profile's ZeRO 3 stops at 2 here.
     learner = kind.learner(settings, tokenizer, batches)
-    averaged = None if settings.average is None else Averaged(learner, tokenizer.autoencoder, settings.average)
+    averaged = None if settings.ema is None else Averaged(learner, tokenizer.weights, settings.ema)
     train(averaged or learner, settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
     if averaged is not None:
         averaged.put()
@@ -126,7 +127,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="tokenizer",
-    version=2,
+    version=3,
     placement="gang",
     outside=outside,
     estimate=estimate,

@@ -18,8 +18,6 @@ from worldloom.tokenizers.networks.encodec import EncodecDecoder, EncodecEncoder
 from worldloom.tokenizers.quantizers.build import build_quantizer
 from worldloom.tokenizers.quantizers.settings import Residual
 
-TYPICAL = 0.05  # root mean square of speech; stands for what nobody has measured
-
 
 class AudioTokenizer(LearnedTokenizer):
     """Sounds, float32 [channels, samples] in [-1, 1], to codes [frames], or [frames, levels] where there are several.
@@ -76,9 +74,7 @@ class AudioTokenizer(LearnedTokenizer):
     @property
     def loudest(self) -> float:
         """The amplitude that the network hears as 1."""
-        if isinstance(self.settings, Encodec):
-            return 1.0
-        return 3 * (self.settings.loudness or TYPICAL)
+        return self.settings.loudest
 
     def to_network(self, values: Tensor) -> Tensor:
         """[B, C, samples] -> [B, C, frames * downsample], as loud as networks like it: very quiet ones would hardly move its codes."""

@@ -17,6 +17,10 @@ def multi_scale_mel_loss(sounds: Tensor, rebuilt: Tensor, sample_rate: int) -> T
 
     Windows longer than the sound are left out; short windows have as many bins as they can tell apart.
     """
+    if sounds.shape[-1] < WINDOWS[0]:
+        raise ValueError(
+            f"sounds of {sounds.shape[-1]} samples are shorter than the shortest window, {WINDOWS[0]}; set seconds of the stream higher"
+        )
     losses = []
     for window in WINDOWS:
         if window > sounds.shape[-1]:

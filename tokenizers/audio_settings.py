@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from worldloom.tokenizers.quantizers.settings import AnyQuantizer, Ema, Residual, Share
 from worldloom.tokenizers.rules import check_codebook, check_halvings
 
+TYPICAL = 0.05  # root mean square of speech; stands for what nobody has measured
+
 
 class Codec(BaseModel):
     """A causal codec of the waveform (SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438); their discriminators are an option."""
@@ -20,7 +22,7 @@ class Codec(BaseModel):
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each rate, in encoder and decoder, ever more dilated")] = 2
     quantizer: AnyQuantizer = Field(default=Residual(decay=0.95), description="how the encoder's vectors become codes")
-    crop: PositiveInt | None = Field(
+    crop: Annotated[int, Field(ge=32)] | None = Field(  # the loss has no shorter window
         default=None,
         description="samples of each sound that a step learns from, at a random place, a multiple of downsample; null: all of them",
     )
@@ -52,6 +54,11 @@ class Codec(BaseModel):
         if self.crop is not None and self.crop % self.downsample:
             raise ValueError(f"crop ({self.crop}) must be a multiple of downsample ({self.downsample}), so that frames are whole")
         return self
+
+    @property
+    def loudest(self) -> float:
+        """The amplitude that the network hears as 1."""
+        return 3 * (self.loudness or TYPICAL)
 
     def resolved(self, steps: int) -> Self:
         """The same with what follows from the length of the training written out."""

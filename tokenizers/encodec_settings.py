@@ -36,6 +36,11 @@ class Encodec(BaseModel):
     padding: Literal["reflect", "constant"] = Field(default="reflect", description="what stands before the first sample")
 
     @property
+    def loudest(self) -> float:
+        """The amplitude that the network hears as 1."""
+        return 1.0
+
+    @property
     def downsample(self) -> int:
         """Samples that one frame of codes stands for."""
         return prod(self.strides)

@@ -122,13 +122,16 @@ class LearnedTokenizer(ABC):
 
     @torch.inference_mode()
     def decode(self, codes: NDArray[Any] | Tensor) -> NDArray[Any]:
-        """Integer codes [B, *shape] -> values [B, *value_shape]; ValueError for codes out of range or another grid."""
-        grid = torch.as_tensor(np.asarray(codes).astype(np.int64, casting="safe") if isinstance(codes, np.ndarray) else codes)
+        """Integer codes [B, *shape] -> values [B, *value_shape]; ValueError for codes out of range, another grid or no integers."""
+        found = codes.cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+        if not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(f"codes are integers, got {found.dtype}; hand over what encode gave")
+        grid = torch.from_numpy(found.astype(np.int64))
         if grid.ndim == 0 or tuple(grid.shape[1:]) != self.shape:
             raise ValueError(f"this tokenizer writes grids of {self.shape} codes, got an array of shape {tuple(grid.shape)}")
         self.autoencoder.eval()
-        found = [self.to_values(self.autoencoder.decode(part.long())).cpu() for part in self._parts(grid)]
-        return (torch.cat(found)[: len(grid)] if found else torch.zeros((0, *self.value_shape), dtype=self.value_type)).numpy()
+        made = [self.to_values(self.autoencoder.decode(part)).cpu() for part in self._parts(grid)]
+        return (torch.cat(made)[: len(grid)] if made else torch.zeros((0, *self.value_shape), dtype=self.value_type)).numpy()
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes config.json, preprocessor_config.json, model.safetensors and README.md."""

@@ -2,7 +2,7 @@
 
 transformers' own image processor, built from that file, gives the network's input for a picture that has the size already; other sizes are
 cut to the aspect first (`crop`), where transformers would squeeze them. Sounds say what transformers' feature extractors say, and what is
-done beyond that (companding, the spectrogram).
+done beyond that (the factor of a codec's loudness, the spectrogram).
 """
 
 from collections.abc import Mapping
@@ -62,4 +62,4 @@ def _of_sounds(settings: Any, form: Mapping[str, Any]) -> dict[str, Any]:
             "power": 1.0,
         }
         return {**shared, **spectrogram, "feature_extractor_type": "log_mel"}
-    return {**shared, "feature_size": form["channels"], "companding": "mu_law", "feature_extractor_type": "waveform"}
+    return {**shared, "feature_size": form["channels"], "rescale_factor": 1 / settings.loudest, "feature_extractor_type": "waveform"}

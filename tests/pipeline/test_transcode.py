@@ -65,9 +65,19 @@ def test_a_bad_file_is_named_and_the_others_go_on(
     np.save(tmp_path / "wild.npy", np.full((2, 2), 99))
     np.save(tmp_path / "odd.npy", np.zeros((3, 2), np.int64))
     (tmp_path / "text.npy").write_bytes(b"no array")
-    assert run("decode", f"{tiny_root}:view_codes", *(tmp_path / f"{name}.npy" for name in ("wild", "odd", "text", "gone"))) == 1
+    np.savez(tmp_path / "several.npz", codes=np.zeros((2, 2), np.int64))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    np.save(tmp_path / "halves.npy", np.full((2, 2), 0.5))
+    np.save(tmp_path / "great.npy", np.zeros((2, 2), np.uint64))
+    claim = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1073741824, 2), }\n"
+    (tmp_path / "liar.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(claim).to_bytes(2, "little") + claim)
+    names = ("wild", "odd", "text", "several", "halves", "liar", "gone")
+    assert run("decode", f"{tiny_root}:view_codes", *(tmp_path / f"{name}.npy" for name in (*names, "great"))) == 1
     said = capsys.readouterr()
-    assert said.err.count("codes_invalid") == 3 and "codes must lie in 0 .. 16" in said.err and "gone.npy is not there" in said.err
+    assert said.err.count("codes_invalid") == 4 and "codes must lie in 0 .. 16" in said.err and "gone.npy is not there" in said.err
+    assert "codes are integers, got float64; hand over what encode gave" in said.err
+    assert said.err.count("type_mismatch: not an .npy file") == 2 and "the header claims 17179869184 bytes, at most" in said.err
+    assert (tmp_path / "great.decoded.png").exists()
 
 
 def test_what_is_no_tokenizer_and_two_files_of_one_name_are_refused(

@@ -79,7 +79,7 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
 
 @pytest.mark.parametrize("kind", ["vqgan", "vit", "averaged"])
 def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact, kind: str) -> None:
-    settings = settings_of(ALL_OPTIONS, average=0.9) if kind == "averaged" else settings_of(TYPES[kind])
+    settings = settings_of(ALL_OPTIONS, ema=0.9) if kind == "averaged" else settings_of(TYPES[kind])
     whole = make(tmp_path / "whole", data, settings)
     steps: list[int] = []
     stopping = replace(Worker(), report=lambda done, *rest: steps.append(done), stopping=lambda: steps[-1:] == [4])
@@ -114,7 +114,7 @@ def test_perceptual_weights_from_outside_are_part_of_the_fingerprint(tmp_path: P
 
 
 def test_averaged_weights_are_what_is_saved_and_measured(tmp_path: Path, data: Artifact) -> None:
-    plain, averaged = (make(tmp_path / str(average), data, settings_of(TYPES["vqvae"], average=average)) for average in (None, 0.9))
+    plain, averaged = (make(tmp_path / str(ema), data, settings_of(TYPES["vqvae"], ema=ema)) for ema in (None, 0.9))
     one, other = (load_file(made.folder / "tokenizer" / "model.safetensors") for made in (plain, averaged))
     moved = {name for name in one if one[name].is_floating_point() and not torch.equal(one[name], other[name])}
     assert "encoder.head.weight" in moved and torch.equal(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from worldloom.stages import encode_dataset, make_shapes, train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
@@ -119,6 +120,14 @@ def test_the_learned_decoder_trains_beside_the_codes_and_the_card_compares_it(tm
     assert figures["sound.log_mel_l1_of_mu_laws"] == pytest.approx(
         figures["sound.log_mel_l1"] / figures["sound.log_mel_l1_mu_law"], abs=1e-3
     )
+
+
+def test_the_learned_decoder_is_averaged_with_all_other_weights(tmp_path: Path, data: Artifact) -> None:
+    made = [make(tmp_path / str(ema), data, settings_of("mel, learned", ema=ema)) for ema in (None, 0.9)]
+    last, averaged = (load_file(each.folder / "tokenizer" / "model.safetensors") for each in made)
+    assert any(name.startswith("vocoder.") for name in last)
+    for part in ("autoencoder.encoder.", "vocoder."):
+        assert any(name.startswith(part) and not torch.equal(last[name], averaged[name]) for name in last)
 
 
 @pytest.mark.parametrize("kind", ["clip over time", "codec", "codec, judged", "mel, learned"])

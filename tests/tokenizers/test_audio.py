@@ -75,6 +75,7 @@ def test_a_late_sample_changes_no_early_code() -> None:
     ("wrong", "message"),
     [
         ({"downsample": 48}, "downsample must be a power of two"),
+        ({"crop": 16, "downsample": 16, "patch": 4}, r"crop\n  Input should be greater than or equal to 32"),
         ({"crop": 100}, r"crop \(100\) must be a multiple of downsample \(256\)"),
         ({"patch": 32, "downsample": 16}, "must not be above downsample"),
         ({"quantizer": Fsq(levels=(5, 3))}, "makes 15 codes, codebook_size is 512"),

@@ -48,6 +48,14 @@ def test_the_loss_has_a_gradient_even_where_sounds_are_equal() -> None:
     assert y.grad is not None and bool(torch.isfinite(y.grad).all())
 
 
+def test_a_loss_of_sounds_shorter_than_any_window_is_refused() -> None:
+    assert float(multi_scale_mel_loss(sounds(samples=32), sounds(samples=32), 8_000)) < 1e-3
+    with pytest.raises(
+        ValueError, match=r"sounds of 31 samples are shorter than the shortest window, 32; set seconds of the stream higher"
+    ):
+        multi_scale_mel_loss(sounds(samples=31), sounds(samples=31), 8_000)
+
+
 def test_companding_goes_and_comes_back() -> None:
     x = torch.linspace(-1, 1, 101)
     assert torch.allclose(expand(compress(x)), x, atol=1e-6) and float(compress(torch.tensor(1 / 255))) == pytest.approx(

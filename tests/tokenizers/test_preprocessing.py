@@ -10,6 +10,7 @@ import torch
 
 from worldloom.tokenizers.audio import AudioTokenizer
 from worldloom.tokenizers.audio_settings import Codec, Mel
+from worldloom.tokenizers.encodec_settings import Encodec
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import Dvae, VqGan
 from worldloom.tokenizers.learned import LearnedTokenizer
@@ -60,9 +61,20 @@ def test_sounds_and_clips_say_rates_and_lengths() -> None:
     for tokenizer in sounds():
         about = tokenizer.preprocessing
         assert (about["sampling_rate"], about["num_samples"], about["num_channels"]) == (4_000, 400, 1)
-    assert sounds()[0].preprocessing["hop_length"] == 32 and sounds()[1].preprocessing["companding"] == "mu_law"
+    assert sounds()[0].preprocessing["hop_length"] == 32
     clips = VideoTokenizer.build(PICTURES["vqgan"], {"height": 16, "width": 24, "frames": 3, "frame_rate": 5.0}, seed=0)
     assert (clips.preprocessing["num_frames"], clips.preprocessing["fps"]) == (3, 5.0)
+
+
+@pytest.mark.parametrize("loudness", [None, 0.2])
+def test_rescaling_sounds_by_the_file_is_the_codecs_input(loudness: float | None) -> None:
+    small: dict[str, Any] = {"codebook_size": 11, "downsample": 64, "width": 4, "quantizer": Ema(code_width=3)}
+    form = {"channels": 2, "samples": 100, "sample_rate": 4_000}
+    public = Encodec(codebook_size=11, levels=2, code_width=3, width=4, strides=(2, 3))
+    x = torch.randn(1, 2, 100, generator=torch.Generator().manual_seed(0))
+    for settings in (Codec(**small, loudness=loudness), public):
+        tokenizer = AudioTokenizer.build(settings, form, seed=0)
+        torch.testing.assert_close(tokenizer.to_network(x)[..., :100], x * tokenizer.preprocessing["rescale_factor"])
 
 
 def test_how_pictures_are_resampled_is_part_of_the_fingerprint_and_comes_back(tmp_path: Path) -> None:
