@@ -69,7 +69,9 @@ class Masters:
     def kinds(self, flat: int) -> dict[str, Tensor]:
         """All that is kept of one flat master, tensors of its size by what they are."""
         state = self.torch_optimizer.state.get(self.flats[flat], {})
-        kept = {MASTER: self.flats[flat], **{moment: state[moment] for moment in MOMENTS if moment in state}}
+        # Before the first update there may be moments or none, and they say nothing.
+        moments = MOMENTS if int(state.get("step", 0)) else ()
+        kept = {MASTER: self.flats[flat], **{moment: state[moment] for moment in moments}}
         return kept | ({AVERAGE: self.averages[flat]} if self.averages else {})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -135,6 +135,14 @@ def test_two_objectives_learn_on_the_same_weights_and_each_shows_its_loss(tokens
     assert lines[-1]["loss/masked"] < lines[0]["loss/masked"] and lines[-1]["loss/next_token"] < lines[0]["loss/next_token"]
 
 
+def test_the_order_in_which_objectives_are_named_does_not_matter(tokens, tmp_path):
+    one, other = (
+        train(tokens, tmp_path / first, objectives=dict.fromkeys((first, second), 0.5), steps=4)
+        for first, second in (("next_token", "masked"), ("masked", "next_token"))
+    )
+    assert losses(one.folder) == losses(other.folder)
+
+
 @pytest.mark.parametrize(
     "mixed",
     [{"next_token": 1.0}, {"next_token": 1.0, "masked": 2.0}, {"next_token": 1.0, "span": 1.0}],

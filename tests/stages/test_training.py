@@ -373,6 +373,14 @@ def test_a_loss_that_leaps_sends_the_training_back_and_past_the_batches(tmp_path
     assert len(list((tmp_path / "spiked" / "checkpoints").glob("step-00000016.*.abandoned"))) == 1
 
 
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 1), ("fp32", 3)])
+def test_it_goes_back_as_far_as_to_the_first_weights(tmp_path: Path, watchful: dict[str, Any], precision: str, zero: int) -> None:
+    changes = {**watchful, "steps": 20, "save_every": None, "worker": {"zero": zero}}
+    spiked = run(tmp_path / "spiked", Regression(precision), Leaping({15, 16, 18}), **changes)
+    calm = run(tmp_path / "calm", Regression(precision), Leaping(set(), without={15, 16, 18}), **changes)
+    assert all(torch.equal(a, b) for a, b in zip(spiked.module.parameters(), calm.module.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("at", [13, 17, 20], ids=["before it leaps", "between leaps", "after going back"])
 def test_a_roll_back_survives_a_stop(tmp_path: Path, watchful: dict[str, Any], at: int) -> None:
     whole = run(tmp_path / "whole", Regression(), Leaping({15, 16, 18}), **watchful)
