@@ -104,10 +104,16 @@ def _distinct(
     found: dict[Direction, float] = {}
     for (split, pair), chosen in rows.items():
         if chosen and pair not in found:
-            some = chosen[: max(1, min(settings.varied, settings.batch // settings.answers))]
+            some = chosen[: _varied(world, pair, settings)]
             found[pair] = distinct(world, pair, split, some, settings.answers, choosing, settings.seed)
             between()
     return found
+
+
+def _varied(world: OpenWorld, pair: Direction, settings: "EvaluateWorldModel") -> int:
+    """How many samples of a direction are asked several times: fewer where the answer is long."""
+    longest = world.vocabulary.streams[world.vocabulary.index(pair.target)].max_length
+    return max(1, min(settings.varied, settings.batch // settings.answers, settings.most_codes // (longest * settings.answers)))
 
 
 def _plain(choosing: Choosing) -> Choosing:

@@ -13,7 +13,7 @@ from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
 from worldloom.stages.evaluation import Direction, _documents, bits, choose, directions, distinct, kept, row_seed
 from worldloom.stages.evaluation_card import _spread, evaluation_card
-from worldloom.stages.evaluation_figures import figures_of, measure
+from worldloom.stages.evaluation_figures import _varied, figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
 from worldloom.stages.oracles import ORACLES, oracle_of
 from worldloom.stages.worker import Interrupted, Worker
@@ -124,6 +124,12 @@ def test_answers_are_as_varied_as_they_are_different(world: OpenWorld) -> None:
     way = Direction("words", "view")
     assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=0.0), 0) == 0.25
     assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=1.0), 0) == 1.0
+
+
+@pytest.mark.parametrize(("most_codes", "batch", "expected"), [(20_000, 100, 8), (20_000, 20, 5), (33, 100, 2), (1, 1, 1)])
+def test_fewer_samples_are_asked_several_times_where_answers_are_long(world: OpenWorld, most_codes: int, batch: int, expected: int) -> None:
+    settings = SETTINGS.model_copy(update={"most_codes": most_codes, "batch": batch, "answers": 4})
+    assert _varied(world, Direction("words", "view"), settings) == expected  # a view has four codes
 
 
 def test_a_dataset_without_an_oracle_is_measured_without_verdicts(
