@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from worldloom.stages.keys import check_key, fits_ustar
 from worldloom.stages.order import uniform
+from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream, VideoStream
 
 
@@ -43,8 +45,14 @@ def apply_crop(value: NDArray[np.uint8], crop: Crop, stream: ImageStream | Video
 
 
 def crop_key(key: str, number: int) -> str:
-    """What a crop's sample is called. A prefix, not a suffix: within a shard keys must rise, and so they still do."""
-    return f"crop{number}/{key}"
+    """What a crop's sample is called; InputRejected(key_invalid) where that is too long, though the whole sample's key was not.
+
+    A prefix, not a suffix: within a shard keys must rise, and so they still do.
+    """
+    longer = check_key(f"crop{number}/{key}")
+    if not fits_ustar(f"{longer}.npy"):
+        raise InputRejected("key_invalid", f"{longer[:80]!r}... is too long for a tar: shorten the names of the folders in it")
+    return longer
 
 
 def cropped(values: dict[str, Any], crop: Crop, streams: dict[str, ImageStream | VideoStream]) -> dict[str, Any]:

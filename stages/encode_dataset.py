@@ -283,7 +283,6 @@ def _reading(data: "Dataset", task: Task, settings: EncodeDataset) -> Iterator[C
 
 def _read(data: "Dataset", task: Task, rows: range, settings: EncodeDataset, last: bool) -> Batch:
     from worldloom.stages.crops import crop_key
-    from worldloom.stages.keys import check_key
     from worldloom.stages.rejects import InputRejected, Rejected
     from worldloom.stages.streams import kind_of
 
@@ -300,7 +299,7 @@ def _read(data: "Dataset", task: Task, rows: range, settings: EncodeDataset, las
                 about = data.streams[stream]
                 values[stream] = None if content is None else kind_of(about.kind).decode(content, about)
             if task.crop is not None:
-                key, values = check_key(crop_key(key, task.crop)), _cropped(key, values, task.crop, settings, data)
+                key, values = crop_key(key, task.crop), _cropped(key, values, task.crop, settings, data)
         except InputRejected as error:
             batch.rejects.append(Rejected(key, error.code, error.detail, hashlib.sha256(content or b"").hexdigest()))
             continue

@@ -64,7 +64,12 @@ def read_encodec(path: Path, seconds: float, levels: int | None = None) -> Audio
     weights = read_weights(path)
     try:
         about = architecture(json.loads((path.parent / CONFIG).read_text(encoding="utf-8")), weights, levels)
-        form = {"channels": about.channels, "samples": round(seconds * about.sample_rate), "sample_rate": about.sample_rate}
+        samples = round(seconds * about.sample_rate)
+        if not samples:
+            raise ValueError(
+                f"seconds ({seconds:g}) is less than one sample of this codec, which hears {about.sample_rate} a second; set it higher"
+            )
+        form = {"channels": about.channels, "samples": samples, "sample_rate": about.sample_rate}
         tokenizer = AudioTokenizer.build(about.settings, form, seed=0)
         put_weights(tokenizer, weights)
     except ValueError as error:
@@ -97,8 +102,10 @@ def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def architecture(config: Mapping[str, Any], weights: Mapping[str, Tensor], levels: int | None) -> Architecture:
+def architecture(config: Any, weights: Mapping[str, Tensor], levels: int | None) -> Architecture:
     """What config.json says, a key left out standing for transformers' default; ValueError for codecs that are not read."""
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG} holds no object of names and values; {ADVICE}")
     for key, (needed, advice) in NEEDED.items():
         found = config.get(key, None if key == "model_type" else needed)
         if found != needed:
@@ -107,9 +114,14 @@ def architecture(config: Mapping[str, Any], weights: Mapping[str, Tensor], level
     if levels is not None and levels > held:
         raise ValueError(f"levels ({levels}) must not be above the {held} codebooks that the checkpoint has")
     same = {ours: config[theirs] for theirs, ours in FIELDS.items() if theirs in config}
-    strides = {"strides": config["upsampling_ratios"][::-1]} if "upsampling_ratios" in config else {}
+    ratios = config.get("upsampling_ratios")
+    strides = {} if ratios is None else {"strides": ratios[::-1] if isinstance(ratios, list) else ratios}
     settings = Encodec.model_validate_json(json.dumps({**same, **strides, "levels": levels or held}))
-    return Architecture(settings, config.get("audio_channels", 1), config.get("sampling_rate", 24_000))
+    heard = {"audio_channels": 1, "sampling_rate": 24_000, **config}
+    for key in ("audio_channels", "sampling_rate"):
+        if type(heard[key]) is not int or heard[key] < 1:
+            raise ValueError(f"{CONFIG} has {key} {heard[key]!r}, and a positive whole number is needed; {ADVICE}")
+    return Architecture(settings, heard["audio_channels"], heard["sampling_rate"])
 
 
 def put_weights(tokenizer: AudioTokenizer, weights: Mapping[str, Tensor]) -> None:

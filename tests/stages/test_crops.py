@@ -17,8 +17,10 @@ from worldloom.stages.crops import Crop, apply_crop, crop_key, draw_crop
 from worldloom.stages.dataset import Dataset, Tokens
 from worldloom.stages.encode_dataset import EncodeDataset, plan
 from worldloom.stages.import_folder import ImportFolder
+from worldloom.stages.keys import fits_ustar, is_key
 from worldloom.stages.kind import StageKind
 from worldloom.stages.open_tokenizer import open_tokenizer
+from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream, StageSettings, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
@@ -156,6 +158,16 @@ def test_boxes_follow_from_seed_key_and_number_and_keep_to_their_scale() -> None
     assert all(0 <= place <= 1 - box.side for box in many for place in (box.left, box.top))
     assert 900 < sum(box.flipped for box in many) < 1_100
     assert not any(draw_crop(0, str(number), 0, (0.25, 0.75), False).flipped for number in range(50))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"), [("a/" * 98 + "a", "is no sample key"), ("a" * 154 + "/" + "b" * 39, "is too long for a tar: shorten the names")]
+)
+def test_a_key_that_a_crop_would_make_too_long_is_refused(key: str, message: str) -> None:
+    assert is_key(key) and fits_ustar(f"{key}.npy")
+    with pytest.raises(InputRejected, match=f"key_invalid: .*{message}"):
+        crop_key(key, 0)
+    assert crop_key(key[-40:].strip("/"), 12).startswith("crop12/")
 
 
 def test_a_crop_of_everything_is_everything_and_turns_left_to_right() -> None:

@@ -139,6 +139,9 @@ def put(folder: Path, weights: dict[str, torch.Tensor], **changes: Any) -> Path:
         ({"num_residual_layers": 2}, "the checkpoint lacks decoder"),
         ({"num_filters": 8}, "the checkpoint has other shapes at"),
         ({"num_filters": "many"}, "Input should be a valid integer"),
+        ({"sampling_rate": "fast"}, "has sampling_rate 'fast', and a positive whole number is needed"),
+        ({"audio_channels": None}, "has audio_channels None, and a positive whole number is needed"),
+        ({"upsampling_ratios": 5}, "strides\n  Input should be a valid array"),
     ],
 )
 def test_codecs_that_are_not_read_are_refused(saved: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -156,6 +159,11 @@ def test_files_that_hold_no_codec_are_refused(saved: Path, tmp_path: Path) -> No
         read_encodec(put(tmp_path, weights | {"extra": torch.zeros(2)}), 0.333)
     with pytest.raises(ValueError, match=r"levels \(6\) must not be above the 5 codebooks"):
         read_encodec(put(tmp_path, weights), 0.333, levels=6)
+    with pytest.raises(ValueError, match=r"seconds \(0\.0004\) is less than one sample of this codec, which hears 1000 a second; set it"):
+        read_encodec(put(tmp_path, weights), 0.0004)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json holds no object of names and values; import_tokenizer reads EnCodecs"):
+        read_encodec(tmp_path / "model.safetensors", 0.333)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
         read_encodec(tmp_path / "model.safetensors", 0.333)
