@@ -219,11 +219,15 @@ def dream(
     seed: Annotated[int, typer.Option("--seed", help="of the sample and of every draw")] = 0,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.25,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", help="which set of tokens to begin from, where the world learnt from several; the first by name"),
+    ] = None,
 ) -> None:
     """Roll a trained world out from a frame that it has not seen, beside how that really went on."""
     from worldloom.pipeline.dream import dream_command
 
-    made = dream_command(run, out, steps, actions, policy, seed, temperature, stage)
+    made = dream_command(run, out, steps, actions, policy, seed, temperature, stage, tokens)
     sides = ", true at the left, dreamed at the right" if made.truth else ""
     _say(f"{made.frames} frames in {made.file}, from {made.sample} of {made.split}{sides}")
 

@@ -37,11 +37,12 @@ def dream_command(
     seed: int = 0,
     temperature: float = 0.25,
     stage: str | None = None,
+    tokens: str | None = None,
 ) -> Dream:
     """Writes the dream as a GIF, or as an MP4 with its sound; ValueError or FileNotFoundError say what is wrong and what to do.
 
     The sample's own actions are taken, and how it went on is shown at the left, unless `actions` (names or numbers with commas between, or
-    a file of the stream's kind) or `policy` "random" say otherwise.
+    a file of the stream's kind) or `policy` "random" say otherwise. `tokens` as in open_world.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{out} does not end in {' or '.join(SUFFIXES)}; give such a file")
@@ -55,7 +56,7 @@ def dream_command(
     from worldloom.stages.rollouts import clock_of
     from worldloom.stages.settings import VideoStream
 
-    world = open_world(find_artifact(run, "world_model", stage))
+    world = open_world(find_artifact(run, "world_model", stage), tokens)
     name = clock_of(world).streams[0]
     about = world.dataset.streams[name]
     if not isinstance(about, VideoStream):
@@ -88,7 +89,10 @@ def _sample(world: "OpenWorld", seed: int) -> tuple[str, int]:
     for split in SPLITS:
         if world.dataset.samples(split) and (found := choose(world.dataset, split, [clock.streams[0], *clock.given], 1, seed)):
             return split, found[0]
-    raise ValueError(f"no sample of the dataset has {', '.join([clock.streams[0], *clock.given])}; there is nothing to begin with")
+    raise ValueError(
+        f"no sample of the dataset has {', '.join([clock.streams[0], *clock.given])}, so there is nothing to begin with; "
+        "where the world learnt from several sets of tokens, name one that has them by --tokens"
+    )
 
 
 def _taken(

@@ -54,6 +54,7 @@ class Dataset(_Sharded):
             name: _STREAM.validate_json(json.dumps(stream))
             for name, stream in about["streams"].items()
         }
+        self._elsewhere = set[str]()
         self.oracle: str | None = about["oracle"]  # who can read what a sample shows: "shapes"
         self._splits = {name: _Split(split) for name, split in about["splits"].items()}
         self._open: dict[tuple[str, int, str], IndexedShard] = {}
@@ -69,8 +70,16 @@ class Dataset(_Sharded):
 
     def content(self, split: str, stream: str, i: int) -> memoryview | None:
         """A value's bytes, checked against the index; None where the sample lacks the stream."""
+        if stream in self._elsewhere:
+            return None
         shard, row = self._splits[split].find(i)
         return self._shard(split, shard, stream).content(row)
+
+    def add_from_elsewhere(self, name: str, stream: Stream) -> None:
+        """Makes a stream known that no sample here has; one of that name that there is stays."""
+        if name not in self.streams:
+            self.streams[name] = stream
+            self._elsewhere.add(name)
 
     def value(self, split: str, stream: str, i: int) -> Any:
         """A value, decoded: str, or uint8 [size, size, 3]; None where the sample lacks the stream."""

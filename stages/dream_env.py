@@ -45,7 +45,10 @@ class DreamEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self.most_steps, self.window, self.slide, self.render_mode = most_steps, window, slide, render_mode
         self.starts = choose(world.dataset, split, [self.frame], world.dataset.samples(split), 0)
         if not self.starts:
-            raise ValueError(f"no sample of the split {split!r} has the stream {self.frame!r}, so no episode can begin")
+            raise ValueError(
+                f"no sample of the split {split!r} has the stream {self.frame!r}, so no episode can begin; name another split or, where "
+                f"the world learnt from several sets of tokens, open it with one that has the stream"
+            )
         self.metadata = {**self.metadata, "render_fps": about.frame_rate}
         self.observation_space = gymnasium.spaces.Box(0, 255, (about.height, about.width, 3), np.uint8)
         self.action_space = _space(world, clock.given[0])

@@ -27,6 +27,7 @@ from worldloom.world_model.infill import infill
 from worldloom.world_model.load import from_pretrained
 from worldloom.world_model.parallel import fill_in
 from worldloom.world_model.sampling import Want, generate, prompt, wants_of
+from worldloom.world_model.span import streams_of
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
 
@@ -88,9 +89,13 @@ class OpenWorld:
         return {stream.name: stream.kind for stream in self.vocabulary.streams if stream.name in self.grammar.streams}
 
     def prompts(self, given: Sequence[Mapping[str, Any]]) -> list[NDArray[np.int64]]:
-        """The tokens of rows of values, by stream, in the rows' own order and without <eos>; ValueError for what the world cannot read."""
+        """The tokens of rows of values, by stream, in the rows' own order and without <eos>; ValueError for what the world cannot read.
+
+        Those on the clock stand together, in its order, where the first of them is.
+        """
         codes = self._encode(given)
-        return [prompt(self.grammar, [(name, codes[name, row]) for name in values]) for row, values in enumerate(given)]
+        orders = [self.grammar.arranged(list(values)) for values in given]
+        return [prompt(self.grammar, [(name, codes[name, row]) for name in names]) for row, names in enumerate(orders)]
 
     def sample(
         self,
@@ -227,20 +232,20 @@ class OpenWorld:
     def infill(
         self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, range]], seeds: Sequence[int], choosing: Choosing
     ) -> list[Sampled]:
-        """Every row of `given` with other codes where it has holes: a stream's codes of a range of places, from the first code on.
+        """Every row of `given` with other codes where it has holes: a stream's codes of a range of places, from the first code on; of a
+        stream on the clock, those of all steps.
 
         ValueError for a hole beyond the codes, or a world that did not learn spans.
         """
         samples = []
         for prompt_of, of_row in zip(self.prompts(given), holes, strict=True):
             tokens, ids = np.append(prompt_of, self.vocabulary.eos), self.vocabulary
+            streams = streams_of(ids, tokens)
             for name, places in of_row.items():
-                number = ids.index(name)
-                first = np.flatnonzero(tokens == ids.indicator(number)) + 1
-                codes = 0 if not len(first) else int(np.flatnonzero(tokens == ids.closing(number))[0] - first[0])
-                if not len(places) or places[0] < 0 or places[-1] >= codes:
-                    raise ValueError(f"{name} has {codes} codes in this row; its hole must lie within them, got {places}")
-                tokens[first[0] + np.asarray(places)] = ids.mask
+                codes = np.flatnonzero(streams == ids.index(name))
+                if not len(places) or places[0] < 0 or places[-1] >= len(codes):
+                    raise ValueError(f"{name} has {len(codes)} codes in this row; its hole must lie within them, got {places}")
+                tokens[codes[np.asarray(places)]] = ids.mask
             samples.append(tokens)
         written = infill(
             self.decoder,
@@ -315,7 +320,7 @@ def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:
     for name in world.grammar.streams:
         made = next(one for one in (tokens, *sets.values()) if f"tokenizers.{name}" in one.inputs)
         # What another set has, this one's dataset does not hold, but it may be written and shown all the same.
-        dataset.streams.setdefault(name, Dataset(made.input("data")).streams[name])
+        dataset.add_from_elsewhere(name, Dataset(made.input("data")).streams[name])
         tokenizer = serving(open_tokenizer(made.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
         assert tokenizer is not None, "the tokens were made by it"
         tokenizers[name] = tokenizer

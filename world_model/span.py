@@ -67,7 +67,7 @@ def span(
 
 def cut(tokens: np.ndarray, ids: Vocabulary, number: int, seed: int) -> Cut | None:
     """A whole document with spans of one segment taken out, by `seed` and the document's `number`; None where it has no codes."""
-    streams = _streams(ids, tokens)
+    streams = streams_of(ids, tokens)
     codes = np.flatnonzero(streams >= 0)
     if not len(codes):
         return None
@@ -125,7 +125,7 @@ def _parts(total: int, parts: int, draws: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _streams(ids: Vocabulary, tokens: np.ndarray) -> np.ndarray:
+def streams_of(ids: Vocabulary, tokens: np.ndarray) -> np.ndarray:
     """int64 [T]: which stream each token is a code of, by what opens its segment; -1 for controls."""
     found = np.full(len(tokens), -1, np.int64)
     opened = -1

@@ -6,6 +6,7 @@ from PIL import Image
 from worldloom.pipeline import dream
 from worldloom.pipeline.cli import main
 from worldloom.pipeline.dream import dream_command
+from worldloom.stages import evaluation
 
 
 def frames_of(path):
@@ -74,3 +75,13 @@ def test_a_world_without_a_clock_and_an_mp4_without_pyav_are_refused(tiny_root, 
     with pytest.raises(SystemExit) as left:
         main(["dream", str(clocked_root), "--out", str(tmp_path / "dream.gif"), "--steps", "2"])
     assert left.value.code == 0 and "3 frames in" in capsys.readouterr().out
+
+
+def test_a_set_without_clips_cannot_be_dreamed_from(clocked_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "choose", lambda *_: [])
+    with pytest.raises(ValueError, match=r"no sample of the dataset has clip, push, .* name one that has them by --tokens"):
+        dream_command(clocked_root, tmp_path / "dream.gif")
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        main(["dream", str(clocked_root), "--out", str(tmp_path / "dream.gif"), "--tokens", "others"])
+    assert "world did not learn from 'others'" in capsys.readouterr().err

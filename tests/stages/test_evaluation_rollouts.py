@@ -1,10 +1,12 @@
 """Rolled-out worlds measured: one that knows what comes is right at every horizon, one that never learnt is not."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.dream_env import DreamEnv
 from worldloom.stages.evaluate_world_model import EvaluateWorldModel
 from worldloom.stages.evaluation import directions
 from worldloom.stages.evaluation_card import evaluation_card
@@ -60,6 +62,17 @@ def test_a_copy_of_the_last_frame_is_measured_against_the_true_frames(world):
         assert at.copy_psnr == pytest.approx(10 * np.log10(255**2 / error))
         assert at.action_accuracy is None and at.code_accuracy < 0.6
     assert roll_out(world, "nowhere", 3, None, Choosing(), 0, 2, lambda: None) is None
+
+
+def test_a_set_without_the_clips_that_its_world_learnt_elsewhere_has_nothing_to_begin_with(world, tiny_world):
+    pictures = Dataset(tiny_world.input("tokens").input("data"))
+    for name, stream in world.dataset.streams.items():
+        pictures.add_from_elsewhere(name, stream)
+    assert [*pictures.streams] == ["view", "words", "clip", "push", "sound"] and pictures.value("train", "words", 0)
+    other = replace(world, dataset=pictures)
+    assert roll_out(other, "validation", 3, None, Choosing(), 0, 2, lambda: None) is None
+    with pytest.raises(ValueError, match=r"no sample of the split 'train' has the stream 'clip', .* open it with one that has the stream"):
+        DreamEnv(other)
 
 
 def test_directions_on_one_clock_go_forwards_only(world, tiny_world):

@@ -1,12 +1,16 @@
 """Worlds rolled out, values in and out, with an untrained world on a clock of five steps."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from worldloom.stages.open_world import Choosing, OpenWorld, open_world
 from worldloom.stages.step_values import Hearing, decode_steps, encode_steps
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.transformer import WorldModel
 
 ONE_BY_ONE = Choosing(temperature=1.0)
 
@@ -77,6 +81,27 @@ def test_what_is_given_on_the_clock_stands_in_the_steps_of_what_is_wanted(world)
     assert alone.tokens.tolist() == one.tokens.tolist()
     said = world.sample([{"push": pushes[0]}], ["clip", "words"], [3], ONE_BY_ONE)[0]
     assert said.legal and set(said.values) == {"push", "clip", "words"}
+
+
+def test_in_whatever_order_streams_of_the_clock_are_given_they_stand_in_its_own(world):
+    clip, push, words = clips(world, 1)[0], clips(world, 1, "push")[0], "a red circle"
+    given = [{"push": push, "words": words, "clip": clip}, {"clip": clip, "push": push, "words": words}]
+    assert world.prompts(given[:1])[0].tolist() == world.prompts(given[1:])[0].tolist()
+    assert all(one.legal for one in world.sample(given, None, [1, 1], ONE_BY_ONE))
+
+
+def test_holes_of_a_stream_on_the_clock_lie_in_any_of_its_steps(world):
+    ids = replace(world.vocabulary, sentinels=3)
+    shape = replace(world.model.shape, vocab_size=ids.size)
+    knows = replace(world, model=WorldModel(shape, torch.Generator().manual_seed(0)), grammar=Grammar(ids))
+    given = [{"clip": clips(world, 1)[0], "push": clips(world, 1, "push")[0]}]
+    (before,) = knows.prompts(given)
+    (made,) = knows.infill(given, [{"clip": range(3, 6), "push": range(2, 3)}], [5], ONE_BY_ONE)
+    # Four codes a frame and one a push, each step's between its own two control tokens.
+    holes = {2 + 3, 9 + 2, 9 + 3, 2 * 9 + 8}
+    assert made.legal and set(np.flatnonzero(made.tokens[:-1] != before)) <= holes
+    with pytest.raises(ValueError, match="clip has 20 codes in this row; its hole must lie within them"):
+        knows.infill(given, [{"clip": range(20, 21)}], [5], ONE_BY_ONE)
 
 
 def test_codes_are_filled_in_beside_what_is_given_and_several_streams_of_the_clock_in_turn(world):
