@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate
@@ -38,7 +38,7 @@ class ImportTokenizer(StageSettings):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of a VQ-GAN's encoder; bf16 is faster, and some codes differ from those of fp32"
     )
-    seconds: PositiveFloat | None = Field(None, description="of the sounds to encode, at the codec's own rate")
+    seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(None, description="of the sounds to encode, at the codec's own rate")
     levels: Annotated[int, Field(ge=2, le=64)] | None = Field(None, description="of an EnCodec, the first codebooks to use; null: all")
 
     @model_validator(mode="after")

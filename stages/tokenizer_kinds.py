@@ -9,8 +9,6 @@ from worldloom.stages.audio_figures import report_audio
 from worldloom.stages.audio_learner import audio_learner, audio_tokenizer
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.learner import Learner
-from worldloom.stages.settings import Stream
-from worldloom.stages.streams import kind_of
 from worldloom.stages.tokenizer_figures import report_tokenizer
 from worldloom.stages.tokenizer_learner import image_tokenizer, learner_of, video_tokenizer
 from worldloom.stages.train_tokenizer import TrainTokenizer
@@ -36,20 +34,6 @@ TOKENIZER_KINDS: dict[str, TokenizerKind] = {
 }
 
 
-def check_together(settings: TrainTokenizer, dataset: Dataset) -> None:
-    """ValueError unless the streams of `also` are of the kind and the form of `stream`."""
-    main = dataset.streams[settings.stream]
-    for name in settings.also:
-        other = dataset.streams.get(name)
-        if other is None:
-            raise ValueError(f"also: the dataset has no stream {name!r}; it has {', '.join(sorted(dataset.streams))}")
-        if _together(other) != _together(main):
-            raise ValueError(
-                f"also: {name!r} ({_said(other)}) cannot share the tokenizer of {settings.stream!r} ({_said(main)}): kind and form must be "
-                f"the same; make them equal in streams, or train a tokenizer for {name!r} alone"
-            )
-
-
 def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKind:
     """The record for the stream to learn; ValueError where the dataset has no such stream, or one that is not learnt by an autoencoder."""
     stream = dataset.streams.get(settings.stream)
@@ -66,15 +50,3 @@ def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKi
             f"set it to {' or '.join(kind.types)}"
         )
     return kind
-
-
-def _together(stream: Stream) -> tuple[object, ...]:
-    form = kind_of(stream.kind).form
-    return stream.kind, form and form(stream), getattr(stream, "sample_rate", None), getattr(stream, "frame_rate", None)
-
-
-def _said(stream: Stream) -> str:
-    form = kind_of(stream.kind).form
-    rate = getattr(stream, "sample_rate", None) or getattr(stream, "frame_rate", None)
-    shape = "" if form is None else f" {' x '.join(map(str, form(stream).shape))}"
-    return f"{stream.kind}{shape}" + (f" at {rate:g} Hz" if rate else "")

@@ -63,7 +63,8 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
     from worldloom.stages.averaged import Averaged
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.stream_reports import report_streams
-    from worldloom.stages.tokenizer_kinds import check_together, kind_of_tokenizer
+    from worldloom.stages.together import check_together
+    from worldloom.stages.tokenizer_kinds import kind_of_tokenizer
     from worldloom.stages.training import train
     from worldloom.stages.value_batches import ValueBatches
 
@@ -71,7 +72,7 @@ def run(settings: TrainTokenizer, inputs: Mapping[str, Artifact], out: Path, wor
         return
     dataset = Dataset(inputs["data"])
     kind = kind_of_tokenizer(settings, dataset)
-    check_together(settings, dataset)
+    check_together(settings.stream, settings.also, dataset.streams)
     tokenizer = kind.build(settings, dataset.streams[settings.stream])
     batches = ValueBatches(dataset, "train", (settings.stream, *settings.also), settings.batch_size, settings.seed, worker)
     # The adaptive weight needs whole parameters, so a profile's ZeRO 3 stops at 2 here.
@@ -105,8 +106,13 @@ def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str
 
 
 def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Codes of one value."""
-    stream = (inputs["data"].streams or {}).get(settings.stream)
+    """Codes of one value. ValueError where the streams of `also` cannot share the tokenizer."""
+    streams = inputs["data"].streams or {}
+    stream = streams.get(settings.stream)
+    if stream is not None and settings.also:
+        from worldloom.stages.together import check_together
+
+        check_together(settings.stream, settings.also, streams)
     each, depth = settings.tokenizer.downsample, getattr(getattr(settings.tokenizer, "quantizer", None), "depth", 1)
     if isinstance(stream, ImageStream):
         return Estimate(codes=stream.height * stream.width // each**2 * depth)

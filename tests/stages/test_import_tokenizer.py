@@ -129,6 +129,7 @@ def put_alone(codec: Path, folder: Path) -> Path:
     [
         ({"height": 16}, "layout 'taming' needs width; it takes height, width, precision"),
         ({"layout": "encodec"}, "layout 'encodec' needs seconds; it takes seconds, levels"),
+        ({"layout": "encodec", "seconds": 601.0}, "seconds\n  Input should be less than or equal to 600"),
         ({"layout": "encodec", "seconds": 1.0, "height": 4, "precision": "bf16"}, "'encodec' has no use for height and precision"),
         ({"height": 16, "width": 16, "levels": 3}, "'taming' has no use for levels"),
     ],

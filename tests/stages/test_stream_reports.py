@@ -16,6 +16,7 @@ from worldloom.stages import encode_dataset, import_folder, train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset, Tokens
 from worldloom.stages.encode_dataset import EncodeDataset
+from worldloom.stages.estimate import Estimate
 from worldloom.stages.import_folder import ImportFolder
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.settings import AudioStream, ImageStream, Stream
@@ -131,6 +132,14 @@ def test_one_tokenizer_encodes_them_all(tmp_path: Path, data: Artifact, codes: A
 def test_a_stream_that_cannot_share_is_refused(tmp_path: Path, data: Artifact, also: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(tmp_path, data, settings_of(also=also))
+
+
+def test_streams_that_cannot_share_are_refused_before_anything_runs(data: Artifact) -> None:
+    inputs = {"data": Estimate(streams=Dataset(data).streams)}
+    assert train_tokenizer.STAGE.estimate is not None
+    assert train_tokenizer.STAGE.estimate(settings_of(also=["depth"]), inputs).codes
+    with pytest.raises(ValueError, match=r"'wide' \(image 16 x 24 x 3\) cannot share the tokenizer"):
+        train_tokenizer.STAGE.estimate(settings_of(also=["wide"]), inputs)
 
 
 @pytest.mark.parametrize("also", [["rgb"], ["depth", "depth"]])

@@ -100,6 +100,8 @@ def _int8_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]
     moved_N = torch.linalg.vector_norm(away_ND - whole_ND * step_z, dim=-1)
     off_N = moved_N * codes.reach + (size_N + moved_N) * (0.5 * D**0.5 * step_e)
     off_N = 1.01 * off_N + (D + 8) * torch.finfo(torch.float32).eps * (size_N + codes.reach).square() + unit
+    if not float(off_N.amax()) < 2**29 * unit:  # vectors so short that the bound would not be an int32
+        return finer(z_ND, codes, rows)
     within_N = (2 * off_N / unit).ceil_().to(torch.int32)
     found: list[tuple[Tensor, Tensor]] = []
     rows = max(FEWEST, rows // 2)  # these scores are twice as long

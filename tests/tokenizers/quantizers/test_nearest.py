@@ -51,6 +51,16 @@ def test_codes_too_close_for_float32_scores_are_told_apart(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("length", [1e-3, 1e-12, 1e-20])
+def test_vectors_far_shorter_than_codes_find_theirs(monkeypatch: pytest.MonkeyPatch, product: str, length: float) -> None:
+    """All on the far side of every code, which are equally long: no score is below nothing."""
+    multiply_by(product, monkeypatch)
+    codebook = torch.tensor([[-0.0625, -1.0], [-0.0625, 1.0]]).repeat_interleave(16, 0)
+    vectors = length * torch.tensor([[1.0, 0.03], [1.0, -0.03], [0.5, 0.01]])
+    assert nearest_codes(vectors, codebook).tolist() == ([16, 0, 16] if length > 1e-16 else [0, 0, 0])  # beyond float64
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("spread, likely", [(1.0, 64), (1.0, 0), (0.02, 64)])
 def test_the_type_of_the_product_changes_nothing(monkeypatch: pytest.MonkeyPatch, product: str, spread: float, likely: int) -> None:
     """Nor does which way a tile goes; codes at a small spread differ by less than bfloat16 tells apart."""
