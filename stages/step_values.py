@@ -28,6 +28,8 @@ def decode_steps(tokenizer: Tokenizer, codes: NDArray[np.int64]) -> NDArray[Any]
 
 def encode_sounds(tokenizer: Tokenizer, sounds: NDArray[np.float32], steps: int, samples: int) -> NDArray[np.int64]:
     """Sounds [B, channels, up to `samples`] of the first steps -> codes [B, n, codes of a step] of the n whole steps in them."""
+    if sounds.shape[2] > samples:
+        raise ValueError(f"sounds of {sounds.shape[2]} samples are longer than the {samples} of a whole sample; give the last of them")
     many = int(sounds.shape[2] * steps / samples + 1e-6)
     whole = np.pad(sounds, ((0, 0), (0, 0), (0, samples - sounds.shape[2])))
     codes = np.asarray(tokenizer.encode(whole), np.int64)

@@ -160,11 +160,6 @@ class CachedAttention:
         self.positions, self.reach = positions, reach
         return self
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but `rows` (int64, in the new order)."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-
     def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
         B, Q = self.positions.shape
         H, E = qkv.shape[1] - 2 * kv_heads, qkv.shape[2]

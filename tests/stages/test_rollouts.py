@@ -129,6 +129,11 @@ def test_the_model_writes_streams_of_the_clock_from_nothing(world):
             "words is not on the clock; on it are clip, push, sound",
         ),
         (np.zeros((1, 1, 16, 16, 3), np.uint8), {"choosing": Choosing(guidance=2.0)}, "leave guidance at 1"),
+        (
+            {"clip": np.zeros((1, 6, 16, 16, 3), np.uint8), "sound": np.zeros((1, 1, 2561), np.float32)},
+            {},
+            "sounds of 2561 samples are longer than the 2560 of a whole sample",
+        ),
     ],
 )
 def test_what_cannot_be_rolled_out_is_refused(world, context, options, message):
