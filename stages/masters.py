@@ -5,7 +5,7 @@ parameters, so that what some ranks have written any other number of ranks can r
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +100,8 @@ class Masters:
         with ExitStack() as stack:
             files = [_File(stack.enter_context(safe_open(path, "pt"))) for path in paths]
             steps, self.averaged = (max((file.count(name) for file in files), default=0) for name in ("steps", "averaged"))
-            self._set_steps(steps)
+            stepped = {piece.flat for piece in self.pieces if any(f"{MOMENTS[0]}/{piece.name}" in file.names for file in files)}
+            self._set_steps(steps, stepped)
             for piece in self.pieces:
                 for kind, flat in self.kinds(piece.flat).items():
                     found = sum(file.read(kind, piece, piece.of(flat)) for file in files)
@@ -138,14 +139,20 @@ class Masters:
                 here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
                 yield Piece(name, here.start, here.numel, mapping.param_group_index, there.start)
 
-    def _set_steps(self, steps: int) -> None:
-        """AdamW's state for so many updates: none yet, or room for its moments."""
+    def _set_steps(self, steps: int, stepped: Container[int]) -> None:
+        """AdamW's state for so many updates: none yet, or room for the moments of the flat masters in `stepped`, by number.
+
+        Others never had a gradient, which is where torch's own optimizer keeps nothing.
+        """
         if steps == 0:
             for state in self.torch_optimizer.state.values():
                 for value in state.values():
                     value.zero_()
             return
-        for flat in self.flats:
+        for number, flat in enumerate(self.flats):
+            if number not in stepped:
+                self.torch_optimizer.state.pop(flat, None)
+                continue
             state = self.torch_optimizer.state[flat]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)

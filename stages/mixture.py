@@ -33,7 +33,8 @@ class Mixture:
         clocks = {name: tokens.clock for name, tokens in self.sets.items() if tokens.clock is not None}
         if any(clock != next(iter(clocks.values())) for clock in clocks.values()):
             raise ValueError(
-                f"the clocks of {' and '.join(clocks)} differ: {list(clocks.values())}; sets that are mixed share one: put the same streams on it in each"
+                f"the clocks of {' and '.join(clocks)} differ: {list(clocks.values())}; sets that are mixed share one, "
+                f"so put the same streams on it in each"
             )
         self.clock: dict[str, Any] | None = next(iter(clocks.values()), None)
 

@@ -164,6 +164,18 @@ def test_resuming_equals_not_stopping_to_the_last_bit(tmp_path: Path, precision:
     assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(resumed), strict=True))
 
 
+def test_a_parameter_that_never_has_a_gradient_stands_in_no_ones_way(tmp_path: Path) -> None:
+    def idle() -> Regression:
+        learner = Regression()
+        learner.module.register_parameter("idle", nn.Parameter(torch.ones(3)))
+        return learner
+
+    whole = run(tmp_path / "whole", idle(), steps=6, worker={"zero": 0})
+    stopped(tmp_path / "two", 3, learner=idle(), steps=6, worker={"zero": 0})
+    resumed = run(tmp_path / "two", idle(), steps=6, worker={"zero": 0})
+    assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("left_out", ["position", "learner", "generators", "optimizer", "buffers", "step"])
 def test_whatever_is_left_out_of_a_checkpoint_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str) -> None:
     run(tmp_path / "whole")
