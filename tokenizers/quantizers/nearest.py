@@ -19,7 +19,9 @@ BLOCK = 32  # codes whose minimum is taken; they stand K / BLOCK apart, so that 
 SCORES = 1 << 21  # of a tile: they stay in the cache
 FEWEST, MOST = 64, 4096  # vectors a tile
 FAR = 8  # codes whose mean is this many times smaller than they are stay where they are
+SMALL = 1 << 15  # numbers of a codebook up to which the product costs so little that a coarser one cannot save anything
 FEW = 8  # blocks of codes in question, a vector, above which bytes are too coarse: comparing them costs more than a finer product
+SHARE = 8  # and at most one block in so many, because a trained encoder's vectors lie between codes that are close to each other
 DIGITS = 32  # columns of bytes that |e|^2 / 2 may take
 LIKELY = 64  # codes that may be the nearest, a vector, above which a tile is multiplied again in float32
 ROWS = 512  # of the codebook, rounded at a time
@@ -58,7 +60,9 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         codes = _Codes(exact_KD, centre_D, centred_KD, half_K, size_K.amax())
         rows = min(MOST, max(FEWEST, SCORES // len(half_K)))
         pairs: _Pairs = _float32_pairs
-        if z_ND.device.type == "cpu":  # a GPU may add up products of bfloat16 in less than float32, which the bounds here do not cover
+        if (
+            z_ND.device.type == "cpu" and exact_KD.numel() > SMALL
+        ):  # a GPU may add up products of bfloat16 in less than float32, which the bounds here do not cover
             pairs = _int8_pairs if _multiplies_bytes() else _bfloat16_pairs if _multiplies_bfloat16() else pairs
         return _nearest_of(z_ND, exact_KD, *pairs(z_ND, codes, rows))
 
@@ -119,9 +123,10 @@ def _int8_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Tensor]
 
 
 def _in_question(scores_JMT: Tensor, least_MT: Tensor, bound_T: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
-    """Vectors [P] and codes [P] whose scores are not above the vector's bound; None if more than `most` blocks a vector hold such."""
+    """Vectors [P] and codes [P] whose scores are not above the vector's bound; None if more than `most` blocks a vector, or than every
+    SHARE-th, hold such."""
     block_B, row_B = (least_MT <= bound_T).nonzero(as_tuple=True)
-    if len(row_B) > most * len(bound_T):
+    if len(row_B) > min(most, max(1, len(least_MT) // SHARE)) * len(bound_T):
         return None
     inside_P, near_P = (scores_JMT[:, block_B, row_B] <= bound_T[row_B]).nonzero(as_tuple=True)
     return row_B[near_P], inside_P * len(least_MT) + block_B[near_P]
@@ -142,7 +147,9 @@ def _bfloat16_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Ten
     columns = torch.cat([rounded_ND, ones_N3], dim=1)
     blocks = len(codes.half_K) // BLOCK
     found: list[tuple[Tensor, Tensor]] = []
-    for first, tile, off_T in zip(range(0, len(z_ND), rows), torch.split(columns, rows), torch.split(off_N, rows), strict=True):
+    tiles = [columns[:FEWEST], *torch.split(columns[FEWEST:], rows)]  # the first is a try
+    for first, tile in zip([0, *range(FEWEST, len(z_ND), rows)], tiles, strict=False):
+        off_T = off_N[first : first + len(tile)]
         scores_JMT = (factor @ tile.T).view(BLOCK, blocks, len(tile))
         least_MT = scores_JMT.amin(0)
         least_T = least_MT.amin(0).float()
@@ -150,9 +157,9 @@ def _bfloat16_pairs(z_ND: Tensor, codes: _Codes, rows: int) -> tuple[Tensor, Ten
         bound_T = (least_T + 2**-8 * least_T.abs() + 2 * off_T).bfloat16()
         pairs = _in_question(scores_JMT, least_MT, bound_T, LIKELY)
         if pairs is None:
-            row_P, code_P = _float32_pairs(z_ND[first : first + rows], codes, FEWEST)
-            one_T = _nearest_of(z_ND[first : first + rows], codes.exact_KD, row_P, code_P)
-            pairs = torch.arange(len(tile), device=z_ND.device), one_T
+            row_P, code_P = _float32_pairs(z_ND[first:], codes, rows)
+            found.append((first + row_P, code_P))
+            break
         found.append((first + pairs[0], pairs[1]))
     return torch.cat([row_P for row_P, _ in found]), torch.cat([code_P for _, code_P in found])
 
