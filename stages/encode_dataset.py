@@ -115,7 +115,7 @@ def run(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], out: Path, wo
         for first in batches:
             with ShardInProgress(first.shard, commits, tokenizers) as progress:
                 for batch in chain([first], () if first.last else batches):
-                    codes = {stream: encode_batch(known, batch.values[stream], settings.batch_size) for stream, known in tokenizers.items()}
+                    codes = {stream: encode_batch(known, batch.values[stream]) for stream, known in tokenizers.items()}
                     behind.do(partial(progress.add, batch, codes))
                     done += len(batch.keys) + len(batch.rejects)
                     worker.report(done, total, "samples", {})
@@ -198,18 +198,14 @@ class ShardInProgress:
             self._open.__exit__(kind, error, trace)
 
 
-def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any], batch_size: int) -> list[Any]:
-    """The codes of each value, None for None. Kinds that are stacked are encoded in batches of exactly `batch_size`."""
-    import numpy as np
-
+def encode_batch(tokenizer: "Tokenizer", values: Sequence[Any]) -> list[Any]:
+    """The codes of each value, None for None; tokenizers see to it that a value's codes do not depend on the others'."""
     from worldloom.stages.streams import kind_of
 
-    kind = kind_of(tokenizer.kind)
     there = [value for value in values if value is not None]
     if not there:
         return [None] * len(values)
-    filling = [] if kind.form is None else [np.zeros_like(there[0])] * (batch_size - len(there))
-    codes = iter(tokenizer.encode(kind.batch(there + filling)))
+    codes = iter(tokenizer.encode(kind_of(tokenizer.kind).batch(there)))
     return [None if value is None else next(codes) for value in values]
 
 

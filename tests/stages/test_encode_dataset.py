@@ -186,18 +186,18 @@ def test_shards_are_taken_one_by_one_so_that_other_workers_get_some(root):
 def test_a_samples_codes_depend_on_no_neighbour(root):
     tokenizer = load_tokenizer(root / "artifacts" / "frame_codes" / "f0" / "tokenizer")
     with deterministic(threads=1):
-        alone = encode_batch(tokenizer, [picture(0)], 16)[0]
+        alone = encode_batch(tokenizer, [picture(0)])[0]
         for place in range(16):
             neighbours = [picture(100 + other) for other in range(16)]
             neighbours[place] = picture(0)
-            assert np.array_equal(encode_batch(tokenizer, neighbours, 16)[place], alone)
+            assert np.array_equal(encode_batch(tokenizer, neighbours)[place], alone)
 
 
 def test_missing_values_stay_in_their_places(root):
     tokenizer = load_tokenizer(root / "artifacts" / "frame_codes" / "f0" / "tokenizer")
-    found = encode_batch(tokenizer, [None, picture(0), None, picture(1)], 5)
+    found = encode_batch(tokenizer, [None, picture(0), None, picture(1)])
     assert [codes is None for codes in found] == [True, False, True, False]
-    assert encode_batch(tokenizer, [None, None], 5) == [None, None]
+    assert encode_batch(tokenizer, [None, None]) == [None, None]
 
 
 def test_torch_is_left_as_it_was(root, artifact):
