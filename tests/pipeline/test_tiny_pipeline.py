@@ -54,7 +54,8 @@ def test_two_workers_trained_each_model(root: Path) -> None:
     for stage, steps in (("frame_codes", 24), ("clip_codes", 16), ("sound_codes", 16), ("world", 24)):
         (checkpoint,) = root.glob(f"artifacts/{stage}/*/checkpoints/step-{steps:08d}")
         assert json.loads((checkpoint / "MANIFEST.json").read_bytes())["world_size"] == 2
-        assert {rank.name for rank in checkpoint.rglob("*rank_1*")}, "DeepSpeed's second rank saved nothing"
+        pieces = [piece.stat().st_size for piece in checkpoint.glob("engines/*/rank-1.safetensors")]
+        assert pieces and min(pieces) > 1_000, "the second rank saved no piece of the optimizer"
 
 
 def test_run_again_it_computes_nothing(root: Path) -> None:
