@@ -145,7 +145,8 @@ class Plain:
         loss = nll + codebook_loss
         if progress >= DISCRIMINATOR_FROM:
             adversarial = generator_loss(self.discriminator(xhat))
-            loss = loss + 0.8 * adaptive_weight(nll, adversarial, self.last_weight) * adversarial
+            asked = (torch.autograd.grad(each, xhat, retain_graph=True)[0] for each in (nll, adversarial))
+            loss = loss + 0.8 * adaptive_weight(xhat, *asked, self.last_weight) * adversarial
         _update(self.generator, loss)
         if progress >= DISCRIMINATOR_FROM:
             _update(self.judge, hinge(self.discriminator(x), self.discriminator(xhat.detach())))
