@@ -18,7 +18,7 @@ VECTORS, CODES, WIDTH = 2_048, 8_192, 256
 
 
 def figures() -> Iterator[Figure]:
-    """Vectors are random codes with noise, as a trained encoder gives: each is near to one code, and no two codes are alike."""
+    """Vectors are random codes with noise, each far nearer to one code than to any other; then vectors that lie anywhere between codes."""
     generator = torch.Generator().manual_seed(0)
     codebook = torch.randn((CODES, WIDTH), generator=generator)
     z = codebook[torch.randint(CODES, (VECTORS,), generator=generator)] + 0.7 * torch.randn((VECTORS, WIDTH), generator=generator)
@@ -41,6 +41,16 @@ def _nearest(z: Tensor, codebook: Tensor) -> Iterator[Figure]:
     right = float((nearest_codes(z, codebook) == exact).double().mean())
     yield at_least("tokenizers.nearest_exact", right, "of vectors", "float64", 1.0, 1.0)
     rate, plain = VECTORS / taken["ours"], VECTORS / taken["plain"]
+    between = torch.randn(z.shape, generator=torch.Generator().manual_seed(2))
+    harder = seconds_of(
+        {
+            "ours": lambda: nearest_codes(between, codebook),
+            "plain": lambda: torch.addmm(half, between, codebook.T, alpha=-1).argmin(1),
+        },
+        ROUNDS,
+    )
+    rates = {name: VECTORS / seconds for name, seconds in harder.items()}
+    yield at_least("tokenizers.nearest_between", rates["ours"], "vectors/s", "float32 product + argmin", rates["plain"], 2.5)
     yield at_least("tokenizers.nearest", rate, "vectors/s", "float32 product + argmin", plain, 2.5)
     yield at_most("tokenizers.nearest_growth", taken["ours"], "s at 8,192 codes", "s at 1,024 codes", taken["eighth"], 9.0)
 
