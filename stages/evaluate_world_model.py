@@ -65,7 +65,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=2,
+    version=3,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -140,34 +140,3 @@ def _probabilities(scores: Tensor, queries: int, causal: bool) -> Tensor:
         unseen = torch.full((queries, queries), -torch.inf, dtype=scores.dtype).triu_(1)
         scores.view(-1, queries, scores.shape[-1])[..., -queries:] += unseen
     return torch.softmax(scores, dim=-1)
-
-
-class CachedAttention:
-    """B rows that grow token by token, each at its own place; the keys and values of earlier tokens are kept.
-
-    What stands behind a row's own position is never seen, so rows of different lengths lie side by side, aligned at the left.
-    """
-
-    def __init__(self, depth: int, rows: int, length: int, kv_heads: int, head_width: int, like: Tensor) -> None:
-        """Room for `length` tokens a row, in the type and on the device of `like`."""
-        self.keys = [like.new_zeros(rows, kv_heads, length, head_width) for _ in range(depth)]
-        self.values = [like.new_zeros(rows, kv_heads, length, head_width) for _ in range(depth)]
-        self.positions = torch.zeros(rows, 0, dtype=torch.int64, device=like.device)
-        self.reach = 0
-
-    def at(self, positions: Tensor, reach: int) -> "CachedAttention":
-        """The next call writes tokens at `positions` [B, Q], all below `reach`; every token attends to what stands at or before it."""
-        self.positions, self.reach = positions, reach
-        return self
-
-    def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
-        B, Q = self.positions.shape
-        H, E = qkv.shape[1] - 2 * kv_heads, qkv.shape[2]
-        query, key, value = torch.split(qkv.view(B, Q, -1, E), [H, kv_heads, kv_heads], dim=2)
-        rows = torch.arange(B, device=qkv.device)[:, None]
-        self.keys[layer][rows, :, self.positions] = key
-        self.values[layer][rows, :, self.positions] = value
-        keys, values = self.keys[layer][:, :, : self.reach], self.values[layer][:, :, : self.reach]
-        seen = torch.arange(self.reach, device=qkv.device) <= self.positions[:, None, :, None]
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=seen, enable_gqa=kv_heads != H)
-        return mixed.transpose(1, 2).reshape(B * Q, H, E)

@@ -102,7 +102,7 @@ class Cache:
         self._grow(REACH)
 
     def begin(self, documents: Sequence[Sequence[int]]) -> Tensor:
-        """Takes the first tokens of every row, at least one each; hidden states [B, D] behind the last of each."""
+        """Takes the first tokens of every row, at least one each, whatever was there; hidden states [B, D] behind the last of each."""
         lengths = torch.tensor([len(tokens) for tokens in documents])
         self._grow(int(lengths.max()))
         order = torch.argsort(lengths, stable=True)
@@ -118,13 +118,23 @@ class Cache:
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Takes one token more in every row, [B] at `positions` [B]; hidden states [B, D]."""
-        self._grow(int(positions.max()) + 1)
+        return self.go_on(tokens[:, None], positions[:, None], int(positions.max()) + 1)
+
+    def go_on(self, tokens: Tensor, positions: Tensor, reach: int) -> Tensor:
+        """Takes Q tokens more in every row, [B, Q] at `positions` [B, Q], all below `reach`; hidden states [B, D] behind the last of each.
+
+        A token sees its row up to itself, and nothing of what stands behind that from before.
+        """
+        self._grow(reach)
+        B, Q = tokens.shape
         device = self.decoder.device
-        seen = torch.arange(self.length, device=device) <= positions[:, None]
-        unseen = torch.zeros(self.rows, 1, 1, self.length, dtype=self.decoder.dtype, device=device)
-        unseen.masked_fill_(~seen[:, None, None], -torch.inf)
-        rows = torch.arange(self.rows, device=device)
-        return self.decoder.through(tokens, positions, self.length, _Step(self, self._slots(rows, positions), unseen))
+        seen = torch.arange(self.length, device=device) <= positions[:, :, None]
+        unseen = torch.zeros(B, 1, Q, 1, self.length, dtype=self.decoder.dtype, device=device)
+        unseen.masked_fill_(~seen[:, None, :, None], -torch.inf)
+        rows = torch.arange(B, device=device).repeat_interleave(Q)
+        attention = _Step(self, self._slots(rows, positions.flatten()), unseen)
+        hidden = self.decoder.through(tokens.flatten(), positions.flatten(), self.length, attention)
+        return hidden.view(B, Q, -1)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but `rows` (int64, in the new order)."""
@@ -190,20 +200,22 @@ class _Prefill:
 
 
 class _Step:
-    """One token of every row against all that its row has kept: softmax(q k) v, [B, H E]."""
+    """Q tokens of every row against all that its row has kept: softmax(q k) v, [B Q, H E]."""
 
     def __init__(self, cache: Cache, slots: Tensor, unseen: Tensor) -> None:
-        """`unseen`: 0 where a key may be seen and -inf elsewhere, [B, 1, 1, T]."""
+        """`unseen`: 0 where a key may be seen and -inf elsewhere, [B, 1, Q, 1, T]."""
         self.cache, self.slots, self.unseen = cache, slots, unseen
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         cache, shape = self.cache, self.cache.decoder.shape
-        B, H, K, E = cache.rows, shape.heads, shape.kv_heads, shape.head_width
+        B, Q, H, K, E = cache.rows, self.unseen.shape[2], shape.heads, shape.kv_heads, shape.head_width
         cache.kept[layer].view(-1, E).index_copy_(0, self.slots, qkv[:, H:].reshape(-1, E))
         keys, values = cache.kept[layer].view(2, B * K, cache.length, E)
-        scores = torch.bmm(qkv[:, :H].reshape(B * K, H // K, E), keys.transpose(1, 2))
-        scores.view(B, K, H // K, cache.length).add_(self.unseen)
-        return torch.bmm(torch.softmax(scores, dim=-1), values).view(B, H * E)
+        query = qkv[:, :H].reshape(B, Q, K, H // K, E).transpose(1, 2).reshape(B * K, -1, E)
+        scores = torch.bmm(query, keys.transpose(1, 2))
+        scores.view(B, K, Q, H // K, cache.length).add_(self.unseen)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
+        return mixed.view(B, K, Q, -1).transpose(1, 2).reshape(B * Q, H * E)
 
 
 class _Matrix:
