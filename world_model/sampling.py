@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldloom.world_model.decoder import Cache, Decoder
 from worldloom.world_model.grammar import BETWEEN, END, Grammar
+from worldloom.world_model.kernels import compiled
 from worldloom.world_model.next_token import ORDER, uniform
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import weave_one
@@ -98,6 +99,10 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, noise: 
     """One column for every row of `logits` [B, C], where -inf is never chosen; `noise` [B], float64 in [0, 1), decides."""
     if temperature == 0:
         return logits.argmax(dim=1)
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and not 0 < top_k < logits.shape[1] and top_p == 1:
+        kernels = compiled()
+        if kernels is not None:
+            return kernels.draw(logits.contiguous(), noise.contiguous(), max(temperature, 1e-30))
     # The likeliest at 0 and the divisor no denormal, so that a temperature close to nothing gives neither infinities nor 0 / 0.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.shape[1]:
