@@ -1,5 +1,7 @@
 """The kinds of stages there are. A new kind is a file in stages/ and two lines here."""
 
+from worldloom.stages.curate import STAGE as CURATE
+from worldloom.stages.embed_dataset import STAGE as EMBED_DATASET
 from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
 from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
@@ -26,6 +28,8 @@ STAGES: dict[str, StageKind] = {
         ENCODE_DATASET,
         TRAIN_WORLD_MODEL,
         PRETRAIN_ENCODER,
+        EMBED_DATASET,
+        CURATE,
         EVALUATE_WORLD_MODEL,
     )
 }
