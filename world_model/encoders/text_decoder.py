@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.attention import attend
+
 EPSILON = 1e-6
 
 
@@ -119,7 +121,7 @@ class _TextBlock(nn.Module):
     def forward(self, x: Tensor, seen: Tensor | None, picture: Tensor | None = None) -> Tensor:
         """`seen`, bool [B, 1, T, T], says which keys count; None: those before and the token itself."""
         query, key, value = self._own(x)
-        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=seen is None)
+        mixed = attend(query, key, value, seen, causal=seen is None)
         return self._behind(x + self.out(_joined(mixed)), None if picture is None else self.picture_keys(picture))
 
     def step(
@@ -129,7 +131,7 @@ class _TextBlock(nn.Module):
         query, key, value = self._own(x)
         if before is not None:
             key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         return self._behind(x + self.out(_joined(mixed)), picture), (key, value)
 
     def picture_keys(self, picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +143,7 @@ class _TextBlock(nn.Module):
         """What follows the self-attention."""
         if picture is not None:
             query = _split(self.cross_query(self.cross_norm(x)), self.heads)
-            x = x + self.cross_out(_joined(F.scaled_dot_product_attention(query, *picture)))
+            x = x + self.cross_out(_joined(attend(query, *picture)))
         out: Tensor = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
         return out
 
