@@ -28,6 +28,10 @@ class Calls(Protocol):
         """What the method, given `say` as its last argument, says; whoever leaves the loop ends it where it next says something."""
         ...
 
+    async def ready(self) -> None:
+        """Called once all workers have answered."""
+        ...
+
     async def close(self) -> None:
         """Ends the workers."""
         ...
@@ -57,6 +61,9 @@ class LocalCalls:
 
     def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
         return streamed(self._pools[to], partial(getattr(self.workers[to], method), *arguments))
+
+    async def ready(self) -> None:
+        pass
 
     async def close(self) -> None:
         for pool in self._pools.values():
