@@ -37,6 +37,25 @@ class Calls(Protocol):
         ...
 
 
+class NoCalls:
+    """Nobody works: for what an application says of itself."""
+
+    def lanes(self, to: str) -> int:
+        return 1
+
+    async def call(self, to: str, method: str, *arguments: Any) -> Any:
+        raise LookupError(f"nobody is called {to}")
+
+    def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        raise LookupError(f"nobody is called {to}")
+
+    async def ready(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
 class Gone(Exception):
     """Raised by `say` once nobody listens."""
 

@@ -99,6 +99,7 @@ class RayCalls:
         import ray
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self._session = Session()
         with deaf_children():
             ray.init(
@@ -178,7 +179,6 @@ class RayCalls:
         deployment = serve.deployment(
             Replica,
             name=to.replace(":", "-"),
-            version=str(self.version),
             num_replicas=replicas,
             max_ongoing_requests=2 * LANES,
             ray_actor_options={"num_cpus": 0},
