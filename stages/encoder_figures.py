@@ -17,8 +17,7 @@ from worldloom.stages.encoder_scores import linear_probe, weighted_knn
 from worldloom.stages.labels import Labels
 from worldloom.stages.pretrain_encoder import PretrainEncoder
 from worldloom.stages.value_batches import Values, spaced
-from worldloom.world_model.encoders.build import build_encoder
-from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
+from worldloom.world_model.encoders.build import NetworkSettings, build_encoder
 from worldloom.world_model.encoders.vit import ViT
 
 AT_ONCE = 64  # pictures
@@ -31,7 +30,7 @@ Read = Callable[[Tensor], Tensor]  # pictures in [-1, 1] -> [B, D]
 
 def report_encoder(
     settings: PretrainEncoder,
-    about: VitSettings | SwinSettings,
+    about: NetworkSettings,
     learner: EncoderLearner,
     dataset: Dataset,
     labels: Labels | None,

@@ -1,5 +1,7 @@
 """What trains an encoder: one learner an objective. Each draws its views by sample and epoch and keeps all that lasts in its module.
 
+What a training leaves for others to open, the text side of a CoCa included, is listed in open_encoder.py.
+
 Parameters stay float32; under precision bf16 the networks compute in bfloat16 by autocast, and losses in float32.
 
 What differs from the papers' recipes: gradients are clipped by their norm over all parameters, where DINO clips each; weight decay
@@ -21,6 +23,7 @@ from worldloom.stages.encoder_settings import Dino, SimMim, Supervised
 from worldloom.stages.learner import Player, Precision, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.picture_batches import Pictures
+from worldloom.world_model.encoders.build import Network
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
@@ -55,7 +58,7 @@ class _Stateless:
     """All that lasts is in the module."""
 
     module: nn.Module
-    encoder: ViT | Swin
+    encoder: Network
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -64,7 +67,7 @@ class _Stateless:
         pass
 
     @property
-    def judged(self) -> ViT | Swin:
+    def judged(self) -> Network:
         """The encoder that is kept."""
         return self.encoder
 
@@ -76,7 +79,7 @@ class _Stateless:
 class SupervisedLearner(_Stateless):
     """Cross-entropy with smoothed labels."""
 
-    def __init__(self, encoder: ViT | Swin, about: Supervised, classes: int, side: int, recipe: Recipe) -> None:
+    def __init__(self, encoder: Network, about: Supervised, classes: int, side: int, recipe: Recipe) -> None:
         self.encoder, self.about, self.recipe = encoder, about, recipe
         self.module = self.classifier = Classifier(encoder, classes)
         self.view = View(side, (about.crop_from, 1.0), about.flip)
@@ -120,7 +123,7 @@ class SimMimLearner(_Stateless):
 class DinoPair(nn.Module):
     """Student and teacher, each an encoder with a head, and the centre of what the teacher says."""
 
-    def __init__(self, encoder: ViT | Swin, about: Dino, generator: torch.Generator) -> None:
+    def __init__(self, encoder: Network, about: Dino, generator: torch.Generator) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = DinoHead(encoder.width, about.prototypes, about.hidden, about.bottleneck, generator)
@@ -152,14 +155,14 @@ class DinoPair(nn.Module):
 class DinoLearner(_Stateless):
     """Agreement between views; the teacher follows behind the optimizer's step."""
 
-    def __init__(self, encoder: ViT | Swin, about: Dino, side: int, recipe: Recipe) -> None:
+    def __init__(self, encoder: Network, about: Dino, side: int, recipe: Recipe) -> None:
         self.encoder, self.about, self.recipe = encoder, about, recipe
         self.module = self.pair = DinoPair(encoder, about, torch.Generator().manual_seed(recipe.seed + 1))
         self.views = multi_crop(side, about.local_size or max(side // 2, 8), about.local_views, about.global_from, about.local_from)
         self.players = (recipe.player(self.module),)
 
     @property
-    def judged(self) -> ViT | Swin:
+    def judged(self) -> Network:
         """The teacher's encoder: a mean over many students, and better than any of them (section 5.2)."""
         return self.pair.teacher
 

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
-from worldloom.stages.encoder_settings import Dino, LabelBy, Objective, Supervised
+from worldloom.stages.encoder_settings import Dino, LabelBy, Objective, SimMim, Supervised
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
-from worldloom.world_model.encoders.settings import EncoderSettings, SwinSettings, VitSettings
+from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, VitSettings
 
 if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.encoder_learner import EncoderLearner, Recipe
     from worldloom.stages.labels import Labels
-    from worldloom.world_model.encoders.swin import Swin
-    from worldloom.world_model.encoders.vit import ViT
+    from worldloom.world_model.encoders.build import Network, NetworkSettings
 
 
 class PretrainEncoder(TrainingSettings):
@@ -29,7 +28,8 @@ class PretrainEncoder(TrainingSettings):
     data: DatasetRef
     stream: Annotated[str, StreamName(("image",))] = Field(description="the pictures to learn from; squares")
     encoder: EncoderSettings = Field(
-        VitSettings(patch=8, width=192, depth=6, heads=3), description="vit or swin; grid and mask_token follow from pictures and objective"
+        VitSettings(patch=8, width=192, depth=6, heads=3),
+        description="vit, swin or conv; grid and mask_token follow from pictures and objective",
     )
     objective: Objective = Field(Dino(), description="supervised, simmim or dino")
     labels: Annotated[str, StreamName(("text",))] | None = Field(
@@ -49,6 +49,12 @@ class PretrainEncoder(TrainingSettings):
     def _has_what_it_learns_by(self) -> Self:
         if isinstance(self.objective, Supervised) and self.labels is None:
             raise ValueError("objective supervised needs labels; set labels to a stream of text, or choose simmim or dino")
+        return self
+
+    @model_validator(mode="after")
+    def _can_hide_patches(self) -> Self:
+        if isinstance(self.objective, SimMim) and isinstance(self.encoder, ConvSettings):
+            raise ValueError("simmim hides patches from its encoder, and a conv encoder has none; set encoder.type to vit or swin")
         return self
 
 
@@ -95,14 +101,16 @@ def finish(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path)
     return {"parameters": int(figures[f"{settings.stream}.parameters"]), "steps": settings.steps}
 
 
-def encoder_of(settings: PretrainEncoder, dataset: "Dataset") -> VitSettings | SwinSettings:
+def encoder_of(settings: PretrainEncoder, dataset: "Dataset") -> "NetworkSettings":
     """The encoder's settings with what follows from pictures and objective written out; ValueError where they do not go together."""
     stream = dataset.streams[settings.stream]
     assert isinstance(stream, ImageStream)
     side = stream.height
     if side != stream.width:
         raise ValueError(f"encoders learn from squares, the pictures of {settings.stream!r} are {side} x {stream.width}; crop them")
-    changes: dict[str, Any] = {"channels": 3, "mask_token": settings.encoder.mask_token or settings.objective.type == "simmim"}
+    changes: dict[str, Any] = {"channels": 3}
+    if not isinstance(settings.encoder, ConvSettings):
+        changes["mask_token"] = settings.encoder.mask_token or settings.objective.type == "simmim"
     if isinstance(settings.encoder, VitSettings):
         if side % settings.encoder.patch and settings.encoder.fitting == "error":
             raise ValueError(f"patches of {settings.encoder.patch} pixels do not divide pictures of {side}; set encoder.patch to a divisor")
@@ -117,10 +125,11 @@ def encoder_of(settings: PretrainEncoder, dataset: "Dataset") -> VitSettings | S
 
 
 def learner_of(
-    settings: PretrainEncoder, encoder: "ViT | Swin", labels: "Labels | None", dataset: "Dataset", recipe: "Recipe"
+    settings: PretrainEncoder, encoder: "Network", labels: "Labels | None", dataset: "Dataset", recipe: "Recipe"
 ) -> "EncoderLearner":
     """The learner of the objective's type."""
     from worldloom.stages.encoder_learner import DinoLearner, SimMimLearner, SupervisedLearner
+    from worldloom.world_model.encoders.convnet import ConvNet
 
     stream, about = dataset.streams[settings.stream], settings.objective
     assert isinstance(stream, ImageStream)
@@ -130,6 +139,7 @@ def learner_of(
         return SupervisedLearner(encoder, about, len(labels.classes), side, recipe)
     if isinstance(about, Dino):
         return DinoLearner(encoder, about, side, recipe)
+    assert not isinstance(encoder, ConvNet)
     return SimMimLearner(encoder, about, side, recipe)
 
 

@@ -26,6 +26,7 @@ from worldloom.world_model.encoders.load import from_pretrained
 from worldloom.world_model.encoders.settings import VitSettings
 
 VIT = {"type": "vit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
+CONV = {"type": "conv", "width": 8, "depths": (1, 1)}
 SWIN = {"type": "swin", "patch": 2, "width": 8, "depths": (1, 1), "heads": (2, 2), "window": 3}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "supervised": {"type": "supervised"},
@@ -155,5 +156,7 @@ def test_patches_that_do_not_fit_are_refused(tmp_path: Path, data: Artifact) -> 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match="supervised needs labels; set labels to a stream of text"):
         settings_of(OBJECTIVES["supervised"], labels=None)
+    with pytest.raises(ValidationError, match="simmim hides patches from its encoder, and a conv encoder has none"):
+        settings_of(OBJECTIVES["simmim"], encoder={"type": "conv"})
     with pytest.raises(ValidationError, match=r"local_from \(0.5\) must not be above global_from \(0.4\)"):
         settings_of({**OBJECTIVES["dino"], "local_from": 0.5})
