@@ -4,6 +4,7 @@
     classifier/            heads and the names of their classes: supervised, distill, deit
     coca/                  poolers and text decoder: coca
     coca/tokenizer/        the text tokenizer that it reads and writes captions with, so that the artifact stands alone
+    redraw/                the map that draws hidden patches: simmim
 
 Pictures go in as float32 [B, 3, H, W] in [-1, 1].
 """
@@ -19,8 +20,9 @@ from torch import Tensor
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.tokenizers.text import BOS, EOS, PAD, TextTokenizer
 from worldloom.world_model.encoders.build import Network, NetworkSettings
-from worldloom.world_model.encoders.coca import Choose, CoCa, beam_search, greedy, write_captions
-from worldloom.world_model.encoders.joined import Namer, load_coca, load_namer
+from worldloom.world_model.encoders.captioning import Choose, beam_search, greedy, write_captions
+from worldloom.world_model.encoders.coca import CoCa
+from worldloom.world_model.encoders.joined import Namer, Redrawer, load_coca, load_namer, load_redrawer
 from worldloom.world_model.encoders.load import from_pretrained
 
 TOKENIZER = Path("coca") / "tokenizer"
@@ -53,11 +55,11 @@ class Captioner:
 
     def write(self, pixels: Tensor, choose: Choose = greedy, length: int | None = None) -> list[str]:
         """A caption for each of the pictures, of `length` tokens at most."""
-        return self.read(write_captions(self.model, pixels, BOS, EOS, length or self.model.text.length, choose))
+        return self.read(write_captions(self.model, pixels, BOS, EOS, length or self.model.text.length, choose).ids)
 
     def search(self, pixels: Tensor, beams: int = 4, length: int | None = None) -> list[str]:
         """The same by beam search."""
-        return self.read(beam_search(self.model, pixels, BOS, EOS, length or self.model.text.length, beams))
+        return self.read(beam_search(self.model, pixels, BOS, EOS, length or self.model.text.length, beams).ids)
 
     def read(self, ids: Tensor) -> list[str]:
         """The texts of rows of ids, each up to its end."""
@@ -73,6 +75,11 @@ def open_encoder(artifact: Path) -> tuple[Network, NetworkSettings]:
 def open_namer(artifact: Path) -> Namer:
     """Encoder and heads; ValueError where none were trained."""
     return load_namer(artifact)
+
+
+def open_redrawer(artifact: Path) -> Redrawer:
+    """Encoder and what draws hidden patches again; ValueError where it learnt none of that."""
+    return load_redrawer(artifact)
 
 
 def open_captioner(artifact: Path) -> Captioner:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.encoder_settings import Dino, LabelBy, Objective, SimMim, Supervised
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
+from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
 from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, VitSettings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.encoder_learner import EncoderLearner, Recipe
     from worldloom.stages.labels import Labels
+    from worldloom.stages.learner import Learner
     from worldloom.world_model.encoders.build import Network, NetworkSettings
 
 
@@ -43,6 +44,9 @@ class PretrainEncoder(TrainingSettings):
     )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
     clip: NonNegativeFloat = Field(3.0, description="highest gradient norm; 0 leaves gradients as they are")
+    knn_every: Annotated[NonNegativeInt, NOT_IN_OUTPUT] = Field(
+        100, description="steps between points of the curve of k-NN accuracy on pictures that training does not see; 0: no curve"
+    )
     measured: PositiveInt = Field(2_000, description="pictures of each split that the figures are taken from, at most")
 
     @model_validator(mode="after")
@@ -66,13 +70,14 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
 
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.encoder_figures import report_encoder
-    from worldloom.stages.encoder_learner import Recipe
+    from worldloom.stages.encoder_learner import Recipe, SimMimLearner
     from worldloom.stages.labels import read_labels
     from worldloom.stages.learner import resolve_precision
     from worldloom.stages.picture_batches import PictureBatches
     from worldloom.stages.training import train
     from worldloom.stages.value_batches import Values
     from worldloom.world_model.encoders.build import build_encoder
+    from worldloom.world_model.encoders.joined import save_redrawer
     from worldloom.world_model.encoders.load import save_pretrained
 
     if (out / "card.json").exists():
@@ -87,9 +92,11 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
     taught = labels.of["train"] if labels is not None and isinstance(settings.objective, Supervised) else None
     batches = PictureBatches(Values(dataset, "train", settings.stream), settings.batch_size, settings.seed, worker, taught)
     # The teacher follows whole parameters, so a profile's ZeRO 3 stops at 2 here.
-    train(learner, settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
+    train(watched(settings, learner, dataset, labels), settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
     if worker.rank == 0:
         save_pretrained(out / "encoder", learner.judged, about)
+        if isinstance(learner, SimMimLearner):
+            save_redrawer(out, learner.redrawer)
         report_encoder(settings, about, learner, dataset, labels, out, worker.threads)
 
 
@@ -124,6 +131,18 @@ def encoder_of(settings: PretrainEncoder, dataset: "Dataset") -> "NetworkSetting
     return settings.encoder.model_copy(update=changes)
 
 
+def watched(settings: PretrainEncoder, learner: "EncoderLearner", dataset: "Dataset", labels: "Labels | None") -> "Learner":
+    """The learner, looked at every so many steps where there are labels and pictures that training does not see."""
+    from worldloom.stages.encoder_figures import UNSEEN
+    from worldloom.stages.encoder_watch import Watched
+    from worldloom.stages.value_batches import Values
+
+    queries = next((values for split in UNSEEN if len(values := Values(dataset, split, settings.stream))), None)
+    if labels is None or queries is None or not settings.knn_every:
+        return learner
+    return Watched(learner, Values(dataset, "train", settings.stream), queries, labels, settings.knn_every)
+
+
 def learner_of(
     settings: PretrainEncoder, encoder: "Network", labels: "Labels | None", dataset: "Dataset", recipe: "Recipe"
 ) -> "EncoderLearner":
@@ -149,6 +168,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="encoder",
-    version=1,
+    version=2,
     placement="gang",
 )
