@@ -1,6 +1,7 @@
 """The kinds of stages there are. A new kind is a file in stages/ and two lines here."""
 
 from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
+from worldloom.stages.evaluate_encoder import STAGE as EVALUATE_ENCODER
 from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
@@ -24,6 +25,7 @@ STAGES: dict[str, StageKind] = {
         ENCODE_DATASET,
         TRAIN_WORLD_MODEL,
         PRETRAIN_ENCODER,
+        EVALUATE_ENCODER,
         EVALUATE_WORLD_MODEL,
     )
 }
