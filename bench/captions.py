@@ -12,7 +12,7 @@ from worldloom.world_model.encoders.coca import CoCa
 from worldloom.world_model.encoders.settings import TextSideSettings, VitSettings
 
 ROUNDS = 5
-PICTURES, SIDE, TOKENS = 16, 64, 32
+PICTURES, SIDE, TOKENS = 64, 64, 32
 VOCABULARY, BEGIN, NO_END = 512, 1, -1
 
 

@@ -93,6 +93,6 @@ def _beam(model: CoCa, picture: Tensor, begin: int, end: int, length: int, beams
         source = (place // V + torch.arange(B, device=place.device)[:, None] * beams).flatten()
         counts = counts.flatten()[source].view(B, beams) + (~done[source]).view(B, beams)
         rows = torch.cat([rows[source], (place % V).view(-1, 1)], dim=1)
-        memory = memory._replace(own=[(key[source], value[source]) for key, value in memory.own])
+        memory = memory.of(source)
     scores, best = (totals / counts.clamp(min=1)).max(1)
     return Written(rows[best + torch.arange(B, device=rows.device) * beams], scores)
