@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "supervised": {"type": "supervised"},
     "simmim": {"type": "simmim", "unit": 1},
     "dino": {"type": "dino", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1},
+    "dinov2": {"type": "dinov2", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1},
 }
 
 
@@ -64,6 +65,7 @@ def test_every_objective_leaves_an_encoder_with_figures_and_a_card(
     assert encoder(torch.zeros(2, 3, 16, 16)).pooled.shape == (2, encoder.width)
     figures = json.loads(made.content("figures.json"))
     scores = {f"{kind}{way}" for kind in ("knn", "linear_probe") for way in ("", "_untrained", "_pixels")}
+    scores |= {"accuracy"} if objective == "supervised" else set()
     assert set(figures) == {f"view.{name}" for name in {"parameters", *scores}}
     assert made.counts == {"parameters": sum(each.numel() for each in encoder.parameters()), "steps": 6}
     blocks = [block["type"] for block in json.loads(made.content("card.json"))["blocks"]]
@@ -130,7 +132,7 @@ def test_the_curve_of_knn_is_that_of_the_features_and_leaves_the_learner_as_it_w
     labels, train, seen = read_labels(dataset, "words", "shape"), Values(dataset, "train", "view"), Values(dataset, "held_out", "view")
     encoder = build_encoder(about, torch.Generator().manual_seed(0))
     recipe = Recipe(10, 3, 1e-3, (0.9, 0.95), 0.0, "fp32")
-    watched = Watched(SupervisedLearner(encoder, Supervised(), 4, 16, recipe), train, seen, labels, 3)
+    watched = Watched(SupervisedLearner(encoder, Supervised(), labels.classes, 16, recipe), train, seen, labels, 3)
     batch, _ = next(iter(PictureBatches(train, 4, 0, Worker(), labels.of["train"]).after(None)))
     points = [turn.metrics.get("knn") for step in range(7) for turn in watched.turns(batch, step)]
     assert [point is not None for point in points] == [True, False, True, False, False, True, False]
