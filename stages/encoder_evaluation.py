@@ -3,7 +3,7 @@
 Features of the training split are what is compared with; figures are of the splits that training has not seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +122,9 @@ def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker:
             f"the reference set is empty: evaluating needs pictures of {settings.stream!r} to compare with (train) and to ask about "
             f"({' or '.join(UNSEEN)}), this dataset has {', '.join(splits) or 'none'}; give it both"
         )
-    labels = {by: read_labels(dataset, settings.text, by) for by in settings.label_by} if settings.text is not None else {}
+    labels: dict[str, Labels] = (
+        {by: read_labels(dataset, settings.text, by) for by in settings.label_by} if settings.text is not None else {}
+    )
     named = list(_named(judged, splits, labels, settings, worker))
     by_words: list[ByWords] = []
     found: list[Found] = []
@@ -227,7 +229,7 @@ def write_in_all_ways(captioner: Captioner, x: Tensor, drawn: TopP, beams: int) 
     }
 
 
-def _left_out(judged: Judged, settings: EvaluateEncoder) -> Sequence[str]:
+def _left_out(judged: Judged, settings: EvaluateEncoder) -> Iterator[str]:
     if settings.text is None:
         yield "Classes, words and captions: no stream of text says what the pictures show."
     elif judged.captioner is None:

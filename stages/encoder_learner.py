@@ -158,7 +158,8 @@ class SimMimLearner(EncoderLearner):
 
 def view_like(looks: Looks) -> View:
     """A view of that look; its size and crop are for others to say."""
-    jitter = Jitter(*(amount * looks.jitter for amount in Jitter()[:3]), looks.hue)
+    usual = Jitter()
+    jitter = Jitter(usual.brightness * looks.jitter, usual.contrast * looks.jitter, usual.saturation * looks.jitter, looks.hue)
     return View(1, (1.0, 1.0), looks.flip, looks.turn, jitter, looks.jittered, looks.grey, looks.blur, looks.solarise)
 
 

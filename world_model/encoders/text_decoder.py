@@ -30,7 +30,7 @@ class Memory(NamedTuple):
 
     own: list[tuple[Tensor, Tensor]]  # [B, K, length, E], one for each block, of the first half, then of the second
     picture: list[tuple[Tensor, Tensor]]  # [B, K, Q, E], one for each block of the second half
-    count: int  # tokens that are there
+    tokens: int  # that are there
 
     def of(self, source: Tensor) -> "Memory":
         """That of the captions `source`, int64 [B], of which one may go on in several ways."""
@@ -94,7 +94,7 @@ class TextDecoder(nn.Module):
 
     def step(self, ids: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The next token of every caption, int64 [B] -> logits [B, V] for the one behind it, and the memory with it."""
-        at = memory.count
+        at = memory.tokens
         if at >= self.length:
             raise ValueError(f"captions of {at + 1} tokens, the text decoder has positions for {self.length}; stop earlier")
         x = (self.embedding[ids] + self.positions[at])[:, None]
@@ -102,7 +102,7 @@ class TextDecoder(nn.Module):
             read = memory.picture[number - len(self.unimodal)] if number >= len(self.unimodal) else None
             assert isinstance(block, _TextBlock)
             x = block.step(x, memory.own[number], at, read)
-        return self.norm(x[:, 0]) @ self.embedding.T, memory._replace(count=at + 1)
+        return self.norm(x[:, 0]) @ self.embedding.T, memory._replace(tokens=at + 1)
 
 
 class _TextBlock(nn.Module):
