@@ -3,6 +3,7 @@
 from worldloom.stages.curate import STAGE as CURATE
 from worldloom.stages.embed_dataset import STAGE as EMBED_DATASET
 from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
+from worldloom.stages.evaluate_encoder import STAGE as EVALUATE_ENCODER
 from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
@@ -32,6 +33,7 @@ STAGES: dict[str, StageKind] = {
         PRETRAIN_ENCODER,
         EMBED_DATASET,
         CURATE,
+        EVALUATE_ENCODER,
         EVALUATE_WORLD_MODEL,
     )
 }
