@@ -8,6 +8,7 @@ from typing import Any
 from worldloom.stages.audio_figures import report_audio
 from worldloom.stages.audio_learner import audio_learner, audio_tokenizer
 from worldloom.stages.dataset import Dataset
+from worldloom.stages.fitting import check_fits
 from worldloom.stages.learner import Learner
 from worldloom.stages.tokenizer_figures import report_tokenizer
 from worldloom.stages.tokenizer_learner import image_tokenizer, learner_of, video_tokenizer
@@ -21,21 +22,20 @@ from worldloom.tokenizers.learned import LearnedTokenizer
 class TokenizerKind:
     """What the stage needs to know of a kind of stream."""
 
-    types: tuple[str, ...]  # of tokenizers that learn such streams
     build: Callable[[TrainTokenizer, Any], LearnedTokenizer]  # settings, the stream's -> untrained
     learner: Callable[[TrainTokenizer, Any, ValueBatches], Learner]
     report: Callable[[TrainTokenizer, Any, Dataset, Path, int], None]  # writes figures.json, pictures, card.json; sets tokenizer.measured
 
 
 TOKENIZER_KINDS: dict[str, TokenizerKind] = {
-    "image": TokenizerKind(("vqgan", "vqvae", "dvae"), image_tokenizer, learner_of, report_tokenizer),
-    "video": TokenizerKind(("vqgan", "vqvae", "dvae"), video_tokenizer, learner_of, report_video),
-    "audio": TokenizerKind(("codec", "mel"), audio_tokenizer, audio_learner, report_audio),
+    "image": TokenizerKind(image_tokenizer, learner_of, report_tokenizer),
+    "video": TokenizerKind(video_tokenizer, learner_of, report_video),
+    "audio": TokenizerKind(audio_tokenizer, audio_learner, report_audio),
 }
 
 
 def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKind:
-    """The record for the stream to learn; ValueError where the dataset has no such stream, or one that is not learnt by an autoencoder."""
+    """The record for the stream to learn; ValueError where the dataset has no such stream, or one that the tokenizer cannot learn."""
     stream = dataset.streams.get(settings.stream)
     if stream is None or stream.kind not in TOKENIZER_KINDS:
         found = ", ".join(f"{name} ({about.kind})" for name, about in dataset.streams.items())
@@ -43,10 +43,5 @@ def kind_of_tokenizer(settings: TrainTokenizer, dataset: Dataset) -> TokenizerKi
             f"stream: {settings.stream!r} is no stream of this dataset that train_tokenizer can learn ({', '.join(TOKENIZER_KINDS)}); "
             f"the dataset has {found}"
         )
-    kind = TOKENIZER_KINDS[stream.kind]
-    if settings.tokenizer.type not in kind.types:
-        raise ValueError(
-            f"tokenizer.type: {settings.tokenizer.type!r} does not learn {settings.stream!r}, which is of kind {stream.kind}; "
-            f"set it to {' or '.join(kind.types)}"
-        )
-    return kind
+    check_fits(settings, stream)
+    return TOKENIZER_KINDS[stream.kind]
