@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from worldloom.pipeline import retrieve
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -312,6 +314,10 @@ def schema() -> None:
     from worldloom.pipeline.schema import schema_text
 
     sys.stdout.write(schema_text())
+
+
+app.command()(retrieve.embed)
+app.command()(retrieve.search)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
