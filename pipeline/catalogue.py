@@ -7,6 +7,7 @@ from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
 from worldloom.stages.kind import StageKind
+from worldloom.stages.make_atari import STAGE as MAKE_ATARI
 from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
 from worldloom.stages.pretrain_encoder import STAGE as PRETRAIN_ENCODER
 from worldloom.stages.train_action_tokenizer import STAGE as TRAIN_ACTION_TOKENIZER
@@ -18,6 +19,7 @@ STAGES: dict[str, StageKind] = {
     kind.name: kind
     for kind in (
         MAKE_SHAPES,
+        MAKE_ATARI,
         IMPORT_FOLDER,
         IMPORT_TOKENIZER,
         TRAIN_TEXT_TOKENIZER,

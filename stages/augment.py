@@ -67,7 +67,7 @@ class _Draw(IntEnum):
 class Draws:
     """Numbers in [0, 1) for the pictures of a batch."""
 
-    def __init__(self, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64], view: int) -> None:
+    def __init__(self, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64], view: int | NDArray[np.int64]) -> None:
         self.counters = (seed, epoch, sample, view)
 
     def __getitem__(self, what: _Draw) -> Tensor:

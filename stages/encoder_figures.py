@@ -1,6 +1,6 @@
 """What a trained encoder is worth: its neighbours and a linear probe, beside raw pixels and its first weights, and what it sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,16 @@ from worldloom.stages.labels import Labels
 from worldloom.stages.pretrain_encoder import PretrainEncoder
 from worldloom.stages.value_batches import Values, spaced
 from worldloom.world_model.encoders.build import NetworkSettings, build_encoder
+from worldloom.world_model.encoders.joined import Namer
 from worldloom.world_model.encoders.vit import ViT
 
 AT_ONCE = 64  # pictures
 SHOWN, SHOWN_SIDE = 8, 64
 UNSEEN = ("held_out", "validation")
-LOSSES = ("loss/labels", "loss/hidden_pixels", "loss/agreement")
+LOSSES = (
+    *("loss/labels", "loss/teacher", "loss/deit", "loss/hidden_pixels", "loss/agreement"),
+    *("loss/hidden_patches", "loss/koleo", "loss/contrastive", "loss/caption"),
+)
 
 Read = Callable[[Tensor], Tensor]  # pictures in [-1, 1] -> [B, D]
 
@@ -48,6 +52,10 @@ def report_encoder(
             table, found = _scores(splits, labels, settings.measured, lambda x: encoder(x).pooled, lambda x: first(x).pooled)
             figures |= {f"{name}.{figure}": round(value, 4) for figure, value in found.items()}
             blocks.append(table)
+            if learner.namer is not None:
+                figures |= {
+                    f"{name}.{figure}": round(value, 4) for figure, value in _named(splits, labels, settings.measured, learner.namer)
+                }
         shown = splits[list(splits)[-1]]
         some = shown[spaced(len(shown), SHOWN)]
         blocks += _pictures(learner, some, out)
@@ -59,7 +67,7 @@ def report_encoder(
         Curves(series=("learning_rate",), title="Learning rate"),
     ]
     write_figures(out, figures)
-    headline = (f"{name}.knn",) if f"{name}.knn" in figures else ()
+    headline = tuple(figure for figure in (f"{name}.accuracy", f"{name}.knn") if figure in figures)[:1]
     write_card(out, Card(title=f"Encoder of {name} ({settings.objective.type})", blocks=tuple(blocks), headline=headline))
 
 
@@ -82,6 +90,15 @@ def _scores(splits: dict[str, Values], labels: Labels, most: int, trained: Read,
                 figures |= {f"knn{ending}": near, f"linear_probe{ending}": probed}
     columns = ("features", "split", "pictures", "k-NN accuracy", "linear probe")
     return Table(columns=columns, rows=tuple(rows), title=f"{len(labels.classes)} classes"), figures
+
+
+def _named(splits: dict[str, Values], labels: Labels, most: int, namer: Namer) -> Iterator[tuple[str, float]]:
+    """The share of pictures that what was trained names rightly, of the first split that training has not seen."""
+    namer.model.eval()
+    split = next(split for split in UNSEEN if split in splits)
+    chosen = spaced(len(splits[split]), most)
+    said = _features(splits[split], chosen, namer.logits).argmax(1)
+    yield "accuracy", float((said == torch.from_numpy(labels.of[split][splits[split].samples[chosen]])).double().mean())
 
 
 def _features(values: Values, index: NDArray[np.int64], read: Read) -> Tensor:

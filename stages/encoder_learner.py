@@ -9,8 +9,10 @@ stays as it is, where DINO raises it along a cosine.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,16 @@ from worldloom.stages.encoder_settings import Dino, SimMim, Supervised
 from worldloom.stages.learner import Player, Precision, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.picture_batches import Pictures
-from worldloom.world_model.encoders.build import Network
+from worldloom.world_model.encoders.build import Network, NetworkSettings
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
+from worldloom.world_model.encoders.joined import Namer, save_namer
+from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
 from worldloom.world_model.encoders.vit import ViT
 
+AGAIN = 10_000  # between the counters of a picture's views and those of the same picture again
 MASK_VIEW = 1_000  # the counter that masks are drawn with, beyond any view's
 
 
@@ -46,25 +51,43 @@ class Recipe:
         return Player("encoder", module, self.learning_rate, self.betas, self.weight_decay)
 
     def views(self, batch: Pictures, views: tuple[View, ...], device: torch.device) -> list[Tensor]:
-        """[B, 3, S, S] each."""
+        """[B, 3, S, S] each; a picture that is there again gets views of its own."""
         pictures = torch.from_numpy(np.asarray(batch.values))
-        return [see(pictures, view, Draws(self.seed, batch.epoch, batch.sample, number)).to(device) for number, view in enumerate(views)]
+        counters = [number + AGAIN * batch.again for number in range(len(views))]
+        draws = [Draws(self.seed, batch.epoch, batch.sample, counter) for counter in counters]
+        return [see(pictures, view, each).to(device) for view, each in zip(views, draws, strict=True)]
 
     def autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-class _Stateless:
-    """All that lasts is in the module."""
+class EncoderLearner(ABC):
+    """What trains an encoder; all that lasts is in the module."""
 
     module: nn.Module
     encoder: Network
+    players: tuple[Player, ...]
+
+    @abstractmethod
+    def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
+        """As every learner's."""
+
+    def save(self, out: Path, about: NetworkSettings) -> None:
+        """Writes what is kept, by the layout of open_encoder.py."""
+        save_pretrained(out / "encoder", self.judged, about)
+        if self.namer is not None:
+            save_namer(out, self.namer)
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        assert not state
+
+    @property
+    def namer(self) -> Namer | None:
+        """What names classes, if that was learnt."""
+        return None
 
     @property
     def judged(self) -> Network:
@@ -76,12 +99,12 @@ class _Stateless:
         return next(self.module.parameters()).device
 
 
-class SupervisedLearner(_Stateless):
+class SupervisedLearner(EncoderLearner):
     """Cross-entropy with smoothed labels."""
 
-    def __init__(self, encoder: Network, about: Supervised, classes: int, side: int, recipe: Recipe) -> None:
-        self.encoder, self.about, self.recipe = encoder, about, recipe
-        self.module = self.classifier = Classifier(encoder, classes)
+    def __init__(self, encoder: Network, about: Supervised, classes: tuple[str, ...], side: int, recipe: Recipe) -> None:
+        self.encoder, self.about, self.recipe, self.classes = encoder, about, recipe, classes
+        self.module = self.classifier = Classifier(encoder, len(classes))
         self.view = View(side, (about.crop_from, 1.0), about.flip)
         self.players = (recipe.player(self.module),)
 
@@ -95,8 +118,12 @@ class SupervisedLearner(_Stateless):
         right = (logits.detach().argmax(1) == labels).float().mean()
         yield Turn("encoder", {"labels": loss}, {"accuracy": right}, {"pictures": len(x)})
 
+    @property
+    def namer(self) -> Namer:
+        return Namer(self.classifier, self.classes, "sum")
 
-class SimMimLearner(_Stateless):
+
+class SimMimLearner(EncoderLearner):
     """L1 on hidden pixels."""
 
     def __init__(self, encoder: ViT | Swin, about: SimMim, side: int, recipe: Recipe) -> None:
@@ -152,7 +179,7 @@ class DinoPair(nn.Module):
         follow(self.teacher_head, self.head, momentum)
 
 
-class DinoLearner(_Stateless):
+class DinoLearner(EncoderLearner):
     """Agreement between views; the teacher follows behind the optimizer's step."""
 
     def __init__(self, encoder: Network, about: Dino, side: int, recipe: Recipe) -> None:
@@ -180,6 +207,3 @@ class DinoLearner(_Stateless):
         yield Turn("encoder", {"agreement": dino_loss(said, targets)}, metrics, {"pictures": len(views[0])})
         self.pair.centre.update(told)
         self.pair.follow(momentum)
-
-
-EncoderLearner = SupervisedLearner | SimMimLearner | DinoLearner

@@ -62,11 +62,12 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
-    rolls = settings.rollouts if can_roll(world) else 0
+    rolls = settings.rollouts if can_roll(world, settings.rollout_given) else 0
     total += len(splits) * 2 * -(-rolls // settings.batch)
     between = _progress(worker, total)
     choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
+    plain = choosing.model_copy(update={"guidance": 1.0})  # rollouts are written as learnt
     return Measured(
         world=world,
         oracle=oracle,
@@ -87,7 +88,8 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             rolled
             for split in splits
             if rolls
-            and (rolled := roll_out(world, split, rolls, oracle, _plain(choosing), settings.seed, settings.batch, between)) is not None
+            and (rolled := roll_out(world, split, rolls, oracle, plain, settings.seed, settings.batch, between, settings.rollout_given))
+            is not None
         ),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
@@ -114,11 +116,6 @@ def _varied(world: OpenWorld, pair: Direction, settings: "EvaluateWorldModel") -
     """How many samples of a direction are asked several times: fewer where the answer is long."""
     longest = world.vocabulary.streams[world.vocabulary.index(pair.target)].max_length
     return max(1, min(settings.varied, settings.batch // settings.answers, settings.most_codes // (longest * settings.answers)))
-
-
-def _plain(choosing: Choosing) -> Choosing:
-    """Rollouts are written as learnt."""
-    return choosing.model_copy(update={"guidance": 1.0})
 
 
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:

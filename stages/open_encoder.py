@@ -19,7 +19,7 @@ from torch import Tensor
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.tokenizers.text import BOS, EOS, PAD, TextTokenizer
 from worldloom.world_model.encoders.build import Network, NetworkSettings
-from worldloom.world_model.encoders.coca import Choose, CoCa, beam_search, greedy, write_captions
+from worldloom.world_model.encoders.coca import CoCa
 from worldloom.world_model.encoders.joined import Namer, load_coca, load_namer
 from worldloom.world_model.encoders.load import from_pretrained
 
@@ -50,14 +50,6 @@ class Captioner:
         device = self.model.text.embedding.device
         ids, present = captions_of(self.tokenizer, texts, self.model.text.length)
         return self.model.text.read(ids.to(device), present.to(device)).pooled
-
-    def write(self, pixels: Tensor, choose: Choose = greedy, length: int | None = None) -> list[str]:
-        """A caption for each of the pictures, of `length` tokens at most."""
-        return self.read(write_captions(self.model, pixels, BOS, EOS, length or self.model.text.length, choose))
-
-    def search(self, pixels: Tensor, beams: int = 4, length: int | None = None) -> list[str]:
-        """The same by beam search."""
-        return self.read(beam_search(self.model, pixels, BOS, EOS, length or self.model.text.length, beams))
 
     def read(self, ids: Tensor) -> list[str]:
         """The texts of rows of ids, each up to its end."""

@@ -1,9 +1,9 @@
 """What every stage's settings are made of: immutable pydantic models, stream definitions, references to other stages."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -123,10 +123,20 @@ class ActionStream(Settings):
     choices: Annotated[int, Field(ge=2, le=65_536)] | None = Field(
         default=None, description="discrete: every number is one of 0 .. choices - 1; null: real numbers"
     )
+    names: tuple[str, ...] | None = Field(default=None, description="what the choices are called, by number: [noop, up, down]")
     clock: Clock = None
     role: Literal["action", "reward", "end"] = Field(
         default="action", description="on a clock: given from outside (action), or what the world says of it (reward, end of the episode)"
     )
+
+    @model_validator(mode="after")
+    def _names_are_of_the_choices(self) -> Self:
+        if self.names is not None and (len(set(self.names)) != len(self.names) or len(self.names) != self.choices):
+            raise ValueError(
+                f"names ({', '.join(self.names)}) must be as many as choices ({self.choices}), each another; "
+                f"set choices to {len(set(self.names))}, or leave names out"
+            )
+        return self
 
 
 Stream = Annotated[TextStream | ImageStream | VideoStream | AudioStream | ActionStream, Field(discriminator="kind")]

@@ -12,7 +12,7 @@ from worldloom.stages.code_figures import CodeUse, bits, markdown_table, rate, u
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.train_tokenizer import TrainTokenizer
-from worldloom.stages.value_batches import Values, spaced
+from worldloom.stages.value_batches import Frames, Values, pictures_of, spaced
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import VqGan
 from worldloom.tokenizers.measures import frechet_distance, ms_ssim, psnr, ssim
@@ -44,7 +44,7 @@ def report_tokenizer(
 ) -> None:
     """Measures every split but the training's (that one too, where there is no other) and writes figures.json, pictures and card.json."""
     name = settings.stream
-    splits = {split: pictures for split in SPLITS if len(pictures := Values(dataset, split, name))}
+    splits = {split: found for split in SPLITS if len(found := pictures_of(dataset, split, name))}
     unseen = [split for split in splits if split != "train"] or ["train"]
     with deterministic(threads):
         measured = {split: measure(tokenizer, splits[split], settings.measured, judge) for split in unseen}
@@ -76,14 +76,14 @@ def report_tokenizer(
     write_card(out, _card(settings, tokenizer, measured, picture, judge.name))
 
 
-def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, judge: PerceptualLoss) -> Measured:
+def measure(tokenizer: ImageTokenizer, values: Values | Frames, most: int, judge: PerceptualLoss) -> Measured:
     """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
-    index = spaced(len(pictures), most)
+    index = spaced(len(values), most)
     ratios, similarities, over_scales, errors, distances = [], [], [], [], []
     features: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
     chosen: list[NDArray[np.int64]] = []
     for part in np.array_split(index, -(-len(index) // AT_ONCE)):
-        real = pictures[part]
+        real = values[part]
         codes = tokenizer.encode(real)
         chosen.append(codes)
         before, after = torch.from_numpy(real), torch.from_numpy(tokenizer.decode(codes))

@@ -26,7 +26,9 @@ class TrainTokenizer(TrainingSettings):
     data: DatasetRef
     stream: Annotated[str, StreamName(("image", "video", "audio"))] = Field(description="the stream to learn")
     also: tuple[Annotated[str, StreamName(("image", "video", "audio"))], ...] = Field(
-        (), description="streams of the same kind and form that share the tokenizer: depth and mask beside rgb; batches mix them all"
+        (),
+        description="streams of the same kind and form that share the tokenizer: depth and mask beside rgb, or clips, frame by frame, "
+        "beside pictures; batches mix them all",
     )
     tokenizer: TokenizerSettings = Field(VqGan(), description="vqgan, vqvae or dvae for pictures and clips, codec or mel for sounds")
     perceptual: EncoderRef | None = Field(

@@ -32,6 +32,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "supervised": {"type": "supervised"},
     "simmim": {"type": "simmim", "unit": 1},
     "dino": {"type": "dino", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1},
+    "dinov2": {"type": "dinov2", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1},
 }
 
 
@@ -61,6 +62,7 @@ def test_every_objective_leaves_an_encoder_with_figures_and_a_card(
     assert encoder(torch.zeros(2, 3, 16, 16)).pooled.shape == (2, encoder.width)
     figures = json.loads(made.content("figures.json"))
     scores = {f"{kind}{way}" for kind in ("knn", "linear_probe") for way in ("", "_untrained", "_pixels")}
+    scores |= {"accuracy"} if objective == "supervised" else set()
     assert set(figures) == {f"view.{name}" for name in {"parameters", *scores}}
     assert made.counts == {"parameters": sum(each.numel() for each in encoder.parameters()), "steps": 6}
     blocks = [block["type"] for block in json.loads(made.content("card.json"))["blocks"]]
