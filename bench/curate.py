@@ -34,7 +34,7 @@ STREAMS = {"view": ImageStream(kind="image", size=SIDE)}
 KINDS = ("jpeg", "crop", "mirrored", "all")
 SEED = 11
 STEPS = int(os.environ.get("STEPS", 400))  # of the encoder's training
-SOME = 2_500  # pictures of the smaller corpus whose memory is compared
+FEW, MANY = 1_000, 4_000  # pictures of the two corpora whose memory is compared
 
 Draw = Callable[[int], NDArray[np.uint8]]
 
@@ -156,11 +156,11 @@ def _found(root: Path, name: str, draw: Draw, originals: int) -> Iterator[Figure
 def _memory(root: Path) -> Figure:
     """Embedding and curating in a process of their own: the most memory that is not mapped from files, for a corpus and a quarter of it."""
     eye = Artifact.open(root / "artifacts" / "eye" / "f0")
-    for name, count in (("few", SOME), ("many", PICTURES)):
+    for name, count in (("few", FEW), ("many", MANY)):
         plant(root, name, scene, count - 2 * (count // 10), count // 10)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         few, many = pool.starmap(_peak, [(root, name, eye.folder) for name in ("few", "many")], chunksize=1)
-    return at_most("curate.memory", many / 2**20, f"MiB for {PICTURES:,} pictures", f"for {SOME:,}", few / 2**20, 1.1)
+    return at_most("curate.memory", many / 2**20, f"MiB for {MANY:,} pictures", f"for {FEW:,}", few / 2**20, 1.1)
 
 
 def _peak(root: Path, name: str, eye: Path) -> int:

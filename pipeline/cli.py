@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from worldloom.pipeline.cli_world import dream, sample
+from worldloom.pipeline import retrieve
+from worldloom.pipeline.cli_world import dream, pairs_of, sample
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -202,7 +203,7 @@ def serve(
     """Serve tokenizers and the world of a run over HTTP, with the studio page at /."""
     from worldloom.pipeline.service.serve import serve_command
 
-    sources = {name: Path(folder) for name, folder in _pairs(data or (), "--data").items()}
+    sources = {name: Path(folder) for name, folder in pairs_of(data or (), "--data", "PREFIX=FOLDER").items()}
     raise typer.Exit(serve_command(names, host, port, token_file, replicas, jobs, sources, plain))
 
 
@@ -273,6 +274,10 @@ def schema() -> None:
     from worldloom.pipeline.schema import schema_text
 
     sys.stdout.write(schema_text())
+
+
+app.command()(retrieve.embed)
+app.command()(retrieve.search)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

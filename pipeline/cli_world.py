@@ -64,7 +64,7 @@ def sample(
         guidance,
         scale,
         stage,
-        _pairs(give or (), "--give"),
+        pairs_of(give or (), "--give"),
         fill_steps,
         fill_order,
         _places(infill or ()),
@@ -97,11 +97,12 @@ def dream(
     typer.echo(f"{made.frames} frames in {made.file}, from {made.sample} of {made.split}{sides}")
 
 
-def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
+def pairs_of(given: Sequence[str], option: str, form: str = "STREAM=VALUE") -> dict[str, str]:
+    """What is before and behind the first equals sign of each; ValueError where one has none."""
     pairs = [one.partition("=") for one in given]
     for name, equals, _ in pairs:
         if not (name and equals):
-            raise ValueError(f"{option} {name}: write STREAM=VALUE")
+            raise ValueError(f"{option} {name}: write {form}")
     return {name: value for name, _, value in pairs}
 
 

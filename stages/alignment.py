@@ -25,10 +25,8 @@ STEP = 0.07  # between the boxes of the coarse search, in shares of the side, an
 STEPS = (0.04, 0.02, 0.01, 0.005, 0.0025)  # of the fine search
 TURNS = 3  # at each of them
 STABLE = 1e-4  # added above and below: two blank pictures are equal where their colours are
-HOPEFUL = (
-    0.2  # how far below the bar the coarse search may leave a pair that is looked at again: its grid misses the true box by half a step
-)
-HOPELESS = 0.1  # pairs that are as far below the bar after two steps are given up
+HOPEFUL = 0.12  # how far below the bar the coarse search may leave a pair that is looked at again: it misses boxes by half a step
+HOPELESS = 0.1  # pairs that are as far below the bar after the first step are given up
 AT_ONCE = 64  # pictures, or pairs
 
 
@@ -76,7 +74,7 @@ def refine(source: Tensor, shown: Tensor, boxes: Tensor, bar: float, smallest: f
     boxes, best = boxes.clone(), concordance(cut(source, boxes, shown.shape[-1]), shown)
     for number, step in enumerate(STEPS):
         for _ in range(TURNS):
-            open_ = (best < bar) if number < 2 else (best < bar) & (best >= bar - HOPELESS)
+            open_ = (best < bar) if number < 1 else (best < bar) & (best >= bar - HOPELESS)
             at = torch.nonzero(open_)[:, 0]
             if not len(at):
                 return boxes, best

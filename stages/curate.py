@@ -111,6 +111,7 @@ def run(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path, worker: "
     from worldloom.stages.commit import Commits
     from worldloom.stages.deterministic import deterministic
     from worldloom.stages.duplicates import candidates, compare
+    from worldloom.stages.seen import Seen
 
     if settings.near is None:
         return
@@ -125,7 +126,7 @@ def run(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path, worker: "
                 stop = min(start + QUERIES, len(rows))
                 links = candidates(rows, search, start, stop, near.neighbours, near.similarity)
                 if near.verify == "pixels":
-                    links = compare(links, data, features, near.concordance, near.smallest_crop)
+                    links = compare(links, Seen(features, data), near.concordance, near.smallest_crop)
                 with commits.attempt(task) as attempt:
                     np.lib.format.write_array(attempt.create(f"{task}.npy"), links, version=(1, 0), allow_pickle=False)
                     attempt.commit((), (), {"links": len(links)})
@@ -138,7 +139,8 @@ def finish(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path) -> dic
     from worldloom.stages.curation_card import report_curation
     from worldloom.stages.dataset_writer import write_dataset_json
     from worldloom.stages.deterministic import deterministic
-    from worldloom.stages.removal import Seen, reference_of, remove, write_kept
+    from worldloom.stages.removal import reference_of, remove, write_kept
+    from worldloom.stages.seen import Seen
 
     data, features, rows = opened(settings, inputs)
     seen, reference = Seen(features, data), reference_of(settings, inputs)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Gallery, Item, Table, Text, write_card, write_figures
 from worldloom.stages.curate import Curate
-from worldloom.stages.removal import REASONS, Removal, Seen
+from worldloom.stages.removal import REASONS, Removal
+from worldloom.stages.seen import Seen
 from worldloom.stages.show import show
 from worldloom.stages.value_batches import spaced
 
@@ -98,12 +99,9 @@ def _pairs(
 
 def _unfit(out: Path, name: str, seen: Seen, number: int, score: float) -> Item:
     """A picture with the caption that does not fit."""
-    place, streams = seen.features.place(number), seen.data.streams
-    shown = show(out, name, seen.picture(number), streams[seen.features.stream])
+    shown = show(out, name, seen.picture(number), seen.data.streams[seen.features.stream])
     assert shown is not None
-    contents = [seen.data.reader(place.split, place.shard, text).content(place.sample) for text in streams if streams[text].kind == "text"]
-    said = next((bytes(content).decode("utf-8") for content in contents if content is not None), "")
-    return Item(file=shown.file, caption=said, detail=f"{seen.key(number)}, cosine {score:.3f}")
+    return Item(file=shown.file, caption=seen.caption(number), detail=f"{seen.key(number)}, cosine {score:.3f}")
 
 
 def _spared(settings: Curate, seen: Seen, links: NDArray[np.void], out: Path) -> Iterator[Item]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloom.stages.dataset import Dataset
 from worldloom.stages.features import DIGEST_BYTES, FeatureSet
 from worldloom.stages.nearest import BLOCK, Neighbours
+from worldloom.stages.seen import Seen
 
 COMPARED_AT_ONCE = 256  # pictures whose neighbours are read together
 
@@ -69,7 +69,7 @@ def candidates(rows: Chosen, search: Search, start: int, stop: int, neighbours: 
     return links
 
 
-def compare(links: NDArray[np.void], data: Dataset, features: FeatureSet, bar: float, smallest: float) -> NDArray[np.void]:
+def compare(links: NDArray[np.void], seen: Seen, bar: float, smallest: float) -> NDArray[np.void]:
     """The same links with their pixels compared (see alignment.py)."""
     from worldloom.stages.alignment import align
 
@@ -78,26 +78,10 @@ def compare(links: NDArray[np.void], data: Dataset, features: FeatureSet, bar: f
     for start in range(0, len(links), 16 * COMPARED_AT_ONCE):
         piece = links[start : start + 16 * COMPARED_AT_ONCE]
         numbers, which = np.unique(np.stack([piece["a"], piece["b"]], axis=1), return_inverse=True)
-        pairs = align(read_pictures(data, features, numbers), which.reshape(-1, 2).astype(np.int64), bar, smallest)
+        pairs = align(seen.pictures(numbers), which.reshape(-1, 2).astype(np.int64), bar, smallest)
         for name in pairs._fields:
             piece[name] = getattr(pairs, name)
     return links
-
-
-def read_pictures(data: Dataset, features: FeatureSet, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """uint8 [B, H, W, 3], by number."""
-    return np.stack([read_picture(data, features, int(number)) for number in numbers])
-
-
-def read_picture(data: Dataset, features: FeatureSet, number: int) -> NDArray[np.uint8]:
-    """One of them."""
-    from worldloom.stages.streams import kind_of
-
-    place, stream = features.place(number), data.streams[features.stream]
-    content = data.reader(place.split, place.shard, features.stream).content(place.sample)
-    assert content is not None, "it was embedded"
-    picture: NDArray[np.uint8] = kind_of(stream.kind).decode(content, stream)
-    return picture
 
 
 class Groups(NamedTuple):

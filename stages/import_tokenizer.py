@@ -15,17 +15,12 @@ from worldloom.stages.settings import NOT_IN_OUTPUT, StageSettings
 from worldloom.stages.worker import Worker
 from worldloom.tokenizers.resampling import Resampling
 
-<<<<<<< HEAD
 NEEDED: dict[str, tuple[str, ...]] = {
     "taming": ("height", "width"),
     "encodec": ("seconds",),
     "worldloom": (),
 }  # what each layout wants to be told
-ALLOWED: dict[str, tuple[str, ...]] = {"taming": ("precision",), "encodec": ("levels",), "worldloom": ()}
-=======
-NEEDED = {"taming": ("height", "width"), "encodec": ("seconds",)}  # what each layout wants to be told
-ALLOWED = {"taming": ("precision", "resample"), "encodec": ("levels",)}
->>>>>>> atari
+ALLOWED: dict[str, tuple[str, ...]] = {"taming": ("precision", "resample"), "encodec": ("levels",), "worldloom": ()}
 
 
 def _absolute(path: str) -> str:

@@ -14,9 +14,10 @@ from worldloom.stages.curate import Captions, Curate, Near, pooled
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.dataset_writer import RawShard
 from worldloom.stages.disk import canonical_json
-from worldloom.stages.duplicates import Chosen, firsts, group, read_picture
+from worldloom.stages.duplicates import Chosen, firsts, group
 from worldloom.stages.features import FeatureSet
 from worldloom.stages.nearest import BLOCK, exact
+from worldloom.stages.seen import Seen
 
 REASONS = ("stays", "exact_duplicate", "near_duplicate", "far_from_reference", "caption_does_not_fit")
 
@@ -38,7 +39,7 @@ class Removal(NamedTuple):
         return {name: found[place] for place, name in enumerate(REASONS) if place}
 
 
-def remove(settings: Curate, features: FeatureSet, links: NDArray[np.void], reference: "Seen | None") -> Removal:
+def remove(settings: Curate, features: FeatureSet, links: NDArray[np.void], reference: Seen | None) -> Removal:
     """Decides."""
     first, N = firsts(features), len(features)
     place = np.flatnonzero(links["concordance"] >= settings.near.concordance) if settings.near is not None else np.zeros(0, np.int64)
@@ -113,21 +114,6 @@ def _training(features: FeatureSet, removal: Removal) -> NDArray[np.int64]:
     train = [np.arange(part.first, part.first + part.rows) for part in features.parts if part.split == "train"]
     numbers = np.concatenate([np.zeros(0, np.int64), *train])
     return numbers[removal.reason[numbers] == 0]
-
-
-class Seen(NamedTuple):
-    """Pictures with their features."""
-
-    features: FeatureSet
-    data: Dataset
-
-    def key(self, number: int) -> str:
-        """split/key of the picture's sample."""
-        place = self.features.place(number)
-        return f"{place.split}/{self.data.reader(place.split, place.shard, self.features.stream).key(place.sample)}"
-
-    def picture(self, number: int) -> NDArray[np.uint8]:
-        return read_picture(self.data, self.features, number)
 
 
 def reference_of(settings: Curate, inputs: Mapping[str, Artifact]) -> Seen | None:
