@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.attention import attend
+
 EPSILON = 1e-6
 
 
@@ -128,7 +130,7 @@ class _TextBlock(nn.Module):
     def forward(self, x: Tensor, seen: Tensor | None, picture: Tensor | None = None) -> Tensor:
         """`seen`, bool [B, 1, T, T], says which keys count; None: those before and the token itself."""
         query, key, value = self._own(x)
-        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=seen is None)
+        mixed = attend(query, key, value, seen, causal=seen is None)
         return self._behind(x + self.out(_joined(mixed)), None if picture is None else self.picture_keys(picture))
 
     def step(self, x: Tensor, own: tuple[Tensor, Tensor], at: int, picture: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -137,7 +139,7 @@ class _TextBlock(nn.Module):
         for room, part in zip(own, new, strict=True):
             room[:, :, at] = part[:, :, 0]
         key, value = (room[:, :, : at + 1] for room in own)
-        return self._behind(x + self.out(_joined(F.scaled_dot_product_attention(query, key, value))), picture)
+        return self._behind(x + self.out(_joined(attend(query, key, value))), picture)
 
     def picture_keys(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the picture."""
@@ -148,7 +150,7 @@ class _TextBlock(nn.Module):
         """What follows the self-attention."""
         if picture is not None:
             query = _split(self.cross_query(self.cross_norm(x)), self.heads)
-            x = x + self.cross_out(_joined(F.scaled_dot_product_attention(query, *picture)))
+            x = x + self.cross_out(_joined(attend(query, *picture)))
         out: Tensor = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
         return out
 
