@@ -23,9 +23,9 @@ RATES = "logs/rates.json"  # rates differ from run to run, so they lie where an 
 MOST_BARS = 128
 
 
-def loss_curves(name: str, settings: Any) -> tuple[Curves, ...]:
-    """The losses of a training as curves; those of a discriminator apart, where one joins: they are of another size."""
-    main = Curves(series=LOSSES, title=f"Losses of {name}")
+def loss_curves(name: str, settings: Any, *judges: str) -> tuple[Curves, ...]:
+    """The losses of a training as curves, those by `judges` among them; a discriminator's apart, where one joins: of another size."""
+    main = Curves(series=(*LOSSES, *(f"loss/{judge}" for judge in judges)), title=f"Losses of {name}")
     if not getattr(settings, "adversarial_weight", 0) or settings.adversarial_from >= 1:
         return (main,)
     return (

@@ -26,7 +26,7 @@ from worldloom.world_model.grammar import Grammar, IllegalToken
 from worldloom.world_model.infill import infill
 from worldloom.world_model.load import from_pretrained
 from worldloom.world_model.parallel import fill_in
-from worldloom.world_model.sampling import Want, generate, prompt, wants_of
+from worldloom.world_model.sampling import Hear, Want, generate, prompt, wants_of
 from worldloom.world_model.span import streams_of
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
@@ -103,12 +103,14 @@ class OpenWorld:
         want: Want | Sequence[Want],
         seeds: Sequence[int],
         choosing: Choosing,
+        hear: Hear | None = None,
     ) -> list[Sampled]:
         """Goes on from every row of `given`; `want` names the streams to write, in order, None leaves that to the model.
 
         Rows may want different things: `want` is then a list with one of these for each.
         A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
-        are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all.
+        are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all. `hear` is called
+        with a row's tokens so far as they are written; not where all come at once, in those steps.
         """
         wants = wants_of(want, len(given))
         written: dict[int, NDArray[np.int64]] = {}
@@ -117,9 +119,10 @@ class OpenWorld:
             rows = [row for row, other in enumerate(told) if other == names]
             some, of_rows, mine = [given[row] for row in rows], [seeds[row] for row in rows], [wants[row] for row in rows]
             if names is not None:
-                made = self._beside(some, names, of_rows, choosing)
+                made = self._beside(some, names, of_rows, choosing, _of_rows(hear, rows))
             else:
-                made = (self._filled if choosing.fill_steps else self._generated)(self.prompts(some), mine, of_rows, choosing)
+                onward = self._filled if choosing.fill_steps else self._generated
+                made = onward(self.prompts(some), mine, of_rows, choosing, _of_rows(hear, rows))
             written |= dict(zip(rows, made, strict=True))
         return self.read([written[row] for row in range(len(given))])
 
@@ -140,7 +143,9 @@ class OpenWorld:
         shared = wanted > 0 and (told or (wanted > 1 and choosing.fill_steps > 0))
         return Told(told, tuple(want or ())) if shared else None
 
-    def _beside(self, given: Sequence[Mapping[str, Any]], told: Told, seeds: Sequence[int], choosing: Choosing) -> list[NDArray[np.int64]]:
+    def _beside(
+        self, given: Sequence[Mapping[str, Any]], told: Told, seeds: Sequence[int], choosing: Choosing, hear: Hear | None
+    ) -> list[NDArray[np.int64]]:
         """Rows that are given the same streams of the clock and want the same; the clock's steps first, then what else is wanted."""
         on_clock, others = ([name for name in told.want if (name in self._clocked) is inside] for inside in (True, False))
         if choosing.guidance != 1 and not choosing.fill_steps:
@@ -153,7 +158,7 @@ class OpenWorld:
         if not others:
             return made
         onward = self._filled if choosing.fill_steps else self._generated
-        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + 104_729 for seed in seeds], choosing)
+        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + 104_729 for seed in seeds], choosing, hear)
 
     def _filled_beside(
         self,
@@ -167,13 +172,18 @@ class OpenWorld:
         shown, made = [dict(row) for row in given], list[NDArray[np.int64]]()
         for number, name in enumerate(wanted):
             of_stream = [seed + 7919 * number for seed in seeds]
-            made = self._fill(prompts, [[name]] * len(prompts), of_stream, choosing, shown)
+            made = self._fill(prompts, [[name]] * len(prompts), of_stream, choosing, given=shown)
             for row, tokens in zip(shown, made, strict=True):
                 row[name] = next(segment.codes for segment in self.grammar.parse(tokens) if segment.stream == name)
         return made
 
     def _filled(
-        self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        wants: Sequence[Want],
+        seeds: Sequence[int],
+        choosing: Choosing,
+        hear: Hear | None = None,
     ) -> list[NDArray[np.int64]]:
         """Segment by segment, in the order that each row wants: those of fixed shape by `fill_in`, others token by token."""
         asked = [list(want) for want in wants if want is not None]
@@ -186,7 +196,8 @@ class OpenWorld:
             for rows, write in ((fixed, self._fill), ([row for row in there if row not in fixed], self._generated)):
                 before = [written[row] if number == 0 else written[row][:-1] for row in rows]  # without <eos>: another segment follows
                 of_segment = [seeds[row] + 7919 * number for row in rows]
-                for row, tokens in zip(rows, write(before, [[asked[row][number]] for row in rows], of_segment, choosing), strict=True):
+                made = write(before, [[asked[row][number]] for row in rows], of_segment, choosing, _of_rows(hear, rows))
+                for row, tokens in zip(rows, made, strict=True):
                     written[row] = tokens
         return [tokens if names else np.append(tokens, self.vocabulary.eos) for tokens, names in zip(written, asked, strict=True)]
 
@@ -196,6 +207,7 @@ class OpenWorld:
         wants: Sequence[Want],
         seeds: Sequence[int],
         choosing: Choosing,
+        hear: Hear | None = None,
         given: Sequence[Mapping[str, NDArray[np.int64]]] | None = None,
     ) -> list[NDArray[np.int64]]:
         """One segment for each row; `given`: codes of other streams of the clock."""
@@ -212,10 +224,16 @@ class OpenWorld:
             guidance=choosing.guidance,
             order=choosing.fill_order,
             given=given,
+            hear=hear,
         )
 
     def _generated(
-        self, prompts: Sequence[NDArray[np.int64]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        wants: Sequence[Want],
+        seeds: Sequence[int],
+        choosing: Choosing,
+        hear: Hear | None = None,
     ) -> list[NDArray[np.int64]]:
         return generate(
             self.decoder,
@@ -227,13 +245,14 @@ class OpenWorld:
             top_p=choosing.top_p,
             guidance=choosing.guidance,
             seeds=seeds,
+            hear=hear,
         ).tokens
 
     def infill(
-        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, range]], seeds: Sequence[int], choosing: Choosing
+        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]], seeds: Sequence[int], choosing: Choosing
     ) -> list[Sampled]:
-        """Every row of `given` with other codes where it has holes: a stream's codes of a range of places, from the first code on; of a
-        stream on the clock, those of all steps.
+        """Every row of `given` with other codes where it has holes: the places of a stream's codes, counted from 0; of a stream on the
+        clock, over all steps.
 
         ValueError for a hole beyond the codes, or a world that did not learn spans.
         """
@@ -243,7 +262,7 @@ class OpenWorld:
             streams = streams_of(ids, tokens)
             for name, places in of_row.items():
                 codes = np.flatnonzero(streams == ids.index(name))
-                if not len(places) or places[0] < 0 or places[-1] >= len(codes):
+                if not len(places) or min(places) < 0 or max(places) >= len(codes):
                     raise ValueError(f"{name} has {len(codes)} codes in this row; its hole must lie within them, got {places}")
                 tokens[codes[np.asarray(places)]] = ids.mask
             samples.append(tokens)
@@ -298,6 +317,11 @@ class OpenWorld:
     def _decode(self, name: str, codes: Sequence[NDArray[np.int64]]) -> Iterator[Any]:
         shape = self.tokenizers[name].shape
         yield from self.tokenizers[name].decode(list(codes) if shape is None else np.stack([one.reshape(shape) for one in codes]))
+
+
+def _of_rows(hear: Hear | None, rows: Sequence[int]) -> Hear | None:
+    """For some of the rows, which are numbered anew there."""
+    return None if hear is None else lambda number, tokens: hear(rows[number], tokens)
 
 
 def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:

@@ -34,7 +34,7 @@ NOT_IN_OUTPUT = NotInOutput()
 class Reference:
     """Marks a string field that names another stage; `produces` is what that stage must leave."""
 
-    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "scores"]
+    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "features", "scores"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class StreamName:
 DatasetRef = Annotated[str, Reference("dataset"), Field(description="name of a stage that makes or imports a dataset")]
 TokenizerRef = Annotated[str, Reference("tokenizer"), Field(description="name of a stage that trains a tokenizer")]
 TokensRef = Annotated[str, Reference("tokens"), Field(description="name of a stage that encodes a dataset")]
+EncoderRef = Annotated[str, Reference("encoder"), Field(description="name of a stage that trains an encoder")]
+FeaturesRef = Annotated[str, Reference("features"), Field(description="name of a stage that embeds a dataset")]
 WorldRef = Annotated[str, Reference("world_model"), Field(description="name of a stage that trains a world model")]
 
 

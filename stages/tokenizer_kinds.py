@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from worldloom.stages.audio_figures import report_audio
 from worldloom.stages.audio_learner import audio_learner, audio_tokenizer
@@ -16,6 +16,22 @@ from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches
 from worldloom.stages.video_figures import report_video
 from worldloom.tokenizers.learned import LearnedTokenizer
+from worldloom.tokenizers.perceptual import PerceptualLoss
+
+
+class Report(Protocol):
+    def __call__(
+        self, settings: TrainTokenizer, tokenizer: Any, dataset: Dataset, out: Path, threads: int, *, judge: PerceptualLoss
+    ) -> None: ...
+
+
+def _blind(report: Callable[[TrainTokenizer, Any, Dataset, Path, int], None]) -> Report:
+    """A report that needs no judge of pictures."""
+
+    def reported(settings: TrainTokenizer, tokenizer: Any, dataset: Dataset, out: Path, threads: int, *, judge: PerceptualLoss) -> None:
+        report(settings, tokenizer, dataset, out, threads)
+
+    return reported
 
 
 @dataclass(frozen=True)
@@ -23,14 +39,18 @@ class TokenizerKind:
     """What the stage needs to know of a kind of stream."""
 
     build: Callable[[TrainTokenizer, Any], LearnedTokenizer]  # settings, the stream's -> untrained
-    learner: Callable[[TrainTokenizer, Any, ValueBatches], Learner]
-    report: Callable[[TrainTokenizer, Any, Dataset, Path, int], None]  # writes figures.json, pictures, card.json; sets tokenizer.measured
+    learner: Callable[[TrainTokenizer, Any, ValueBatches, PerceptualLoss], Learner]
+    report: Report  # writes figures.json, pictures, card.json; sets tokenizer.measured
 
 
 TOKENIZER_KINDS: dict[str, TokenizerKind] = {
     "image": TokenizerKind(image_tokenizer, learner_of, report_tokenizer),
-    "video": TokenizerKind(video_tokenizer, learner_of, report_video),
-    "audio": TokenizerKind(audio_tokenizer, audio_learner, report_audio),
+    "video": TokenizerKind(video_tokenizer, learner_of, _blind(report_video)),
+    "audio": TokenizerKind(
+        audio_tokenizer,
+        lambda settings, tokenizer, batches, judge: audio_learner(settings, tokenizer, batches),
+        _blind(report_audio),
+    ),
 }
 
 

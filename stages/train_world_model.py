@@ -81,7 +81,9 @@ class TrainWorldModel(TrainingSettings):
         (), description="trainings on longer and longer rows, each from what the last one left; in place of steps and row_length"
     )
     drop: dict[str, Share] = Field({}, description="stream -> the share of samples in which it is left out")
-    full_share: Annotated[float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary")] = 1 / 16
+    full_share: Annotated[
+        float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary, for all of them")
+    ] = 1 / 16
     parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
         1, description="backward passes that a worker's rows are split into, to save memory"
     )
@@ -256,6 +258,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="world_model",
-    version=2,
+    version=3,
     placement="gang",
 )

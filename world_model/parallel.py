@@ -19,7 +19,7 @@ from worldloom.world_model.decoder import Decoder, Whole
 from worldloom.world_model.example import runs_of
 from worldloom.world_model.grammar import BEFORE, BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
-from worldloom.world_model.sampling import Rules, choose
+from worldloom.world_model.sampling import Hear, Rules, choose
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import weave_one
 
@@ -43,13 +43,15 @@ def fill_in(
     guidance: float = 1.0,
     order: Order = "confidence",
     given: Sequence[Mapping[str, np.ndarray]] | None = None,
+    hear: Hear | None = None,
 ) -> list[np.ndarray]:
     """Each prompt (<bos> and whole segments) with one more segment, of its stream in `streams`, and <eos>; int64 tokens.
 
     `given`: for every row, codes of other streams of the clock, woven into the steps of its stream.
     `temperature`, `top_k` and `top_p` as in sampling. `order`: which codes are kept first, the surest, any, or those in front; `jolt`
     scales the noise on the surest (4.5 in the paper), 0 keeps the likeliest. `guidance` s takes u + s (c - u), for logits c in sight of
-    the prompt and u without it. ValueError for a stream whose length varies: nobody would know how many codes to hide.
+    the prompt and u without it. `hear` is called with every row after each step. ValueError for a stream whose length varies: nobody
+    would know how many codes to hide.
     """
     if not len(prompts) == len(streams) == len(seeds):
         raise ValueError(
@@ -83,8 +85,10 @@ def fill_in(
             parts = zip(places.items(), np.split(drawn.cpu().numpy(), ends), np.split(sure.cpu().double().numpy(), ends), strict=True)
             for (at, each), codes, certainty in parts:
                 rows[at].propose(each, codes + ids.start, certainty)
-        for row in rows:
+        for number, row in enumerate(rows):
             row.keep(_FIRST[order], step, steps, jolt)
+            if hear is not None:
+                hear(number, row.tokens.tolist())
     return [row.tokens for row in rows]
 
 
