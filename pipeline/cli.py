@@ -183,6 +183,7 @@ def sample(
         int, typer.Option("--fill-steps", help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token")
     ] = 0,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
+    see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
 ) -> None:
     """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
@@ -204,6 +205,7 @@ def sample(
         stage,
         _pairs(give or (), "--give"),
         fill_steps,
+        see,
     )
     for line in sample_lines(samples):
         _say(line)  # a world may say anything, brackets too: no markup
