@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types schema bench links clean
+.PHONY: help setup demo test check format format-check lint types schema openapi bench links clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ types: $(VENV)/.dev links  ## mypy --strict
 
 schema: $(VENV)/.runtime  ## write the JSON Schema of pipeline files for editors
 	$(BIN)/worldloom schema > docs/pipeline.schema.json
+
+openapi: $(VENV)/.dev  ## write what the service's routes take and give
+	$(BIN)/python -m worldloom.pipeline.service.openapi > docs/openapi.json
 
 bench: $(VENV)/.dev  ## measure against plain ways and peers; ONLY=NAME for one area
 	$(BIN)/python -m bench.run $(ONLY)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode", "tokenizers", "quality", "world_model", "sampling", "curate", "kills")
+AREAS = ("loader", "encode", "tokenizers", "quality", "world_model", "sampling", "captions", "curate", "kills")
 
 
 def main(names: list[str]) -> int:

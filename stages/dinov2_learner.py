@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloom.stages.augment import multi_crop
-from worldloom.stages.encoder_learner import MASK_VIEW, EncoderLearner, Recipe
+from worldloom.stages.encoder_learner import MASK_VIEW, EncoderLearner, Recipe, view_like
 from worldloom.stages.encoder_settings import Dinov2
 from worldloom.stages.learner import Turn
 from worldloom.stages.order import draws, order, uniform
@@ -88,7 +88,8 @@ class Dinov2Learner(EncoderLearner):
         """`batch_size` is that of all ranks: of so many pictures a fixed number have hidden patches."""
         self.encoder, self.about, self.recipe, self.batch_size = encoder, about, recipe, batch_size
         self.module = self.pair = Dinov2Pair(encoder, about, torch.Generator().manual_seed(recipe.seed + 1))
-        self.views = multi_crop(side, about.local_size or max(side // 2, 8), about.local_views, about.global_from, about.local_from)
+        local = about.local_size or max(side // 2, 8)
+        self.views = multi_crop(side, local, about.local_views, about.global_from, about.local_from, view_like(about.looks))
         self.grid = encoder.patches.grid(side, side)
         self.players = (recipe.player(self.module),)
 

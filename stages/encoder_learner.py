@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldloom.stages.augment import Draws, View, multi_crop, see
-from worldloom.stages.encoder_settings import Dino, SimMim, Supervised
+from worldloom.stages.augment import Draws, Jitter, View, multi_crop, see
+from worldloom.stages.encoder_settings import Dino, Looks, SimMim, Supervised
 from worldloom.stages.learner import Player, Precision, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.picture_batches import Pictures
 from worldloom.world_model.encoders.build import Network, NetworkSettings
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
-from worldloom.world_model.encoders.joined import Namer, save_namer
+from worldloom.world_model.encoders.joined import Namer, Redrawer, save_namer, save_redrawer
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
@@ -140,11 +140,27 @@ class SimMimLearner(EncoderLearner):
             made = self.model(x, self.hidden(batch.epoch, batch.sample).to(x.device))
         yield Turn("encoder", {"hidden_pixels": made.loss}, counts={"pictures": len(x)})
 
+    @property
+    def redrawer(self) -> Redrawer:
+        """What draws, to be kept beside the encoder."""
+        return Redrawer(self.model, self.about.unit, self.about.ratio)
+
+    def save(self, out: Path, about: NetworkSettings) -> None:
+        super().save(out, about)
+        save_redrawer(out, self.redrawer)
+
     def hidden(self, epoch: Any, sample: Any) -> Tensor:
         """bool [B, N], drawn by epoch and sample."""
         units = -(-self.grid[0] // self.about.unit) * -(-self.grid[1] // self.about.unit)
         chances = uniform(self.recipe.seed, epoch[:, None], sample[:, None], MASK_VIEW, np.arange(units)[None])
         return hide_by(torch.from_numpy(chances), self.grid, self.about.unit, self.about.ratio)
+
+
+def view_like(looks: Looks) -> View:
+    """A view of that look; its size and crop are for others to say."""
+    usual = Jitter()
+    jitter = Jitter(usual.brightness * looks.jitter, usual.contrast * looks.jitter, usual.saturation * looks.jitter, looks.hue)
+    return View(1, (1.0, 1.0), looks.flip, looks.turn, jitter, looks.jittered, looks.grey, looks.blur, looks.solarise)
 
 
 class DinoPair(nn.Module):
@@ -185,7 +201,8 @@ class DinoLearner(EncoderLearner):
     def __init__(self, encoder: Network, about: Dino, side: int, recipe: Recipe) -> None:
         self.encoder, self.about, self.recipe = encoder, about, recipe
         self.module = self.pair = DinoPair(encoder, about, torch.Generator().manual_seed(recipe.seed + 1))
-        self.views = multi_crop(side, about.local_size or max(side // 2, 8), about.local_views, about.global_from, about.local_from)
+        local = about.local_size or max(side // 2, 8)
+        self.views = multi_crop(side, local, about.local_views, about.global_from, about.local_from, view_like(about.looks))
         self.players = (recipe.player(self.module),)
 
     @property

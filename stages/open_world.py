@@ -283,10 +283,10 @@ class OpenWorld:
         ).tokens
 
     def infill(
-        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, range]], seeds: Sequence[int], choosing: Choosing
+        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]], seeds: Sequence[int], choosing: Choosing
     ) -> list[Sampled]:
-        """Every row of `given` with other codes where it has holes: a stream's codes of a range of places, from the first code on; of a
-        stream on the clock, those of all steps.
+        """Every row of `given` with other codes where it has holes: the places of a stream's codes, counted from 0; of a stream on the
+        clock, over all steps.
 
         ValueError for a hole beyond the codes, or a world that did not learn spans.
         """
@@ -296,7 +296,7 @@ class OpenWorld:
             streams = streams_of(ids, tokens)
             for name, places in of_row.items():
                 codes = np.flatnonzero(streams == ids.index(name))
-                if not len(places) or places[0] < 0 or places[-1] >= len(codes):
+                if not len(places) or min(places) < 0 or max(places) >= len(codes):
                     raise ValueError(f"{name} has {len(codes)} codes in this row; its hole must lie within them, got {places}")
                 tokens[codes[np.asarray(places)]] = ids.mask
             samples.append(tokens)
@@ -309,6 +309,7 @@ class OpenWorld:
             top_k=choosing.top_k,
             top_p=choosing.top_p,
         )
+        self.decoder.forget()
         return self.read(written)
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:

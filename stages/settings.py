@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
+from worldloom.tokenizers.resampling import Resampling
+
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
@@ -77,7 +79,7 @@ class ImageStream(Sized):
     """RGB pictures, uint8 [height, width, 3]."""
 
     kind: Literal["image"]
-    resample: Literal["lanczos", "nearest"] = Field(
+    resample: Resampling = Field(
         default="lanczos", description="how pictures are brought to their size; nearest keeps the labels of a mask as they are"
     )
 

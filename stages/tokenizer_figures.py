@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture
-from worldloom.stages.code_figures import CodeUse, bits, markdown_table, rate, use_of, write_rates
+from worldloom.stages.code_figures import CodeUse, bits, loss_curves, markdown_table, rate, use_of, write_rates
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.train_tokenizer import TrainTokenizer
@@ -23,7 +23,6 @@ AT_ONCE = 64  # pictures
 SHOWN = 12
 SHOWN_SIDE = 64  # pixels of a shown picture, at least
 SPLITS = ("held_out", "validation", "train")  # the first that there is gives the main figures
-CURVES = ("loss/l1", "loss/reconstruction", "loss/nll", "loss/kl", "loss/codebook", "loss/random_vgg", "loss/lpips_vgg", "loss/adversarial")
 
 
 class Measured(NamedTuple):
@@ -132,11 +131,10 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
         Picture(file=picture, caption=f"{split}: pictures above, what is left of them after {height} x {width} codes below.{distance}"),
         table,
         Bars(values=main.use.bars(), title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
-        Curves(series=(*CURVES, *((f"loss/{judge}",) if settings.perceptual is not None else ())), title=f"Losses of {name}"),
+        *loss_curves(name, tokenizer.settings, *((judge,) if settings.perceptual is not None else ())),
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
         Curves(series=("perplexity",), title=f"Perplexity of the codes, {tokenizer.codebook_size:,} if all are used alike ({name})"),
-        Curves(series=("gradient_ratio",), title=f"Gradient of the reconstruction over that of the discriminator, last layer ({name})"),
         Curves(series=("oldest_idle_code", "dead_code_age"), title=f"Updates since idle and dead codes were chosen ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use", f"{name}.perplexity"))

@@ -215,10 +215,6 @@ class DvaeLearner:
 def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageTokenizer:
     """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's pictures."""
     assert isinstance(settings.tokenizer, VqGan | VqVae | Dvae)
-    if settings.tokenizer.time_stride is not None:
-        raise ValueError(
-            f"tokenizer.time_stride ({settings.tokenizer.time_stride}) is for clips, and {settings.stream!r} is of pictures; leave it out"
-        )
     form = {"height": stream.height, "width": stream.width, "resample": stream.resample}
     return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed, NETWORKS)
 

@@ -136,12 +136,14 @@ def outside(settings: TrainTokenizer, digest: Callable[[Path], str]) -> dict[str
 
 
 def estimate(settings: TrainTokenizer, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Codes of one value. ValueError where the streams of `also` cannot share the tokenizer."""
+    """Codes of one value. ValueError where the tokenizer cannot learn the stream, or those of `also` cannot share it."""
     streams = inputs["data"].streams or {}
     stream = streams.get(settings.stream)
-    if stream is not None and settings.also:
+    if stream is not None:
+        from worldloom.stages.fitting import check_fits
         from worldloom.stages.together import check_together
 
+        check_fits(settings, stream)
         check_together(settings.stream, settings.also, streams)
     each, depth = settings.tokenizer.downsample, getattr(getattr(settings.tokenizer, "quantizer", None), "depth", 1)
     if isinstance(stream, ImageStream):
