@@ -127,16 +127,13 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     import torch
 
     from worldloom.stages.training import Before
-    from worldloom.world_model.grammar import Grammar
     from worldloom.world_model.load import save_pretrained
     from worldloom.world_model.transformer import WorldModel
-    from worldloom.world_model.vocabulary import Vocabulary
 
     if (out / "card.json").exists():
         return
-    tokens = _tokens(settings, inputs)
-    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
-    grammar = Grammar(Vocabulary.of(streams, tokens.clock, SENTINELS if "span" in settings.objectives else 0))
+    tokens = tokens_of(settings, inputs)
+    grammar = grammar_of(settings, tokens)
     generator = torch.Generator().manual_seed(settings.seed)
     model: WorldModel | None = None
     before = Before(total=sum(stage.steps for stage in settings.all_stages))
@@ -188,7 +185,17 @@ def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Pat
     return {"parameters": int(figures["world.parameters"]), "steps": steps, "tokens": int(figures["world.tokens_seen"])}
 
 
-def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+def grammar_of(settings: TrainWorldModel, tokens: "Tokens | Mixture") -> "Grammar":
+    """The grammar of a world that learns from the tokens."""
+    from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.vocabulary import Vocabulary
+
+    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
+    return Grammar(Vocabulary.of(streams, tokens.clock, SENTINELS if "span" in settings.objectives else 0))
+
+
+def tokens_of(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+    """What it learns from, by the fields of its settings."""
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
 
