@@ -371,17 +371,30 @@ def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:
     """
     if artifact.produces != "world_model":
         raise ValueError(f"{artifact.name} ({artifact.kind}) leaves a {artifact.produces}, not a world model")
-    sets = {field.partition(".")[2]: artifact.input(field) for field in sorted(artifact.inputs) if field.split(".")[0] == "tokens"}
-    if not sets:
-        artifact.input("tokens")  # says what is missing
+    sets = sets_of_tokens(artifact)
     if tokens_of is not None and tokens_of not in sets:
         raise ValueError(f"{artifact.name} did not learn from {tokens_of!r}; it learnt from {', '.join(sets) or 'one set of tokens'}")
-    tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     for name in ("config.json", "model.safetensors", "vocabulary.json"):
         artifact.path(f"world/{name}")
     world = from_pretrained(artifact.folder / "world")
+    return join_world(world.model, world.grammar, artifact, sets, tokens_of)
+
+
+def sets_of_tokens(artifact: Artifact) -> dict[str, Artifact]:
+    """The sets of tokens that a world learns from, by the names in its settings; "" where there is only one."""
+    sets = {field.partition(".")[2]: artifact.input(field) for field in sorted(artifact.inputs) if field.split(".")[0] == "tokens"}
+    if not sets:
+        artifact.input("tokens")  # says what is missing
+    return sets
+
+
+def join_world(
+    model: WorldModel, grammar: Grammar, artifact: Artifact, sets: Mapping[str, Artifact], tokens_of: str | None = None
+) -> OpenWorld:
+    """A model of the artifact with the tokenizers and the dataset of the tokens that it learns from, and with the features that it sees."""
+    tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
-    for name in world.grammar.streams:
+    for name in grammar.streams:
         made = next(one for one in (tokens, *sets.values()) if f"tokenizers.{name}" in one.inputs)
         # What another set has, this one's dataset does not hold, but it may be written and shown all the same.
         dataset.add_from_elsewhere(name, Dataset(made.input("data")).streams[name])
@@ -393,4 +406,4 @@ def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:
         features = artifact.input("sees.features")
         sight = Sight(features, Sights(features, Tokens(tokens)))
     objectives = tuple(artifact.settings.get("objectives", {"next_token": 1.0}))
-    return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset, objectives, sight)
+    return OpenWorld(model, grammar, tokenizers, Tokens(tokens), dataset, objectives, sight)

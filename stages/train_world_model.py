@@ -144,18 +144,14 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     import torch
 
     from worldloom.stages.training import Before
-    from worldloom.world_model.grammar import Grammar
     from worldloom.world_model.load import save_pretrained
     from worldloom.world_model.transformer import WorldModel
-    from worldloom.world_model.vocabulary import Vocabulary
 
     if (out / "card.json").exists():
         return
-    tokens = _tokens(settings, inputs)
-    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
-    sights = _sights(settings, inputs, tokens)
-    sentinels = SENTINELS if "span" in settings.objectives else 0
-    grammar = Grammar(Vocabulary.of(streams, tokens.clock, sentinels, sights.count if sights is not None else 0))
+    tokens = tokens_of(settings, inputs)
+    sights = sights_of(settings, inputs, tokens)
+    grammar = grammar_of(settings, tokens, sights)
     generator = torch.Generator().manual_seed(settings.seed)
     model: WorldModel | None = None
     before = Before(total=sum(stage.steps for stage in settings.all_stages))
@@ -218,7 +214,18 @@ def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Pat
     return {"parameters": int(figures["world.parameters"]), "steps": steps, "tokens": int(figures["world.tokens_seen"])}
 
 
-def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+def grammar_of(settings: TrainWorldModel, tokens: "Tokens | Mixture", sights: "Sights | None") -> "Grammar":
+    """The grammar of a world that learns from the tokens, and sees features ahead of them."""
+    from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.vocabulary import Vocabulary
+
+    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
+    sentinels = SENTINELS if "span" in settings.objectives else 0
+    return Grammar(Vocabulary.of(streams, tokens.clock, sentinels, sights.count if sights is not None else 0))
+
+
+def tokens_of(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+    """What it learns from, by the fields of its settings."""
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
 
@@ -228,7 +235,8 @@ def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tok
     return Mixture({name: Tokens(inputs[f"tokens.{name}"]) for name in sorted(settings.tokens)}, settings.tokens)
 
 
-def _sights(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], tokens: "Tokens | Mixture") -> "Sights | None":
+def sights_of(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], tokens: "Tokens | Mixture") -> "Sights | None":
+    """The features of the pictures that it sees ahead of the tokens, by the fields of its settings."""
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.sights import Sights
 
