@@ -45,6 +45,7 @@ def sample(
         ),
     ] = None,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
+    see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
 ) -> None:
     """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
@@ -68,6 +69,7 @@ def sample(
         fill_steps,
         fill_order,
         _places(infill or ()),
+        see,
     )
     for line in sample_lines(samples):
         typer.echo(line)  # a world may say anything, brackets too: no markup

@@ -29,6 +29,7 @@ from worldloom.world_model.encoders.build import Network, NetworkSettings
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.joined import Namer, Redrawer, save_namer, save_redrawer
+from worldloom.world_model.encoders.koleo import koleo
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
@@ -163,6 +164,11 @@ def view_like(looks: Looks) -> View:
     return View(1, (1.0, 1.0), looks.flip, looks.turn, jitter, looks.jittered, looks.grey, looks.blur, looks.solarise)
 
 
+def spread_apart(features: Tensor) -> Tensor:
+    """KoLeo of each of the views [G, B, D], added up."""
+    return torch.stack([koleo(view) for view in features]).sum()
+
+
 class DinoPair(nn.Module):
     """Student and teacher, each an encoder with a head, and the centre of what the teacher says."""
 
@@ -174,14 +180,13 @@ class DinoPair(nn.Module):
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.centre = Centre(about.prototypes, about.centre_momentum)
 
-    def forward(self, views: list[Tensor], freeze_last: bool) -> Tensor:
-        """[S, B, K]; views of one size go through the encoder together."""
+    def forward(self, views: list[Tensor], freeze_last: bool) -> tuple[Tensor, Tensor]:
+        """Logits [S, B, K], and the global views' features [G, B, D]; views of one size go through the encoder together."""
         pooled = []
         for size in dict.fromkeys(view.shape[-1] for view in views):
             together = [view for view in views if view.shape[-1] == size]
             pooled.append(self.encoder(torch.cat(together)).pooled.reshape(len(together), len(together[0]), -1))
-        out: Tensor = self.head(torch.cat(pooled), freeze_last)
-        return out
+        return self.head(torch.cat(pooled), freeze_last), torch.cat(pooled)[:2]
 
     @torch.no_grad()
     def told(self, views: list[Tensor]) -> Tensor:
@@ -217,10 +222,13 @@ class DinoLearner(EncoderLearner):
         views = self.recipe.views(batch, self.views, self.device)
         with self.recipe.autocast(views[0]):
             told = self.pair.told(views[:2])
-            said = self.pair(views, step < about.frozen * steps)
+            said, features = self.pair(views, step < about.frozen * steps)
         targets = self.pair.centre(told, linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps)))
         momentum = cosine_schedule(about.momentum, 1.0, step, steps)
         metrics: Mapping[str, Tensor | float] = {"teacher_entropy": entropy(targets), "momentum": momentum}
-        yield Turn("encoder", {"agreement": dino_loss(said, targets)}, metrics, {"pictures": len(views[0])})
+        losses = {"agreement": dino_loss(said, targets)}
+        if about.koleo:
+            losses["koleo"] = about.koleo * spread_apart(features)
+        yield Turn("encoder", losses, metrics, {"pictures": len(views[0])})
         self.pair.centre.update(told)
         self.pair.follow(momentum)

@@ -62,6 +62,7 @@ class _Views(Settings):
     last_temperature: PositiveFloat = Field(default=0.04, description="the teacher's behind its warm-up; up to 0.07 in the paper")
     warm_up: Share = Field(default=0.1, description="share of the steps over which the teacher's temperature moves")
     frozen: Share = Field(default=0.01, description="share of the steps during which the head's prototypes stay as they are")
+    koleo: NonNegativeFloat = Field(default=0.0, description="weight of spreading features apart, among the pictures of a worker")
 
     @model_validator(mode="after")
     def _small_crops_are_small(self) -> Self:

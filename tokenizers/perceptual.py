@@ -98,7 +98,7 @@ class PerceptualLoss(nn.Module):
 
     def pooled(self, pictures: Tensor) -> Tensor:
         """[B, D]: one vector for a picture, for distances between sets of pictures."""
-        found: Tensor = self.network.pooled(pictures)  # type: ignore[operator]
+        found: Tensor = self.network.pooled(pictures)
         return found
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:

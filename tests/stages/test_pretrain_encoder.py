@@ -17,7 +17,7 @@ from worldloom.stages.dataset import Dataset
 from worldloom.stages.encoder_features import signed
 from worldloom.stages.encoder_learner import DinoLearner, Recipe, SupervisedLearner
 from worldloom.stages.encoder_scores import weighted_knn
-from worldloom.stages.encoder_settings import Dino, Supervised
+from worldloom.stages.encoder_settings import Dino, Looks, Supervised
 from worldloom.stages.encoder_watch import Watched
 from worldloom.stages.labels import read_labels
 from worldloom.stages.picture_batches import PictureBatches
@@ -25,6 +25,7 @@ from worldloom.stages.pretrain_encoder import PretrainEncoder
 from worldloom.stages.value_batches import Values
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.world_model.encoders.build import build_encoder
+from worldloom.world_model.encoders.koleo import koleo
 from worldloom.world_model.encoders.load import from_pretrained
 from worldloom.world_model.encoders.settings import VitSettings
 
@@ -107,6 +108,24 @@ def test_the_teacher_follows_behind_the_step_and_sees_large_views_only(data: Art
     assert all(each.grad is None for each in learner.pair.teacher.parameters())
     for old, new, parameter in zip(before, learner.judged.parameters(), encoder.parameters(), strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * parameter.detach())
+
+
+def test_features_of_large_views_are_spread_apart_where_it_is_asked_for(data: Artifact) -> None:
+    encoder = build_encoder(VitSettings(patch=4, width=16, depth=1, heads=2, grid=(4, 4)), torch.Generator().manual_seed(0))
+    recipe = Recipe(10, 3, 1e-3, (0.9, 0.95), 0.0, "fp32")
+    batch, _ = next(iter(PictureBatches(Values(Dataset(data), "train", "view"), 4, 0, Worker()).after(None)))
+    losses = {}
+    for weight in (0.0, 0.5):
+        about = Dino(
+            prototypes=11, hidden=12, bottleneck=6, local_views=1, koleo=weight, looks=Looks(flip=0.0, jitter=2.0, hue=0.5, turn=9.0)
+        )
+        learner = DinoLearner(encoder, about, 16, recipe)
+        losses[weight] = next(learner.turns(batch, 0)).losses
+    assert set(losses[0.0]) == {"agreement"} and torch.equal(losses[0.0]["agreement"], losses[0.5]["agreement"])
+    views = recipe.views(batch, learner.views, torch.device("cpu"))
+    expected = sum(koleo(encoder(view).pooled) for view in views[:2])
+    torch.testing.assert_close(losses[0.5]["koleo"], 0.5 * expected)
+    assert {(view.flip, view.turn, view.jitter.brightness, view.jitter.hue) for view in learner.views} == {(0.0, 9.0, 0.8, 0.5)}
 
 
 def test_batches_are_the_same_for_any_number_of_ranks_and_know_their_samples(data: Artifact) -> None:
