@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo browser test check format format-check lint types schema bench links clean
+.PHONY: help setup demo browser test check format format-check lint types schema openapi bench links clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime  ## make a world, train on it, and look at the report
 	$(BIN)/worldloom run examples/shapes.yaml
 
 browser:  # what the studio's tests need besides Python, where it can be had: Chromium, TypeScript and axe-core
-	@command -v chromium chromium-browser google-chrome >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+	@(command -v chromium || command -v chromium-browser || command -v google-chrome) >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
 		|| (apt-get update -qq && apt-get install -qq -y chromium) || echo "chromium could not be installed; its tests are skipped"
 	@! command -v npm >/dev/null || npm ci --no-audit --no-fund --ignore-scripts --silent || echo "npm could not install; its tests are skipped"
 
@@ -55,6 +55,9 @@ types: $(VENV)/.dev links  ## mypy --strict, and the studio's types where TypeSc
 
 schema: $(VENV)/.runtime  ## write the JSON Schema of pipeline files for editors
 	$(BIN)/worldloom schema > docs/pipeline.schema.json
+
+openapi: $(VENV)/.dev  ## write what the service's routes take and give
+	$(BIN)/python -m worldloom.pipeline.service.openapi > docs/openapi.json
 
 bench: $(VENV)/.dev  ## measure against plain ways and peers; ONLY=NAME for one area
 	$(BIN)/python -m bench.run $(ONLY)

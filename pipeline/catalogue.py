@@ -4,6 +4,7 @@ from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
 from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
+from worldloom.stages.import_webdataset import STAGE as IMPORT_WEBDATASET
 from worldloom.stages.kind import StageKind
 from worldloom.stages.make_shapes import STAGE as MAKE_SHAPES
 from worldloom.stages.pretrain_encoder import STAGE as PRETRAIN_ENCODER
@@ -17,6 +18,7 @@ STAGES: dict[str, StageKind] = {
     for kind in (
         MAKE_SHAPES,
         IMPORT_FOLDER,
+        IMPORT_WEBDATASET,
         IMPORT_TOKENIZER,
         TRAIN_TEXT_TOKENIZER,
         TRAIN_TOKENIZER,
