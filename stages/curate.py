@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.duplicates import Chosen, Search
     from worldloom.stages.features import FeatureSet
+    from worldloom.stages.nearest import Rows
     from worldloom.stages.worker import Worker
 
 QUERIES = 256  # pictures of a task
@@ -39,10 +40,13 @@ class NearDuplicates(Settings):
     similarity: Cosine = Field(
         0.5, description="cosine of the features below which pictures are not compared; with verify: none, from which on they are one"
     )
+    lookalikes: bool = Field(
+        True, description="also compare with pictures that look like a crop when both are small: finds what the encoder does not see as one"
+    )
     verify: Literal["pixels", "none"] = Field(
         "pixels", description="pixels: compared after a search for the crop and the mirroring between them; none: features decide"
     )
-    concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.94
+    concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.96
     smallest_crop: Annotated[float, Field(gt=0.2, le=1, description="smallest crop that is looked for, as a share of the side")] = 0.7
 
 
@@ -110,14 +114,15 @@ def run(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path, worker: "
 
     from worldloom.stages.commit import Commits
     from worldloom.stages.deterministic import deterministic
-    from worldloom.stages.duplicates import candidates, compare
+    from worldloom.stages.duplicates import Small, candidates, compare, lookalikes, together
     from worldloom.stages.seen import Seen
 
     if settings.near is None:
         return
     data, features, rows = opened(settings, inputs)
     commits, near = Commits.of(out), settings.near
-    search, tasks = searching(settings, rows, out), plan(rows)
+    search, tasks, seen = searching(settings, rows, out), plan(rows), Seen(features, data)
+    small = searching(settings, Small(features, rows.numbers), out, "small") if near.lookalikes and near.verify == "pixels" else None
     with deterministic(threads=1):
         for done, task in enumerate(worker.share(tasks)):
             worker.check()
@@ -126,7 +131,9 @@ def run(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path, worker: "
                 stop = min(start + QUERIES, len(rows))
                 links = candidates(rows, search, start, stop, near.neighbours, near.similarity)
                 if near.verify == "pixels":
-                    links = compare(links, Seen(features, data), near.concordance, near.smallest_crop)
+                    if small is not None:
+                        links = together(links, lookalikes(rows, small, seen, start, stop, near.neighbours, near.smallest_crop))
+                    links = compare(links, seen, near.concordance, near.smallest_crop)
                 with commits.attempt(task) as attempt:
                     np.lib.format.write_array(attempt.create(f"{task}.npy"), links, version=(1, 0), allow_pickle=False)
                     attempt.commit((), (), {"links": len(links)})
@@ -192,7 +199,7 @@ def plan(rows: "Chosen") -> list[str]:
     return [f"links/{start:012d}" for start in range(0, len(rows), QUERIES)]
 
 
-def searching(settings: Curate, rows: "Chosen", out: Path) -> "Search":
+def searching(settings: Curate, rows: "Rows", out: Path, name: str = "features") -> "Search":
     """The search that the settings ask for."""
     from functools import partial
 
@@ -201,8 +208,9 @@ def searching(settings: Curate, rows: "Chosen", out: Path) -> "Search":
     set_threads(1)
     if isinstance(settings.search, ExactSearch):
         return partial(exact, rows)
-    make_inverted_file(out / "staging" / "cells", rows, settings.search.cells)
-    return InvertedFile(out / "staging" / "cells", settings.search.probes)
+    folder = out / "staging" / f"cells-{name}"
+    make_inverted_file(folder, rows, settings.search.cells)
+    return InvertedFile(folder, settings.search.probes)
 
 
 def read_links(settings: Curate, rows: "Chosen", commits: Any) -> "NDArray[np.void]":
@@ -249,7 +257,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="dataset",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=parallelism,
     estimate=estimate,

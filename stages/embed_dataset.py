@@ -105,7 +105,8 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
     """Embeds and commits one shard."""
     import numpy as np
 
-    from worldloom.stages.features import DIGEST_BYTES, ShardFeatures, digest_of, write_features
+    from worldloom.stages.eye import shrink
+    from worldloom.stages.features import DIGEST_BYTES, THUMB, ShardFeatures, digest_of, write_features
     from worldloom.stages.streams import kind_of
 
     split, name = shard.split("/")
@@ -114,16 +115,20 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
     form = eye.form(settings.keep)
     rows = np.empty((len(samples), *form), np.float16 if settings.keep == "tokens" else np.float32)
     digests, scores = np.empty((len(samples), DIGEST_BYTES), np.uint8), np.full(len(samples), np.nan, np.float32)
+    thumbs = np.empty((len(samples), THUMB, THUMB, 3), np.uint8)
     for first in range(0, len(samples), settings.batch_size):
         part = slice(first, first + settings.batch_size)
         pictures = np.stack([kind_of(about.kind).decode(reader.content(row), about) for row in samples[part].tolist()])
         digests[part] = [digest_of(picture) for picture in pictures]
+        thumbs[part] = shrink(pictures, THUMB)
         rows[part] = embedded(eye, pictures, settings.batch_size, settings.keep)
         if settings.captions is not None:
             scores[part] = _scores(settings, data, shard, eye, samples[part], rows[part])
         worker.check()
     with commits.attempt(shard) as attempt:
-        write_features(attempt, split, name, ShardFeatures(rows, samples, digests, scores if settings.captions is not None else None))
+        write_features(
+            attempt, split, name, ShardFeatures(rows, samples, digests, thumbs, scores if settings.captions is not None else None)
+        )
         counts = {"pictures": len(samples), "width": form[-1], "tokens": form[0] if settings.keep == "tokens" else 0}
         attempt.commit([reader.key(row) for row in samples.tolist()], (), counts)
 
@@ -172,7 +177,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="features",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=parallelism,
     estimate=estimate,

@@ -89,6 +89,13 @@ def fit(x: Tensor, side: int) -> Tensor:
     return along_both(x, rows, columns)
 
 
+def shrink(pictures: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """uint8 [B, H, W, 3] -> [B, S, S, 3]."""
+    small = fit(torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float(), side)
+    found: NDArray[np.uint8] = small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return found
+
+
 def open_eye(artifact: Artifact) -> Eye:
     """From what pretrain_encoder left; ArtifactError where it is not whole, ValueError where it is no encoder."""
     if artifact.produces != "encoder":
