@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode", "tokenizers", "quality", "world_model", "sampling", "captions", "kills")
+AREAS = ("loader", "encode", "tokenizers", "encoders", "quality", "world_model", "sampling", "kills")
 
 
 def main(names: list[str]) -> int:
