@@ -61,7 +61,7 @@ def dream_command(
     about = world.dataset.streams[name]
     if not isinstance(about, VideoStream):
         raise ValueError(f"there is no clip on this world's clock to show, only {', '.join(clock_of(world).streams)}")
-    split, sample = _sample(world, seed)
+    split, sample = held_out_sample(world, seed)
     true = world.dataset.value(split, name, sample)
     taken = _taken(world, split, sample, steps, actions, policy, seed)
     choosing = Choosing(temperature=temperature)
@@ -76,12 +76,13 @@ def dream_command(
     else:
         sounds = [name for name in made[0].values if world.streams[name] == "audio"]
         heard = np.concatenate([step.values[sounds[0]][0] for step in made], axis=1) if sounds else None
-        _write_mp4(out, clip, about.frame_rate, heard, getattr(world.dataset.streams[sounds[0]], "sample_rate", 0) if sounds else 0)
+        rate = getattr(world.dataset.streams[sounds[0]], "sample_rate", 0) if sounds else 0
+        out.write_bytes(mp4(clip, about.frame_rate, heard, rate))
     return Dream(out, len(dreamed), world.dataset.keys(split)[sample], split, truth)
 
 
-def _sample(world: "OpenWorld", seed: int) -> tuple[str, int]:
-    """A sample with all streams of the clock that come from the dataset."""
+def held_out_sample(world: "OpenWorld", seed: int) -> tuple[str, int]:
+    """A sample with all streams of the clock that come from the dataset: its split and its number, of the first split that has one."""
     from worldloom.stages.evaluation import choose
     from worldloom.stages.rollouts import clock_of
 
@@ -126,13 +127,13 @@ def _taken(
 
 
 def _read_actions(world: "OpenWorld", actions: str, stream: Any) -> NDArray[np.float32]:
-    """From a file, or from words: the oracle's names, or numbers; those of one step with + between them."""
+    """From a file, or from words: the stream's names or the oracle's, or numbers; those of one step with + between them."""
     from worldloom.stages.oracles import ACTION_NAMES
     from worldloom.stages.stream_action import read_steps
 
     if Path(actions).is_file():
         return read_steps(Path(actions).read_bytes(), stream)
-    names = ACTION_NAMES.get(world.dataset.oracle or "", ())
+    names = stream.names or ACTION_NAMES.get(world.dataset.oracle or "", ())
     rows = [[word.strip() for word in one.split("+")] for one in actions.split(",")]
     try:
         values = np.array([[names.index(word) if word in names else float(word) for word in row] for row in rows], np.float32)
@@ -165,7 +166,9 @@ def _write_gif(out: Path, clip: NDArray[np.uint8], frame_rate: float) -> None:
     first.save(out, format="GIF", save_all=True, append_images=others, duration=round(1000 / frame_rate), loop=0)
 
 
-def _write_mp4(out: Path, clip: NDArray[np.uint8], frame_rate: float, sound: NDArray[np.float32] | None, sample_rate: int) -> None:
+def mp4(clip: NDArray[np.uint8], frame_rate: float, sound: NDArray[np.float32] | None = None, sample_rate: int = 0) -> bytes:
+    """Frames [T, height, width, 3], and a sound beside them, as an MP4; ValueError where PyAV is not installed."""
+    import io
     from fractions import Fraction
 
     import soxr
@@ -174,7 +177,8 @@ def _write_mp4(out: Path, clip: NDArray[np.uint8], frame_rate: float, sound: NDA
     if sound is not None and sample_rate != AUDIO_RATE:
         sound = soxr.resample(sound.T, sample_rate, AUDIO_RATE).T
     even = clip[:, : clip.shape[1] // 2 * 2, : clip.shape[2] // 2 * 2]
-    with av.open(str(out), mode="w") as container:
+    written = io.BytesIO()
+    with av.open(written, mode="w", format="mp4") as container:
         video = container.add_stream(
             "libx264" if "libx264" in av.codecs_available else "mpeg4", rate=Fraction(frame_rate).limit_denominator(1000)
         )
@@ -188,6 +192,7 @@ def _write_mp4(out: Path, clip: NDArray[np.uint8], frame_rate: float, sound: NDA
             heard.sample_rate = AUDIO_RATE
             container.mux(audio.encode(heard))
             container.mux(audio.encode())
+    return written.getvalue()
 
 
 def _av() -> Any:

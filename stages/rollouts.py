@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from worldloom.stages.open_world import Choosing, OpenWorld
 
 Values = Mapping[str, NDArray[Any]]
-Policy = Callable[[Values], NDArray[Any]]  # what came last, by stream [B, ...] -> actions [B, dimensions]
+# What came last, by stream [B, ...] -> actions [B, dimensions]; None: the model takes its own.
+Policy = Callable[[Values], NDArray[Any] | None]
 
 
 class Step(NamedTuple):
@@ -57,7 +58,7 @@ def rollout(
     codes = {name: _encoded(world, name, np.asarray(values)) for name, values in given.items()}
     rows = len(codes[clock.streams[0]])
     written = Rollout(
-        world.model,
+        world.decoder,
         world.grammar,
         world.prompts(prompts if prompts is not None else [{}] * rows),
         clock.streams,
@@ -99,7 +100,7 @@ def beside(
     ids, known = world.vocabulary, world.grammar
     names = known.arranged([*given[0], *wanted])
     written = Rollout(
-        world.model,
+        world.decoder,
         known,
         prompts,
         names,
@@ -146,8 +147,11 @@ def _actions(world: "OpenWorld", clock: Clock, actions: NDArray[Any] | Policy | 
 
     def next_of(last: Values) -> Codes:
         nonlocal taken
-        action = np.asarray(actions[:, taken] if isinstance(actions, np.ndarray) else actions(last), np.float32)
+        chosen = actions[:, taken] if isinstance(actions, np.ndarray) else actions(last)
         taken += 1
+        if chosen is None:
+            return {}
+        action = np.asarray(chosen, np.float32)
         return {name: encode_steps(world.tokenizers[name], action.reshape(len(action), -1))}
 
     return next_of

@@ -19,7 +19,7 @@ from worldloom.world_model.decoder import Decoder, Whole
 from worldloom.world_model.example import runs_of
 from worldloom.world_model.grammar import BEFORE, BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
-from worldloom.world_model.sampling import Rules, choose
+from worldloom.world_model.sampling import Hear, Rules, choose
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import weave_one
 
@@ -43,13 +43,15 @@ def fill_in(
     guidance: float = 1.0,
     order: Order = "confidence",
     given: Sequence[Mapping[str, np.ndarray]] | None = None,
+    hear: Hear | None = None,
 ) -> list[np.ndarray]:
     """Each prompt (<bos> and whole segments) with one more segment, of its stream in `streams`, and <eos>; int64 tokens.
 
     `given`: for every row, codes of other streams of the clock, woven into the steps of its stream.
     `temperature`, `top_k` and `top_p` as in sampling. `order`: which codes are kept first, the surest, any, or those in front; `jolt`
     scales the noise on the surest (4.5 in the paper), 0 keeps the likeliest. `guidance` s takes u + s (c - u), for logits c in sight of
-    the prompt and u without it. ValueError for a stream whose length varies: nobody would know how many codes to hide.
+    the prompt and u without it. `hear` is called with every row after each step. ValueError for a stream whose length varies: nobody
+    would know how many codes to hide.
     """
     if not len(prompts) == len(streams) == len(seeds):
         raise ValueError(
@@ -73,7 +75,7 @@ def fill_in(
             ids = grammar.vocabulary.level(number, level)
             logits = seen.logits(decoder, {at: rows[at].at[each] for at, each in places.items()}, ids)
             if free is not None:
-                alone = {at: rows[at].at[each] - rows[at].prompted + 1 for at, each in places.items()}
+                alone = {at: rows[at].at[each] - rows[at].prompted + len(rows[at].first) for at, each in places.items()}
                 unguided = free.logits(decoder, alone, ids)
                 logits = unguided + guidance * (logits - unguided)
             noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
@@ -83,8 +85,10 @@ def fill_in(
             parts = zip(places.items(), np.split(drawn.cpu().numpy(), ends), np.split(sure.cpu().double().numpy(), ends), strict=True)
             for (at, each), codes, certainty in parts:
                 rows[at].propose(each, codes + ids.start, certainty)
-        for row in rows:
+        for number, row in enumerate(rows):
             row.keep(_FIRST[order], step, steps, jolt)
+            if hear is not None:
+                hear(number, row.tokens.tolist())
     return [row.tokens for row in rows]
 
 
@@ -127,7 +131,7 @@ class _Row:
         if given and not {stream, *given} <= {*clock}:
             raise ValueError(f"only streams of one clock stand beside each other; {stream} and {', '.join(given)} do not")
         prompt = np.asarray(prompt, dtype=np.int64)
-        state = grammar.follow(prompt.tolist())
+        state = grammar.follow(ids.own(prompt).tolist())
         if state.stream != BETWEEN or self.number not in grammar.openable(state) or (stream in clock and state.step != BEFORE):
             raise ValueError(f"<{stream}> may not open behind this prompt: it is there already, or a segment is still open")
         codes = {**given, stream: np.zeros(about.max_length, np.int64)}
@@ -135,14 +139,15 @@ class _Row:
         self.tokens = np.concatenate([prompt, woven.tokens[1:]])
         self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)  # where its codes stand
         self.tokens[self.at] = ids.mask
-        self.prompted, self.codes, self.levels, self.seed, self.bos = len(prompt), about.max_length, about.levels, seed, ids.bos
+        self.prompted, self.codes, self.levels, self.seed = len(prompt), about.max_length, about.levels, seed
+        self.first = np.append(ids.unseen, ids.bos)
         self.known = np.zeros(about.max_length, bool)
         self._drawn = np.zeros(about.max_length, np.int64)
         self._sure = np.zeros(about.max_length)
 
     def alone(self) -> np.ndarray:
-        """The same without the prompt's segments."""
-        return np.concatenate([[self.bos], self.tokens[self.prompted :]])
+        """The same without the prompt's segments, and nothing seen."""
+        return np.concatenate([self.first, self.tokens[self.prompted :]])
 
     def places(self, level: int) -> np.ndarray:
         """Which codes of a level are hidden."""

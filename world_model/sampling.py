@@ -7,7 +7,7 @@ B rows, V vocabulary, C ids of a legal set.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldloom.world_model.decoder import Cache, Decoder
 from worldloom.world_model.grammar import BETWEEN, END, Grammar
+from worldloom.world_model.kernels import compiled
 from worldloom.world_model.next_token import ORDER, uniform
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import weave_one
@@ -27,6 +28,7 @@ _SPARSE = 0.75  # the cache is made smaller once so few of its rows are still wr
 
 Ranges = tuple[range, ...]
 Want = Sequence[str] | None
+Hear = Callable[[int, Sequence[int]], None]  # the number of a row, and its tokens so far
 
 
 class Generated(NamedTuple):
@@ -37,8 +39,8 @@ class Generated(NamedTuple):
 
 
 def prompt(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.ndarray]]) -> np.ndarray:
-    """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given."""
-    return weave_one(grammar, segments).tokens[:-1]
+    """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given; nothing is seen ahead of it."""
+    return np.concatenate([grammar.vocabulary.unseen, weave_one(grammar, segments).tokens[:-1]])
 
 
 @torch.inference_mode()
@@ -55,6 +57,7 @@ def generate(
     guidance: float = 1.0,
     length: int | None = None,
     watch: bool = False,
+    hear: Hear | None = None,
 ) -> Generated:
     """Goes on from every prompt (tokens from <bos> on, maybe in the middle of a segment) to its <eos>.
 
@@ -62,7 +65,8 @@ def generate(
     too. It is one for all rows, or a list with one for each. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave out
     nothing; each is one number, or one for each stream that is named ("order" for what stands between segments), else 1, 0 and 1.
     `guidance` s takes u + s (c - u), for logits c behind the prompt and u behind <bos> alone (arXiv:2207.12598). A sample has at most
-    `length` tokens (None: as long as it may get). `watch` measures the illegal probability, which takes the logits of all ids.
+    `length` tokens (None: as long as it may get). `watch` measures the illegal probability, which takes the logits of all ids. `hear` hears
+    of every token that is drawn.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
@@ -70,14 +74,17 @@ def generate(
     wants = wants_of(want, len(prompts))
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_Row(grammar, tokens, mine, seed, length) for tokens, mine, seed in zip(prompts, wants, seeds, strict=True)]
-    write(decoder, rules, rows, guidance, watch)
+    write(decoder, rules, rows, guidance, watch, hear)
     return Generated([np.array(row.tokens, dtype=np.int64) for row in rows], _by_stream(grammar, rows))
 
 
 @torch.inference_mode()
-def write(decoder: Decoder, rules: "Rules", rows: Sequence["Row"], guidance: float = 1.0, watch: bool = False) -> None:
+def write(
+    decoder: Decoder, rules: "Rules", rows: Sequence["Row"], guidance: float = 1.0, watch: bool = False, hear: Hear | None = None
+) -> None:
     """Goes on with every row until it is done."""
     writer = _Writer(decoder, rows, guidance)
+    numbers = {id(row): number for number, row in enumerate(rows)}
     while left := [row for row in writer.rows if row is not None and not row.done()]:
         hidden = writer.hidden(left)
         if watch:
@@ -92,12 +99,18 @@ def write(decoder: Decoder, rules: "Rules", rows: Sequence["Row"], guidance: flo
                 drawn = _tokens(ids, picked.tolist())
             for member, token in zip(members, drawn, strict=True):
                 left[member].write(token)
+                if hear is not None:
+                    hear(numbers[id(left[member])], left[member].tokens)
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, noise: Tensor) -> Tensor:
     """One column for every row of `logits` [B, C], where -inf is never chosen; `noise` [B], float64 in [0, 1), decides."""
     if temperature == 0:
         return logits.argmax(dim=1)
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and not 0 < top_k < logits.shape[1] and top_p == 1:
+        kernels = compiled()
+        if kernels is not None:
+            return kernels.draw(logits.contiguous(), noise.contiguous(), max(temperature, 1e-30))
     # The likeliest at 0 and the divisor no denormal, so that a temperature close to nothing gives neither infinities nor 0 / 0.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.shape[1]:
@@ -195,7 +208,7 @@ class _Row(Row):
         ids = grammar.vocabulary
         self.want = None if want is None else [ids.indicator(ids.index(name)) for name in grammar.arranged(want)]
         longest = 2 + sum(stream.tokens for stream in ids.streams) if length is None else length
-        self.state = grammar.follow(self.tokens, grammar.start(longest))
+        self.state = grammar.follow(ids.own(self.tokens).tolist(), grammar.start(longest))
         self.legal = grammar.legal(self.state)
 
     @property
@@ -247,18 +260,19 @@ class _Writer:
     def hidden(self, left: Sequence[Row]) -> Tensor:
         """[B, D] for `left`, some of the rows in their order; with guidance those of the free rows follow, [2B, D]."""
         self._drop(left)
-        bos = left[0].tokens[0]
+        size, ahead = self.decoder.shape.vocab_size, self.decoder.shape.ahead
+        bos = left[0].tokens[ahead]
         places = [place for place, row in enumerate(self.rows) if row is not None]
         if not self.begun:
-            # The free rows hold the same tokens without the prompt's segments.
-            free = [[bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
+            # The free rows hold the same tokens without the prompt's segments, and see nothing.
+            free = [[*range(size, size + ahead), bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
             self.cache, self.begun = Cache(self.decoder, len(left) + len(free)), True
             return self.cache.begin([*(row.tokens for row in left), *free])
         tokens = [bos if row is None else row.tokens[-1] for row in self.rows]
         positions = [0 if row is None else len(row.tokens) - 1 for row in self.rows]
         if self.guided:
             tokens += tokens
-            positions += [0 if row is None else len(row.tokens) - row.prompted for row in self.rows]
+            positions += [0 if row is None else ahead + len(row.tokens) - row.prompted for row in self.rows]
             places += [place + len(self.rows) for place in places]
         device = self.decoder.device
         hidden = self.cache.step(torch.tensor(tokens, device=device), torch.tensor(positions, device=device))

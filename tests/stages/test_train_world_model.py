@@ -171,7 +171,8 @@ def test_the_loss_is_a_mean_over_labels_and_the_sum_of_its_parts(tokens):
     data = Tokens(tokens)
     grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in data.streams.items()}))
     model = WorldModel(shape_of(settings().model, grammar.vocabulary.size), torch.Generator().manual_seed(1))
-    learner = WorldModelLearner(model, grammar, Player("world", model, 1e-3), objectives({"next_token": 1.0}, 1 / 16, {}), 0, 2)
+    # Where all labels take the full softmax, being legal counts once, as all else does.
+    learner = WorldModelLearner(model, grammar, Player("world", model, 1e-3), objectives({"next_token": 1.0}, 1.0, {}), 0, 2)
     batch, _ = next(TokenBatches(data, grammar, "train", 4, 32, 0).after(None))
     turns = list(learner.turns(batch, 0))
     assert [turn.step for turn in turns] == [False, True]

@@ -1,0 +1,182 @@
+"""Requests side by side become batches, by what they cost and without waiting for more: whenever a lane is free it takes what is there.
+
+The queue is bounded, in values and in the seconds that they will take at the rate of late. What nobody waits for any more is dropped before
+any work is done for it.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.values import TOGETHER, Encoded, Refused
+
+MOST_VALUES = 2 * TOGETHER  # of a batch
+MOST_COST = {"pixels": 1 << 22, "samples": 1 << 21, "characters": 1 << 18, "numbers": 1 << 18}  # of a batch of more than one part
+FADING = 0.8  # of what is known of the rate, with each batch
+
+
+class Bounds(NamedTuple):
+    """How much may wait."""
+
+    values: int
+    seconds: float
+
+
+@dataclass(eq=False)
+class _Part:
+    """Values of one request, at most a batch of them."""
+
+    contents: Sequence[bytes]
+    cost: int
+    result: "asyncio.Future[Encoded]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Batcher:
+    """One for each tokenizer."""
+
+    def __init__(
+        self,
+        run: Callable[[list[bytes]], Awaitable[Encoded]],
+        lanes: int,
+        unit: str,
+        bounds: Bounds,
+        watch: Callable[[int], None] = lambda values: None,
+    ) -> None:
+        """`watch` hears of the values of every batch."""
+        self._run, self._most_cost, self._bounds, self._watch = run, MOST_COST[unit], bounds, watch
+        self._free = lanes
+        self._waiting: deque[_Part] = deque()
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._rate = _Rate()
+        self.queued = 0  # values that wait
+        self._cost = 0  # that waits or is under way
+
+    async def __call__(self, contents: Sequence[bytes], costs: Sequence[int]) -> Encoded:
+        """The codes of the values, in order; ServiceError(busy) where the queue is full."""
+        self._admit(len(contents), sum(costs))
+        parts = list(self._parts(contents, costs))
+        for part in parts:
+            self._waiting.append(part)
+            self.queued += len(part.contents)
+            self._cost += part.cost
+        self._start()
+        try:
+            found = [await part.result for part in parts]
+        finally:
+            for part in parts:
+                part.result.cancel()
+        if len(found) == 1:
+            return found[0]
+        return _joined(found, [len(part.contents) for part in parts])
+
+    def seconds(self) -> float:
+        """How long a value that comes now will wait, by the rate of late."""
+        return self._cost / self._rate.value if self._rate.value else 0.0
+
+    def _admit(self, values: int, cost: int) -> None:
+        wait = self.seconds()
+        if self.queued and (self.queued + values > self._bounds.values or wait > self._bounds.seconds):
+            raise ServiceError("busy", 429, f"{self.queued} values wait for this tokenizer; come again in a while", None, max(1.0, wait))
+
+    def _parts(self, contents: Sequence[bytes], costs: Sequence[int]) -> "Sequence[_Part]":
+        parts = []
+        first = 0
+        while first < len(contents):
+            last, cost = first + 1, costs[first]
+            while last < len(contents) and last - first < MOST_VALUES and cost + costs[last] <= self._most_cost:
+                cost += costs[last]
+                last += 1
+            parts.append(_Part(contents[first:last], cost))
+            first = last
+        return parts
+
+    def _start(self) -> None:
+        while self._free and self._waiting:
+            self._free -= 1
+            lane = asyncio.create_task(self._work())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+
+    async def _work(self) -> None:
+        try:
+            while batch := self._take():
+                await self._do(batch)
+        finally:
+            self._free += 1
+
+    def _take(self) -> list[_Part]:
+        """The parts at the front that go together."""
+        batch: list[_Part] = []
+        values = cost = 0
+        while self._waiting:
+            part = self._waiting[0]
+            if part.result.done():  # whoever asked has left
+                self._cost -= part.cost
+            elif batch and (values + len(part.contents) > MOST_VALUES or cost + part.cost > self._most_cost):
+                break
+            else:
+                batch.append(part)
+                values += len(part.contents)
+                cost += part.cost
+            self._waiting.popleft()
+            self.queued -= len(part.contents)
+        return batch
+
+    async def _do(self, batch: list[_Part]) -> None:
+        contents = [content for part in batch for content in part.contents]
+        cost = sum(part.cost for part in batch)
+        self._watch(len(contents))
+        begun = time.monotonic()
+        try:
+            found: Encoded | Exception = await self._run(contents)
+        except Exception as error:  # it belongs to those who asked, and the lane goes on
+            found = error
+        self._cost -= cost
+        self._rate.note(cost, begun, time.monotonic())
+        first = 0
+        for part in batch:
+            last = first + len(part.contents)
+            if not part.result.done():
+                if isinstance(found, Exception):
+                    part.result.set_exception(found)
+                else:
+                    refused = [each._replace(index=each.index - first) for each in found.refused if first <= each.index < last]
+                    part.result.set_result(Encoded(found.codes[first:last], refused))
+            first = last
+
+
+class _Rate:
+    """Cost a second: of batches that follow each other closely, by the time between their ends."""
+
+    def __init__(self) -> None:
+        self._cost = self._seconds = self._last = 0.0
+
+    @property
+    def value(self) -> float:
+        """0 where nothing is known."""
+        return self._cost / self._seconds if self._seconds else 0.0
+
+    def note(self, cost: int, begun: float, ended: float) -> None:
+        self._cost = FADING * self._cost + cost
+        self._seconds = FADING * self._seconds + max(ended - max(begun, self._last), 1e-6)
+        self._last = ended
+
+
+def _joined(found: Sequence[Encoded], lengths: Sequence[int]) -> Encoded:
+    codes: list[Any] = []
+    refused: list[Refused] = []
+    for one, length in zip(found, lengths, strict=True):
+        refused += [each._replace(index=each.index + len(codes)) for each in one.refused]
+        assert len(one.codes) == length
+        codes += one.codes
+    return Encoded(codes, refused)
+
+
+def retry_after(seconds: float) -> str:
+    """The header: whole seconds, one at least."""
+    return str(max(1, math.ceil(seconds)))

@@ -1,0 +1,128 @@
+"""What the routes ask: tokenizers, world and encoders by name, wherever they work; bounded and batched here, in front of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldloom.pipeline.service.batcher import Batcher, Bounds
+from worldloom.pipeline.service.calls import Calls, LocalCalls
+from worldloom.pipeline.service.contract import ActRequest, EncoderInfo, GenerateRequest, RolloutRequest, TokenizerInfo, WorldInfo
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.measures import Measures
+from worldloom.pipeline.service.served import Served, find_served
+from worldloom.stages.present import File
+from worldloom.stages.rejects import InputRejected
+
+if TYPE_CHECKING:
+    from worldloom.pipeline.service.world_worker import SessionInfo
+
+
+class Engine:
+    """Everything that is served; `start` before the first request."""
+
+    def __init__(self, calls: Calls, served: Served, limits: Limits) -> None:
+        self.calls, self.served, self.limits = calls, served, limits
+        self.measures = Measures()
+        self.tokenizers: dict[str, TokenizerInfo] = {}
+        self.world: WorldInfo | None = None
+        self.encoders: dict[str, EncoderInfo] = {}
+        self.batchers: dict[str, Batcher] = {}
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        """The runs that are served, as they were named."""
+        return self.served.runs
+
+    async def start(self) -> None:
+        """Asks every worker what it is: whoever answers has loaded its weights."""
+        asked = [self.calls.call(f"tokenizer:{place.name}", "about") for place in self.served.tokenizers]
+        self.tokenizers = {info.name: info for info in await asyncio.gather(*asked)}
+        for name, info in self.tokenizers.items():
+            self.batchers[name] = Batcher(
+                lambda contents, name=name: self.calls.call(f"tokenizer:{name}", "encode", contents),  # type: ignore[misc]
+                self.calls.lanes(f"tokenizer:{name}"),
+                info.unit,
+                Bounds(self.limits.queued, self.limits.queue_seconds),
+                self.measures.batch_size.labels(tokenizer=name).observe,
+            )
+        await self.calls.ready()
+        if self.served.world is not None:
+            self.world = await self.calls.call("world", "about")
+
+    def tokenizer(self, name: str) -> TokenizerInfo:
+        """ServiceError(tokenizer_unknown) lists the known ones."""
+        if name not in self.tokenizers:
+            raise ServiceError("tokenizer_unknown", 404, f"there is no such tokenizer; there are {', '.join(self.tokenizers)}", "tokenizer")
+        return self.tokenizers[name]
+
+    async def encode(self, name: str, contents: Sequence[bytes], costs: Sequence[int], params: Sequence[str]) -> list[Any]:
+        """The codes of every value, arrays in their own shape and the type of token shards; ServiceError for the first that is refused."""
+        found = await self.batchers[name](contents, costs)
+        if found.refused:
+            first = found.refused[0]
+            raise ServiceError.of(InputRejected(first.code, first.detail), params[first.index])
+        self.measures.count_codes(name, self.tokenizers[name], found.codes)
+        return found.codes
+
+    async def decode(self, name: str, codes: Sequence[Any], file_format: str | None) -> list[File]:
+        """The files that values' codes stand for; ServiceError where they are no codes of this tokenizer."""
+        try:
+            files: list[File] = await self.calls.call(f"tokenizer:{name}", "decode", codes, file_format)
+        except InputRejected as refused:
+            raise ServiceError.of(refused, "codes") from None
+        return files
+
+    def generate(self, asked: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
+        """The lines of the answer from the first segment on."""
+        self._need_world()
+        return self.calls.stream("world", "generate", asked)
+
+    async def open_rollout(self, tenant: str, asked: RolloutRequest) -> dict[str, Any]:
+        """A new session: id and first."""
+        self._need_world()
+        if sum(one.tenant == tenant for one in await self.sessions()) >= self.limits.rollouts:
+            raise ServiceError("busy", 429, f"this token has {self.limits.rollouts} sessions open; close one", None, 10.0)
+        opened: dict[str, Any] = await self.calls.call("world", "open", tenant, asked)
+        return opened
+
+    async def act(self, tenant: str, name: str, asked: ActRequest) -> list[Any]:
+        """The next steps of a session."""
+        self._need_world()
+        steps: list[Any] = await self.calls.call("world", "act", tenant, name, asked.action, asked.steps)
+        return steps
+
+    async def close_rollout(self, tenant: str, name: str) -> None:
+        """Ends a session."""
+        self._need_world()
+        await self.calls.call("world", "close", tenant, name)
+
+    async def sessions(self) -> list["SessionInfo"]:
+        """All open sessions."""
+        self._need_world()
+        open_now: list[SessionInfo] = await self.calls.call("world", "sessions")
+        self.measures.rollouts.set(len(open_now))
+        return open_now
+
+    async def close(self) -> None:
+        """Ends the workers."""
+        await self.calls.close()
+
+    def _need_world(self) -> None:
+        if self.world is None:
+            raise ServiceError("world_unknown", 404, "no world model is served; serve a run that has trained one")
+
+
+def local_engine(names: Sequence[str], limits: Limits | None = None) -> Engine:
+    """An engine whose workers are in this process, of what `find_served` finds."""
+    from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
+
+    served = find_served(names)
+    workers: dict[str, Any] = {f"tokenizer:{place.name}": TokenizerWorker(place) for place in served.tokenizers}
+    limits = limits or Limits()
+    if served.world is not None:
+        from worldloom.pipeline.service.world_worker import WorldWorker
+
+        workers["world"] = WorldWorker(served.world, 4 * limits.rollouts, limits.rollout_seconds)
+    return Engine(LocalCalls(workers), served, limits)

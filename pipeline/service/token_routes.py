@@ -1,0 +1,160 @@
+"""Values to codes and back: /v1/tokenize and /v1/detokenize, as JSON or multipart in, JSON or files out."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from worldloom.pipeline.service.contract import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    ErrorAnswer,
+    TokenizeAnswer,
+    TokenizeRequest,
+    TokenizerInfo,
+)
+from worldloom.pipeline.service.engine import Engine
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.reading import MULTIPART, checked, contents_of, media_type, read_files, read_json
+from worldloom.pipeline.service.values import TYPES, cost_of, shown
+from worldloom.stages.npy import write_npy
+from worldloom.stages.present import File
+
+NPY = "application/x-npy"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": what}
+    for status, what in (
+        (400, "the request is malformed"),
+        (401, "no token, or a wrong one"),
+        (404, "there is no such thing"),
+        (413, "too much at once"),
+        (415, "not of a type that is read"),
+        (422, "the content cannot be worked with"),
+        (429, "too busy, or over the quota; come again after Retry-After"),
+        (503, "the service is about to end"),
+    )
+}
+
+
+def body_of(model: type[Any], *, files: str | None = None) -> dict[str, Any]:
+    """What OpenAPI says of a body that a route reads by itself."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if files is not None:
+        fields = {name: {"type": "string"} for name in schema["properties"] if name not in ("input", "codes", "source")}
+        fields[files] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+        content[MULTIPART] = {"schema": {"type": "object", "properties": fields, "required": ["tokenizer", files]}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def router(engine: Engine) -> APIRouter:
+    """Both routes."""
+    routes = APIRouter(prefix="/v1", tags=["tokens"])
+
+    @routes.post(
+        "/tokenize",
+        summary="Values to codes",
+        response_model=TokenizeAnswer,
+        responses={**ERRORS, 200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}}},
+        openapi_extra=body_of(TokenizeRequest, files="file"),
+    )
+    async def tokenize(request: Request) -> Response:
+        asked, contents, params = await _tokenize_request(request, engine)
+        about = engine.tokenizer(asked.tokenizer)
+        costs = [cost_of(about.stream, content) for content in contents]
+        spend(request, about, sum(costs), engine.limits)
+        codes = await engine.encode(about.name, contents, costs, params)
+        if asked.answer == "npy":
+            return Response(as_npy(about, codes), media_type=NPY)
+        return Response(tokenize_answer(about, codes, sum(costs)), media_type="application/json")
+
+    @routes.post(
+        "/detokenize",
+        summary="Codes to values",
+        response_model=DetokenizeAnswer,
+        responses={**ERRORS, 200: {"content": {"image/png": {}, "audio/wav": {}, "video/mp4": {}, NPY: {}, "text/plain": {}}}},
+        openapi_extra=body_of(DetokenizeRequest, files="file"),
+    )
+    async def detokenize(request: Request) -> Response:
+        asked, codes = await _detokenize_request(request, engine)
+        about = engine.tokenizer(asked.tokenizer)
+        if asked.answer == "file" and len(codes) != 1:
+            raise ServiceError(
+                "request_invalid", 400, f"return=file answers with one file, and there are codes of {len(codes)} values", "codes"
+            )
+        cost = sum(cost_of(about.stream, b"") for _ in codes)
+        spend(request, about, cost, engine.limits)
+        files = await engine.decode(about.name, codes, asked.format)
+        if asked.answer == "file":
+            return Response(files[0].content, media_type=TYPES[files[0].extension])
+        return Response(_detokenize_answer(about, files, cost), media_type="application/json")
+
+    return routes
+
+
+def spend(request: Request, about: TokenizerInfo, cost: int, limits: Limits) -> None:
+    """Takes the cost off the quota and notes it; ServiceError where it is more than a request, or the token, may spend."""
+    request.state.tokenizer, request.state.cost = about.name, cost
+    if cost > limits.cost(about.unit):
+        raise ServiceError(
+            "too_costly", 413, f"the request has {cost} {about.unit}, at most {limits.cost(about.unit)}; send it in several", "input"
+        )
+    request.state.tenant.spend(cost)
+
+
+def tokenize_answer(about: TokenizerInfo, codes: Sequence[Any], cost: int) -> bytes:
+    """A TokenizeAnswer, written without going through the model: it is the bulk of what the service says."""
+    data = [{"index": index, "codes": one.tolist(), "shape": one.shape} for index, one in enumerate(codes)]
+    usage = {"values": len(codes), "cost": cost, "unit": about.unit, "codes": sum(one.size for one in codes)}
+    answer = {
+        "object": "list",
+        "tokenizer": about.name,
+        "fingerprint": about.fingerprint,
+        "dtype": about.dtype,
+        "data": data,
+        "usage": usage,
+    }
+    return json.dumps(answer, separators=(",", ":")).encode()
+
+
+def as_npy(about: TokenizerInfo, codes: Sequence[Any]) -> bytes:
+    """One array [values, *shape]; where codes vary in shape, one array a value, one behind the other, as np.load reads them."""
+    if about.shape is not None:
+        return write_npy(np.stack(codes))
+    written = io.BytesIO()
+    for one in codes:
+        written.write(write_npy(one))
+    return written.getvalue()
+
+
+async def _tokenize_request(request: Request, engine: Engine) -> tuple[TokenizeRequest, list[bytes], list[str]]:
+    """The request, and the bytes and the place in it of every value."""
+    if media_type(request) == MULTIPART:
+        fields, contents = await read_files(request, engine.limits, "file")
+        asked = checked(TokenizeRequest, {**fields, "input": ""})
+        return asked, contents, [f"file[{index}]" for index in range(len(contents))]
+    asked = await read_json(request, TokenizeRequest, engine.limits)
+    contents = contents_of(asked.input, engine.tokenizer(asked.tokenizer).kind, "input", engine.limits)
+    one = isinstance(asked.input, str)
+    return asked, contents, ["input" if one else f"input[{index}]" for index in range(len(contents))]
+
+
+async def _detokenize_request(request: Request, engine: Engine) -> tuple[DetokenizeRequest, list[Any]]:
+    if media_type(request) == MULTIPART:
+        fields, contents = await read_files(request, engine.limits, "file")
+        return checked(DetokenizeRequest, {**fields, "codes": []}), list(contents)
+    asked = await read_json(request, DetokenizeRequest, engine.limits)
+    if not 0 < len(asked.codes) <= engine.limits.values:
+        raise ServiceError("request_invalid", 400, f"give the codes of 1 to {engine.limits.values} values, got {len(asked.codes)}", "codes")
+    return asked, list(asked.codes)
+
+
+def _detokenize_answer(about: TokenizerInfo, files: Sequence[File], cost: int) -> bytes:
+    data = [{"index": index, **shown(file)} for index, file in enumerate(files)]
+    usage = {"values": len(files), "cost": cost, "unit": about.unit, "codes": 0}
+    return json.dumps({"object": "list", "tokenizer": about.name, "data": data, "usage": usage}).encode()

@@ -1,0 +1,85 @@
+"""Services of tiny tokenizers, in this process, and how tests talk to them."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from worldloom.pipeline.service.app import create_app
+from worldloom.pipeline.service.engine import Engine, local_engine
+from worldloom.pipeline.service.jobs import Jobs
+from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.tenants import Tenants
+
+Answer = TypeVar("Answer")
+
+
+@asynccontextmanager
+async def opened(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application that has started; errors of the application are answers."""
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
+            yield client
+
+
+class Asking:
+    """A started service, asked from a test that is no coroutine: its loop turns in a thread of its own."""
+
+    def __init__(self, engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None = None) -> None:
+        self.app = create_app(engine, tenants, jobs)
+        self.engine = engine
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._opened = opened(self.app)
+        self.client = self.run(self._opened.__aenter__())
+
+    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """The result of a coroutine in the service's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(300)
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self.run(self.client.request(method, path, **options))
+
+    def close(self) -> None:
+        self.run(self._opened.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@contextmanager
+def asking(names: list[str], limits: Limits | None = None, tenants: Tenants | None = None, jobs: Jobs | None = None) -> Iterator[Asking]:
+    """A service of runs and tokenizers, as long as it lasts."""
+    service = Asking(local_engine(names, limits), tenants, jobs)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Asking]]:
+    """`asking`, for tests that need a service of their own."""
+    return asking
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_root: Path) -> Iterator[Asking]:
+    """The run of `tiny_root`, served: tokenizers words and view, and a world of both."""
+    with asking([str(tiny_root)]) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def clocked(clocked_root: Path) -> Iterator[Asking]:
+    """The run of `clocked_root`, served: words, and clip, push and sound on a clock."""
+    with asking([str(clocked_root)]) as service:
+        yield service
