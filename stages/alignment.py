@@ -45,7 +45,7 @@ def align(pictures: NDArray[np.uint8], pairs: NDArray[np.int64], bar: float, sma
     A pair's concordance is right where it reaches `bar`; the search for others ends early. Crops are down to `smallest` of a side.
     """
     coarse = _coarse(_fitted(pictures, COARSE_SOURCE), pairs, smallest)
-    found = Pairs(*(each.copy() for each in coarse))
+    found = coarse._replace(concordance=coarse.concordance.copy(), box=coarse.box.copy())
     hopeful = np.flatnonzero(coarse.concordance >= bar - HOPEFUL)
     for part in np.array_split(hopeful, -(-len(hopeful) // AT_ONCE)) if len(hopeful) else ():
         first, second = np.where(coarse.reversed[part, None], pairs[part, ::-1], pairs[part]).T
@@ -82,7 +82,7 @@ def refine(source: Tensor, shown: Tensor, boxes: Tensor, bar: float, smallest: f
             large_enough = ((tried[..., 2:] - tried[..., :2]) >= 0.9 * smallest).all(-1)
             tried = torch.where(large_enough[..., None], tried, boxes[at, None])
             made = cut(source[at].repeat_interleave(len(moves), 0), tried.flatten(0, 1), shown.shape[-1])
-            scores = concordance(made.unflatten(0, (len(at), len(moves))), shown[at, None])
+            scores = concordance(made.view(len(at), len(moves), *made.shape[1:]), shown[at, None])
             found, which = scores.max(1)
             better = found > best[at]
             boxes[at[better]] = tried[better, which[better]]
@@ -140,7 +140,7 @@ def signatures(x: Tensor) -> NDArray[np.float32]:
 def view_signatures(pictures: NDArray[np.uint8], smallest: float, size: int) -> NDArray[np.float32]:
     """uint8 [B, H, W, 3] -> [B, 2V, 3 S S]: of all views, as they are and mirrored."""
     seen = Views(smallest, size)(_fitted(pictures, COARSE_SOURCE))
-    mirrored = seen.unflatten(2, (3, size, size)).flip(-1).flatten(2)
+    mirrored = seen.view(*seen.shape[:2], 3, size, size).flip(-1).flatten(2)
     return signatures(torch.cat([seen, mirrored], dim=1))
 
 

@@ -36,15 +36,17 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 class NearDuplicates(Settings):
     """Pictures that are one but for a crop, a mirroring, a little colour, or how they were compressed."""
 
-    neighbours: PositiveInt = Field(16, description="nearest pictures that each is compared with")
+    neighbours: PositiveInt = Field(default=16, description="nearest pictures that each is compared with")
     similarity: Cosine = Field(
-        0.5, description="cosine of the features below which pictures are not compared; with verify: none, from which on they are one"
+        default=0.5,
+        description="cosine of the features below which pictures are not compared; with verify: none, from which on they are one",
     )
     lookalikes: bool = Field(
-        True, description="also compare with pictures that look like a crop when both are small: finds what the encoder does not see as one"
+        default=True,
+        description="also compare with pictures that look like a crop when both are small: finds what the encoder does not see as one",
     )
     verify: Literal["pixels", "none"] = Field(
-        "pixels", description="pixels: compared after a search for the crop and the mirroring between them; none: features decide"
+        default="pixels", description="pixels: compared after a search for the crop and the mirroring between them; none: features decide"
     )
     concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.96
     smallest_crop: Annotated[float, Field(gt=0.2, le=1, description="smallest crop that is looked for, as a share of the side")] = 0.7
@@ -55,9 +57,9 @@ class Near(Settings):
 
     features: FeaturesRef = Field(description="name of a stage that embeds the reference pictures, by the same encoder")
     neighbours: PositiveInt | None = Field(
-        4, description="nearest pictures of each reference picture that stay; null: none for that reason"
+        default=4, description="nearest pictures of each reference picture that stay; null: none for that reason"
     )
-    similarity: Cosine | None = Field(None, description="cosine with a reference picture from which on a picture stays; null: none")
+    similarity: Cosine | None = Field(default=None, description="cosine with a reference picture from which on a picture stays; null: none")
 
     @model_validator(mode="after")
     def _keeps_something(self) -> Self:
@@ -69,8 +71,10 @@ class Near(Settings):
 class Captions(Settings):
     """Pairs of picture and caption that go together, as a CoCa says; the features must be joint ones, compared with captions."""
 
-    similarity: Cosine | None = Field(None, description="cosine of picture and caption from which on a pair stays; null: no bar")
-    share: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="share of the pairs that stays, the best; null: all")
+    similarity: Cosine | None = Field(default=None, description="cosine of picture and caption from which on a pair stays; null: no bar")
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="share of the pairs that stays, the best; null: all"
+    )
 
     @model_validator(mode="after")
     def _judges(self) -> Self:
@@ -90,7 +94,7 @@ class CellSearch(Settings):
 
     type: Literal["cells"] = "cells"
     cells: Annotated[int, Field(ge=2, description="about the root of the number of pictures, or some times that")]
-    probes: PositiveInt = Field(16, description="cells that are looked into")
+    probes: PositiveInt = Field(default=16, description="cells that are looked into")
 
 
 class Curate(StageSettings):

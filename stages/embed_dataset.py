@@ -33,14 +33,15 @@ class EmbedDataset(StageSettings):
     encoder: EncoderRef
     stream: Annotated[str, StreamName(("image",))] = Field(description="the pictures; brought to the side that the encoder learnt on")
     keep: Literal["pooled", "tokens", "joint"] = Field(
-        "pooled",
+        default="pooled",
         description="pooled: one vector for a picture, to compare pictures by; tokens: one for each part of it, to read it by; "
         "joint: the vector that a CoCa compares with texts",
     )
     captions: Annotated[str, StreamName(("text",))] | None = Field(
-        None, description="texts that each picture's vector is compared with, by the encoder's text side; needs keep: joint. null: none"
+        default=None,
+        description="texts that each picture's vector is compared with, by the encoder's text side; needs keep: joint. null: none",
     )
-    batch_size: PositiveInt = Field(64, description="pictures that go through the encoder together")
+    batch_size: PositiveInt = Field(default=64, description="pictures that go through the encoder together")
 
     @model_validator(mode="after")
     def _captions_need_the_joint_space(self) -> Self:
@@ -118,7 +119,8 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
     thumbs = np.empty((len(samples), THUMB, THUMB, 3), np.uint8)
     for first in range(0, len(samples), settings.batch_size):
         part = slice(first, first + settings.batch_size)
-        pictures = np.stack([kind_of(about.kind).decode(reader.content(row), about) for row in samples[part].tolist()])
+        contents = [content for row in samples[part].tolist() if (content := reader.content(row)) is not None]
+        pictures = np.stack([kind_of(about.kind).decode(content, about) for content in contents])
         digests[part] = [digest_of(picture) for picture in pictures]
         thumbs[part] = shrink(pictures, THUMB)
         rows[part] = embedded(eye, pictures, settings.batch_size, settings.keep)

@@ -41,7 +41,7 @@ class Eye(nn.Module):
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         if keep == "joint":
             return self.reads_texts.pictures(fit(x, self.side))
-        features = self(x)
+        features: Features = self(x)
         return features.tokens if keep == "tokens" else features.pooled
 
     @property
