@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from worldloom.pipeline.cli_world import dream, sample
+from worldloom.pipeline import retrieve
+from worldloom.pipeline.cli_world import dream, pairs_of, sample
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -189,6 +190,37 @@ def decode(
 
 
 @app.command()
+def serve(
+    names: Annotated[list[str], typer.Argument(metavar="RUN|TOKENIZER...", help="runs, folders of tokenizers, or RUN:STAGE")],
+    port: Annotated[int, typer.Option("--port", help="to listen on; 0 takes any that is free")] = 8484,
+    host: Annotated[str, typer.Option("--host", help="address to listen on; others than this machine's own need tokens")] = "127.0.0.1",
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="whose tokens are asked for; see worldloom token")] = None,
+    replicas: Annotated[int, typer.Option("--replicas", help="processes of each tokenizer")] = 1,
+    jobs: Annotated[Path | None, typer.Option("--jobs", help="folder of batches; by default jobs/ beside the run's artifacts")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", metavar="PREFIX=FOLDER", help="a folder that batches may read")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="everything in this one process, without Ray")] = False,
+) -> None:
+    """Serve tokenizers and the world of a run over HTTP, with the studio page at /."""
+    from worldloom.pipeline.service.serve import serve_command
+
+    sources = {name: Path(folder) for name, folder in pairs_of(data or (), "--data", "PREFIX=FOLDER").items()}
+    raise typer.Exit(serve_command(names, host, port, token_file, replicas, jobs, sources, plain))
+
+
+@app.command()
+def token(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="whose it is: small letters, digits, - and _")],
+    to: Annotated[Path | None, typer.Option("--to", help="file of tokens to add it to; without it, its line is printed")] = None,
+    quota: Annotated[int | None, typer.Option("--quota", help="cost a minute: pixels, samples, characters, numbers")] = None,
+) -> None:
+    """Make a token for the service; it is shown once, the file holds its digest alone."""
+    from worldloom.pipeline.service.tenants import add_token
+
+    for line in add_token(tenant, to, quota):
+        _say(line)
+
+
+@app.command()
 def verify(run: RunArgument, overrides: Overrides = None, output: Output = "text") -> None:
     """Read every file of every finished artifact and compare it with what was committed."""
     from worldloom.pipeline.locate import locate
@@ -242,6 +274,10 @@ def schema() -> None:
     from worldloom.pipeline.schema import schema_text
 
     sys.stdout.write(schema_text())
+
+
+app.command()(retrieve.embed)
+app.command()(retrieve.search)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -45,6 +45,7 @@ def sample(
         ),
     ] = None,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
+    see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
 ) -> None:
     """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
@@ -64,10 +65,11 @@ def sample(
         guidance,
         scale,
         stage,
-        _pairs(give or (), "--give"),
+        pairs_of(give or (), "--give"),
         fill_steps,
         fill_order,
         _places(infill or ()),
+        see,
     )
     for line in sample_lines(samples):
         typer.echo(line)  # a world may say anything, brackets too: no markup
@@ -97,11 +99,12 @@ def dream(
     typer.echo(f"{made.frames} frames in {made.file}, from {made.sample} of {made.split}{sides}")
 
 
-def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
+def pairs_of(given: Sequence[str], option: str, form: str = "STREAM=VALUE") -> dict[str, str]:
+    """What is before and behind the first equals sign of each; ValueError where one has none."""
     pairs = [one.partition("=") for one in given]
     for name, equals, _ in pairs:
         if not (name and equals):
-            raise ValueError(f"{option} {name}: write STREAM=VALUE")
+            raise ValueError(f"{option} {name}: write {form}")
     return {name: value for name, _, value in pairs}
 
 

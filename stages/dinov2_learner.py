@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from worldloom.stages.augment import multi_crop
-from worldloom.stages.encoder_learner import MASK_VIEW, EncoderLearner, Recipe
+from worldloom.stages.encoder_learner import MASK_VIEW, EncoderLearner, Recipe, spread_apart, view_like
 from worldloom.stages.encoder_settings import Dinov2
 from worldloom.stages.learner import Turn
 from worldloom.stages.order import draws, order, uniform
 from worldloom.stages.picture_batches import Pictures
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.ibot import blocks, ibot_loss
-from worldloom.world_model.encoders.koleo import koleo
 from worldloom.world_model.encoders.sinkhorn import sinkhorn
 from worldloom.world_model.encoders.vit import ViT
 
@@ -88,7 +87,8 @@ class Dinov2Learner(EncoderLearner):
         """`batch_size` is that of all ranks: of so many pictures a fixed number have hidden patches."""
         self.encoder, self.about, self.recipe, self.batch_size = encoder, about, recipe, batch_size
         self.module = self.pair = Dinov2Pair(encoder, about, torch.Generator().manual_seed(recipe.seed + 1))
-        self.views = multi_crop(side, about.local_size or max(side // 2, 8), about.local_views, about.global_from, about.local_from)
+        local = about.local_size or max(side // 2, 8)
+        self.views = multi_crop(side, local, about.local_views, about.global_from, about.local_from, view_like(about.looks))
         self.grid = encoder.patches.grid(side, side)
         self.players = (recipe.player(self.module),)
 
@@ -114,7 +114,7 @@ class Dinov2Learner(EncoderLearner):
             "hidden_patches": about.patches * ibot_loss(said.patches, patches, hidden),
         }
         if about.koleo:
-            losses["koleo"] = about.koleo * sum((koleo(view) for view in said.pooled), start=torch.zeros((), device=self.device))
+            losses["koleo"] = about.koleo * spread_apart(said.pooled)
         yield Turn("encoder", losses, {"teacher_entropy": entropy(pictures), "momentum": momentum}, {"pictures": len(batch.sample)})
         if about.centring == "mean":
             pair.centre.update(told.pictures)

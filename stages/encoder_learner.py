@@ -20,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldloom.stages.augment import Draws, View, multi_crop, see
-from worldloom.stages.encoder_settings import Dino, SimMim, Supervised
+from worldloom.stages.augment import Draws, Jitter, View, multi_crop, see
+from worldloom.stages.encoder_settings import Dino, Looks, SimMim, Supervised
 from worldloom.stages.learner import Player, Precision, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.picture_batches import Pictures
 from worldloom.world_model.encoders.build import Network, NetworkSettings
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
-from worldloom.world_model.encoders.joined import Namer, save_namer
+from worldloom.world_model.encoders.joined import Namer, Redrawer, save_namer, save_redrawer
+from worldloom.world_model.encoders.koleo import koleo
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
@@ -140,11 +141,32 @@ class SimMimLearner(EncoderLearner):
             made = self.model(x, self.hidden(batch.epoch, batch.sample).to(x.device))
         yield Turn("encoder", {"hidden_pixels": made.loss}, counts={"pictures": len(x)})
 
+    @property
+    def redrawer(self) -> Redrawer:
+        """What draws, to be kept beside the encoder."""
+        return Redrawer(self.model, self.about.unit, self.about.ratio)
+
+    def save(self, out: Path, about: NetworkSettings) -> None:
+        super().save(out, about)
+        save_redrawer(out, self.redrawer)
+
     def hidden(self, epoch: Any, sample: Any) -> Tensor:
         """bool [B, N], drawn by epoch and sample."""
         units = -(-self.grid[0] // self.about.unit) * -(-self.grid[1] // self.about.unit)
         chances = uniform(self.recipe.seed, epoch[:, None], sample[:, None], MASK_VIEW, np.arange(units)[None])
         return hide_by(torch.from_numpy(chances), self.grid, self.about.unit, self.about.ratio)
+
+
+def view_like(looks: Looks) -> View:
+    """A view of that look; its size and crop are for others to say."""
+    usual = Jitter()
+    jitter = Jitter(usual.brightness * looks.jitter, usual.contrast * looks.jitter, usual.saturation * looks.jitter, looks.hue)
+    return View(1, (1.0, 1.0), looks.flip, looks.turn, jitter, looks.jittered, looks.grey, looks.blur, looks.solarise)
+
+
+def spread_apart(features: Tensor) -> Tensor:
+    """KoLeo of each of the views [G, B, D], added up."""
+    return torch.stack([koleo(view) for view in features]).sum()
 
 
 class DinoPair(nn.Module):
@@ -158,14 +180,13 @@ class DinoPair(nn.Module):
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.centre = Centre(about.prototypes, about.centre_momentum)
 
-    def forward(self, views: list[Tensor], freeze_last: bool) -> Tensor:
-        """[S, B, K]; views of one size go through the encoder together."""
+    def forward(self, views: list[Tensor], freeze_last: bool) -> tuple[Tensor, Tensor]:
+        """Logits [S, B, K], and the global views' features [G, B, D]; views of one size go through the encoder together."""
         pooled = []
         for size in dict.fromkeys(view.shape[-1] for view in views):
             together = [view for view in views if view.shape[-1] == size]
             pooled.append(self.encoder(torch.cat(together)).pooled.reshape(len(together), len(together[0]), -1))
-        out: Tensor = self.head(torch.cat(pooled), freeze_last)
-        return out
+        return self.head(torch.cat(pooled), freeze_last), torch.cat(pooled)[:2]
 
     @torch.no_grad()
     def told(self, views: list[Tensor]) -> Tensor:
@@ -185,7 +206,8 @@ class DinoLearner(EncoderLearner):
     def __init__(self, encoder: Network, about: Dino, side: int, recipe: Recipe) -> None:
         self.encoder, self.about, self.recipe = encoder, about, recipe
         self.module = self.pair = DinoPair(encoder, about, torch.Generator().manual_seed(recipe.seed + 1))
-        self.views = multi_crop(side, about.local_size or max(side // 2, 8), about.local_views, about.global_from, about.local_from)
+        local = about.local_size or max(side // 2, 8)
+        self.views = multi_crop(side, local, about.local_views, about.global_from, about.local_from, view_like(about.looks))
         self.players = (recipe.player(self.module),)
 
     @property
@@ -200,10 +222,13 @@ class DinoLearner(EncoderLearner):
         views = self.recipe.views(batch, self.views, self.device)
         with self.recipe.autocast(views[0]):
             told = self.pair.told(views[:2])
-            said = self.pair(views, step < about.frozen * steps)
+            said, features = self.pair(views, step < about.frozen * steps)
         targets = self.pair.centre(told, linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps)))
         momentum = cosine_schedule(about.momentum, 1.0, step, steps)
         metrics: Mapping[str, Tensor | float] = {"teacher_entropy": entropy(targets), "momentum": momentum}
-        yield Turn("encoder", {"agreement": dino_loss(said, targets)}, metrics, {"pictures": len(views[0])})
+        losses = {"agreement": dino_loss(said, targets)}
+        if about.koleo:
+            losses["koleo"] = about.koleo * spread_apart(features)
+        yield Turn("encoder", losses, metrics, {"pictures": len(views[0])})
         self.pair.centre.update(told)
         self.pair.follow(momentum)

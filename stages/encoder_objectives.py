@@ -82,18 +82,23 @@ def _simmim(lesson: Lesson) -> EncoderLearner:
 def _dino(lesson: Lesson) -> EncoderLearner:
     about = lesson.settings.objective
     assert isinstance(about, Dino)
+    _can_be_spread(about, lesson)
     return DinoLearner(lesson.encoder, about, lesson.side, lesson.recipe)
 
 
 def _dinov2(lesson: Lesson) -> EncoderLearner:
     about, batch_size = lesson.settings.objective, lesson.settings.batch_size
     assert isinstance(about, Dinov2) and isinstance(lesson.encoder, ViT)
-    if about.koleo and batch_size // lesson.workers < 2:
+    _can_be_spread(about, lesson)
+    return Dinov2Learner(lesson.encoder, about, lesson.side, batch_size, lesson.recipe)
+
+
+def _can_be_spread(about: Dino | Dinov2, lesson: Lesson) -> None:
+    if about.koleo and lesson.settings.batch_size // lesson.workers < 2:
         raise ValueError(
-            f"koleo needs two pictures on each worker at least, batch_size is {batch_size} for {lesson.workers} workers; "
+            f"koleo needs two pictures on each worker at least, batch_size is {lesson.settings.batch_size} for {lesson.workers} workers; "
             "enlarge it or set objective.koleo to 0"
         )
-    return Dinov2Learner(lesson.encoder, about, lesson.side, batch_size, lesson.recipe)
 
 
 def _distill(lesson: Lesson) -> EncoderLearner:

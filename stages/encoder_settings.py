@@ -30,6 +30,19 @@ class SimMim(_Cropped):
     ratio: Annotated[float, Field(gt=0, lt=1, description="share of the units that are hidden")] = 0.6
 
 
+class Looks(Settings):
+    """What happens to a view beside its crop: all that pictures of one thing may differ in, and nothing that tells things apart."""
+
+    flip: Share = Field(default=0.5, description="share of the views that are mirrored")
+    turn: Annotated[float, Field(ge=0, le=180, description="degrees that a view is turned by, to either side at most")] = 0.0
+    jittered: Share = Field(default=0.8, description="share of the views whose colours move")
+    jitter: NonNegativeFloat = Field(default=1.0, description="how far brightness, contrast and saturation move; 1 as in the paper")
+    hue: Annotated[float, Field(ge=0, le=0.5, description="how far hues move, as a share of their circle")] = 0.1
+    grey: Share = Field(default=0.2, description="share of the views without colours")
+    blur: Share = Field(default=1.0, description="share of first views that are blurred; of second ones a tenth of it, of small ones half")
+    solarise: Share = Field(default=0.2, description="share of second views whose bright pixels are inverted")
+
+
 class _Views(Settings):
     """What objectives of several views of a picture and a following teacher have in common."""
 
@@ -42,12 +55,14 @@ class _Views(Settings):
     )
     global_from: Annotated[float, Field(gt=0, le=1, description="smallest share of a picture that a large crop shows")] = 0.4
     local_from: Annotated[float, Field(gt=0, le=1, description="smallest share of a picture that a small crop shows")] = 0.05
+    looks: Looks = Field(default=Looks(), description="how views are flipped, turned and coloured")
     momentum: Annotated[float, Field(ge=0, lt=1, description="the teacher's at first; 1 at the end")] = 0.996
     centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     temperature: PositiveFloat = Field(default=0.04, description="the teacher's at first")
     last_temperature: PositiveFloat = Field(default=0.04, description="the teacher's behind its warm-up; up to 0.07 in the paper")
     warm_up: Share = Field(default=0.1, description="share of the steps over which the teacher's temperature moves")
     frozen: Share = Field(default=0.01, description="share of the steps during which the head's prototypes stay as they are")
+    koleo: NonNegativeFloat = Field(default=0.0, description="weight of spreading features apart, among the pictures of a worker")
 
     @model_validator(mode="after")
     def _small_crops_are_small(self) -> Self:

@@ -218,8 +218,9 @@ def _bits(measured: Measured) -> Block | None:
     if not measured.bits:
         return Text(text="The dataset has no samples to evaluate on but those of training.")
     names = list(dict.fromkeys(name for bits in measured.bits.values() for name in bits.per_token))
+    counted = [*measured.bits.items(), *((f"{split}, nothing seen", bits) for split, bits in measured.blind.items())]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in measured.bits.items()
+        (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in counted
     )
     note = (
         "Bits per token by stream, also of hidden codes and spans; legal: what the model gives to legal tokens without the grammar's help"

@@ -40,6 +40,7 @@ class Measured(NamedTuple):
     world: OpenWorld
     oracle: Oracle | None
     bits: dict[str, Bits]  # by split
+    blind: dict[str, Bits]  # by split, of a world that sees something: the same without that
     outcomes: tuple[Outcome, ...]
     dreams: tuple[Sampled, ...]
     kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
@@ -61,7 +62,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     counts = [*(len(chosen) for chosen in rows.values()), settings.unconditional]
     total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
-    total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
+    total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted) * (1 if world.sight is None else 2)
     rolls = settings.rollouts if can_roll(world, settings.rollout_given) else 0
     total += len(splits) * 2 * -(-rolls // settings.batch)
     between = _progress(worker, total)
@@ -72,6 +73,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
         world=world,
         oracle=oracle,
         bits={split: bits(world, split, settings.seed, between) for split in counted},
+        blind={} if world.sight is None else {split: bits(world, split, settings.seed, between, blind=True) for split in counted},
         outcomes=tuple(
             ask(world, pair, split, chosen, oracle, choosing, settings.seed, settings.batch, between)
             for (split, pair), chosen in rows.items()
@@ -136,6 +138,8 @@ def figures_of(measured: Measured) -> dict[str, float]:
         prefix = "" if split == "validation" else f"{split}_"
         found |= {f"world.{prefix}bits_per_token.{name}": value for name, value in per_token.items()}
         found[f"world.{prefix}legal_mass"] = legal_mass
+        if split in measured.blind:
+            found |= {f"world.{prefix}bits_per_token_unseen.{name}": value for name, value in measured.blind[split].per_token.items()}
     for (split, name), share in measured.kept.items():
         found[f"{name}.kept" if split == "validation" else f"{name}.{split}_kept"] = share
     if measured.oracle is not None:

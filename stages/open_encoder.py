@@ -4,6 +4,7 @@
     classifier/            heads and the names of their classes: supervised, distill, deit
     coca/                  poolers and text decoder: coca
     coca/tokenizer/        the text tokenizer that it reads and writes captions with, so that the artifact stands alone
+    redraw/                the map that draws hidden patches: simmim
 
 Pictures go in as float32 [B, 3, H, W] in [-1, 1].
 """
@@ -20,7 +21,7 @@ from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.tokenizers.text import BOS, EOS, PAD, TextTokenizer
 from worldloom.world_model.encoders.build import Network, NetworkSettings
 from worldloom.world_model.encoders.coca import CoCa
-from worldloom.world_model.encoders.joined import Namer, load_coca, load_namer
+from worldloom.world_model.encoders.joined import Namer, Redrawer, load_coca, load_namer, load_redrawer
 from worldloom.world_model.encoders.load import from_pretrained
 
 TOKENIZER = Path("coca") / "tokenizer"
@@ -65,6 +66,11 @@ def open_encoder(artifact: Path) -> tuple[Network, NetworkSettings]:
 def open_namer(artifact: Path) -> Namer:
     """Encoder and heads; ValueError where none were trained."""
     return load_namer(artifact)
+
+
+def open_redrawer(artifact: Path) -> Redrawer:
+    """Encoder and what draws hidden patches again; ValueError where it learnt none of that."""
+    return load_redrawer(artifact)
 
 
 def open_captioner(artifact: Path) -> Captioner:

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.encoder_settings import Coca, Deit, Dino, Dinov2, Distill, LabelBy, Objective, SimMim, Supervised
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef, EncoderRef, ImageStream, StreamName
+from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, EncoderRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
 from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, VitSettings
 
 if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
+    from worldloom.stages.encoder_learner import EncoderLearner
     from worldloom.stages.labels import Labels
+    from worldloom.stages.learner import Learner
     from worldloom.stages.picture_batches import PictureBatches
     from worldloom.world_model.encoders.build import NetworkSettings
 
@@ -52,6 +54,9 @@ class PretrainEncoder(TrainingSettings):
     )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
     clip: NonNegativeFloat = Field(3.0, description="highest gradient norm; 0 leaves gradients as they are")
+    knn_every: Annotated[NonNegativeInt, NOT_IN_OUTPUT] = Field(
+        100, description="steps between points of the curve of k-NN accuracy on pictures that training does not see; 0: no curve"
+    )
     measured: PositiveInt = Field(2_000, description="pictures of each split that the figures are taken from, at most")
 
     @model_validator(mode="after")
@@ -130,7 +135,9 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
         learner = learner_of(Lesson(phase, inputs, dataset, labels, encoder, recipe, worker.world_size))
         # The teacher follows whole parameters, so a profile's ZeRO 3 stops at 2 here.
         gang = replace(worker, zero=min(worker.zero, 2))
-        before = train(learner, phase, batches_of(phase, dataset, labels, worker), out, gang, out.name, before)
+        before = train(
+            watched(settings, learner, dataset, labels), phase, batches_of(phase, dataset, labels, worker), out, gang, out.name, before
+        )
     assert isinstance(learner, EncoderLearner)
     if worker.rank == 0:
         learner.save(out, about)
@@ -176,6 +183,18 @@ def encoder_of(settings: PretrainEncoder, dataset: "Dataset", form: "NetworkSett
                 raise ValueError(f"patches of {form.patch} pixels do not divide {what} of {length}; set {way_out}")
         changes |= {"grid": (-(-side // form.patch),) * 2, "distillation_token": form.distillation_token or isinstance(about, Deit)}
     return form.model_copy(update=changes)
+
+
+def watched(settings: PretrainEncoder, learner: "EncoderLearner", dataset: "Dataset", labels: "Labels | None") -> "Learner":
+    """The learner, looked at every so many steps where there are labels and pictures that training does not see."""
+    from worldloom.stages.encoder_figures import UNSEEN
+    from worldloom.stages.encoder_watch import Watched
+    from worldloom.stages.value_batches import Values
+
+    queries = next((values for split in UNSEEN if len(values := Values(dataset, split, settings.stream))), None)
+    if labels is None or queries is None or not settings.knn_every:
+        return learner
+    return Watched(learner, Values(dataset, "train", settings.stream), queries, labels, settings.knn_every)
 
 
 def batches_of(settings: PretrainEncoder, dataset: "Dataset", labels: "Labels | None", worker: Worker) -> "PictureBatches":

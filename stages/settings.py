@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
+from worldloom.tokenizers.resampling import Resampling
+
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
@@ -32,7 +34,7 @@ NOT_IN_OUTPUT = NotInOutput()
 class Reference:
     """Marks a string field that names another stage; `produces` is what that stage must leave."""
 
-    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "scores"]
+    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "features", "scores"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class StreamName:
 DatasetRef = Annotated[str, Reference("dataset"), Field(description="name of a stage that makes or imports a dataset")]
 TokenizerRef = Annotated[str, Reference("tokenizer"), Field(description="name of a stage that trains a tokenizer")]
 TokensRef = Annotated[str, Reference("tokens"), Field(description="name of a stage that encodes a dataset")]
-EncoderRef = Annotated[str, Reference("encoder"), Field(description="name of a stage that pre-trains an encoder")]
+EncoderRef = Annotated[str, Reference("encoder"), Field(description="name of a stage that trains an encoder")]
+FeaturesRef = Annotated[str, Reference("features"), Field(description="name of a stage that embeds a dataset")]
 WorldRef = Annotated[str, Reference("world_model"), Field(description="name of a stage that trains a world model")]
 
 
@@ -76,7 +79,7 @@ class ImageStream(Sized):
     """RGB pictures, uint8 [height, width, 3]."""
 
     kind: Literal["image"]
-    resample: Literal["lanczos", "nearest"] = Field(
+    resample: Resampling = Field(
         default="lanczos", description="how pictures are brought to their size; nearest keeps the labels of a mask as they are"
     )
 

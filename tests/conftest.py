@@ -125,6 +125,31 @@ def clocked_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _run(tmp_path_factory.mktemp("clocked"), streams, tokenizers)
 
 
+@pytest.fixture(scope="session")
+def studio_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_root`, with streams of all five kinds: words, view, and clip, push and sound on a clock of five steps."""
+    from worldloom.stages import train_action_tokenizer, train_text_tokenizer
+    from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, TextStream, VideoStream
+    from worldloom.stages.train_action_tokenizer import TrainActionTokenizer
+    from worldloom.stages.train_text_tokenizer import TrainTextTokenizer
+
+    streams = {
+        "words": TextStream(kind="text"),
+        "view": ImageStream(kind="image", size=24),
+        "clip": VideoStream(kind="video", size=16, frames=5, frame_rate=8.0, clock="step"),
+        "push": ActionStream(kind="action", steps=4, choices=5, clock="step"),
+        "sound": AudioStream(kind="audio", sample_rate=4000, seconds=0.64, clock="step"),
+    }
+    tokenizers = {
+        "words": (train_text_tokenizer.STAGE, TrainTextTokenizer(run="train_text_tokenizer", data="data", stream="words", vocab_size=300)),
+        "view": (TOKENIZER, UntrainedTokenizer(run="untrained", data="data", size=24)),
+        "clip": (TOKENIZER, UntrainedTokenizer(run="untrained", data="data", size=16)),
+        "push": (train_action_tokenizer.STAGE, TrainActionTokenizer(run="train_action_tokenizer", data="data", stream="push")),
+        "sound": (SOUND, UntrainedSound(run="untrained", data="data")),
+    }
+    return _run(tmp_path_factory.mktemp("studio"), streams, tokenizers)
+
+
 def _run(root: Path, streams: dict[str, Any], tokenizers: dict[str, tuple[StageKind, StageSettings]]) -> Path:
     from worldloom.stages import encode_dataset, make_shapes
     from worldloom.stages.artifact import execute

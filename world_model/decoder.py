@@ -40,11 +40,29 @@ class Decoder:
         with torch.no_grad():
             self.layers = [_Layer(cast(Block, block), self.dtype) for block in model.blocks]
             self.embedding = model.embedding.detach().to(self.dtype)
+            if self.shape.ahead:  # ids beyond the vocabulary: nothing seen, then what `look` is given
+                self.embedding = torch.cat([self.embedding, model.unseen.detach().to(self.dtype).expand(self.shape.ahead, -1)])
             self.output = _behind(model.norm, model.output).to(self.dtype)
         self._eps = torch.tensor(self.shape.norm_eps, device=self.device)
         self._cos = self._sin = torch.empty(0, 0)
         self.kernels = kernels_for(self.dtype, self.device, self.shape.head_width)
         self._rows: dict[tuple[range, ...], _Matrix] = {}
+
+    @torch.no_grad()
+    def look(self, seen: Tensor) -> list[int]:
+        """Ids that stand for vectors [ahead, W] ahead of <bos>, until `forget`."""
+        if seen.shape != (self.shape.ahead, self.shape.seen_width):
+            raise ValueError(
+                f"this world sees {self.shape.ahead} vectors of {self.shape.seen_width} numbers, got {tuple(seen.shape)}; "
+                f"take the encoder that it learnt with"
+            )
+        first = len(self.embedding)
+        self.embedding = torch.cat([self.embedding, self.model.look(seen.to(self.device)).to(self.dtype)])
+        return list(range(first, len(self.embedding)))
+
+    def forget(self) -> None:
+        """Frees what `look` was given."""
+        self.embedding = self.embedding[: self.shape.vocab_size + self.shape.ahead]
 
     def through(self, tokens: Tensor, positions: Tensor, reach: int, attention: Attention) -> Tensor:
         """Hidden states [N, D] of `tokens` [N] at `positions` [N], all below `reach`: normed as WorldModel's are, but not weighted."""

@@ -37,7 +37,7 @@ def next_token(
     starts = np.cumsum(woven.lengths) - woven.lengths
     places = spread(np.zeros_like(starts), woven.lengths)
     # `full` of a token says that the position before it, which predicts it, takes the full softmax.
-    full = (uniform(seed, np.repeat(np.asarray(numbers), woven.lengths), places) < full_share) & (places > 0)
+    full = (uniform(seed, np.repeat(np.asarray(numbers), woven.lengths), places) < full_share) & (places > grammar.vocabulary.ahead)
     # Nothing is to be learnt behind the last label that costs anything, so the document ends there.
     lengths = _last(places * (full | (woven.legal != FORCED)), starts)
     by_length = np.argsort(lengths, kind="stable")

@@ -57,7 +57,7 @@ class Rollout:
         if not 1 <= slide <= window:
             raise ValueError(f"slide must be from 1 to window ({window} steps), got {slide}")
         for tokens in prompts:
-            state = grammar.follow(tokens.tolist())
+            state = grammar.follow(ids.own(tokens).tolist())
             if state.stream != BETWEEN or state.step != BEFORE:
                 raise ValueError("the prompt of a rollout is <bos> and whole segments of streams that are not on the clock")
         self.decoder, self.grammar = model if isinstance(model, Decoder) else Decoder(model), grammar

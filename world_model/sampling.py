@@ -39,8 +39,8 @@ class Generated(NamedTuple):
 
 
 def prompt(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.ndarray]]) -> np.ndarray:
-    """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given."""
-    return weave_one(grammar, segments).tokens[:-1]
+    """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given; nothing is seen ahead of it."""
+    return np.concatenate([grammar.vocabulary.unseen, weave_one(grammar, segments).tokens[:-1]])
 
 
 @torch.inference_mode()
@@ -208,7 +208,7 @@ class _Row(Row):
         ids = grammar.vocabulary
         self.want = None if want is None else [ids.indicator(ids.index(name)) for name in grammar.arranged(want)]
         longest = 2 + sum(stream.tokens for stream in ids.streams) if length is None else length
-        self.state = grammar.follow(self.tokens, grammar.start(longest))
+        self.state = grammar.follow(ids.own(self.tokens).tolist(), grammar.start(longest))
         self.legal = grammar.legal(self.state)
 
     @property
@@ -260,18 +260,19 @@ class _Writer:
     def hidden(self, left: Sequence[Row]) -> Tensor:
         """[B, D] for `left`, some of the rows in their order; with guidance those of the free rows follow, [2B, D]."""
         self._drop(left)
-        bos = left[0].tokens[0]
+        size, ahead = self.decoder.shape.vocab_size, self.decoder.shape.ahead
+        bos = left[0].tokens[ahead]
         places = [place for place, row in enumerate(self.rows) if row is not None]
         if not self.begun:
-            # The free rows hold the same tokens without the prompt's segments.
-            free = [[bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
+            # The free rows hold the same tokens without the prompt's segments, and see nothing.
+            free = [[*range(size, size + ahead), bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
             self.cache, self.begun = Cache(self.decoder, len(left) + len(free)), True
             return self.cache.begin([*(row.tokens for row in left), *free])
         tokens = [bos if row is None else row.tokens[-1] for row in self.rows]
         positions = [0 if row is None else len(row.tokens) - 1 for row in self.rows]
         if self.guided:
             tokens += tokens
-            positions += [0 if row is None else len(row.tokens) - row.prompted for row in self.rows]
+            positions += [0 if row is None else ahead + len(row.tokens) - row.prompted for row in self.rows]
             places += [place + len(self.rows) for place in places]
         device = self.decoder.device
         taken, places_of = (torch.tensor(each, device=device)[:, None] for each in (tokens, positions))

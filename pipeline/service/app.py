@@ -9,11 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from worldloom.pipeline.service import studio, token_routes, world_routes
+from worldloom.pipeline.service import batch_routes, studio, token_routes, world_routes
 from worldloom.pipeline.service.contract import InfoAnswer, LimitsInfo, QuotaInfo, TokenizersAnswer
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError, not_found
 from worldloom.pipeline.service.guard import Gate, Guard, error_body, error_headers
+from worldloom.pipeline.service.jobs import Jobs
+from worldloom.pipeline.service.sources import Sources
 from worldloom.pipeline.service.tenants import Tenant, Tenants
 from worldloom.pipeline.service.version import version
 
@@ -21,16 +23,21 @@ PAGE = Path(__file__).parents[1] / "studio"
 UNITS = ("pixels", "samples", "characters", "numbers")
 
 
-def create_app(engine: Engine, tenants: Tenants | None = None) -> FastAPI:
-    """The application; `app.state.gate` is what ends it gracefully. Without `tenants` anybody on this machine may use it."""
+def create_app(engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None = None) -> FastAPI:
+    """The application; `app.state.gate` is what ends it gracefully. Without `tenants` anybody on this machine may use it; without `jobs`
+    there are no batches.
+    """
+    jobs = jobs or Jobs(None, Sources({}), 0)
     gate = Gate(engine.limits, tenants or Tenants(), engine.measures)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        jobs.start()
         app.state.ready = True
         yield
         app.state.ready = False
+        await jobs.stop()
         await engine.close()
 
     app = FastAPI(title="worldloom", version=version(), lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
@@ -40,11 +47,13 @@ def create_app(engine: Engine, tenants: Tenants | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_health(app, gate, engine)
-    _add_listings(app, gate, engine)
+    _add_listings(app, gate, engine, tuple(jobs.sources.folders))
     app.include_router(token_routes.router(engine))
     app.include_router(world_routes.router(engine))
+    app.include_router(batch_routes.router(engine, jobs))
     app.include_router(studio.router(engine))
-    app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False), name="studio")
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True), name="studio")
     return app
 
 
@@ -66,7 +75,7 @@ def _add_health(app: FastAPI, gate: Gate, engine: Engine) -> None:
         return Response(engine.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_listings(app: FastAPI, gate: Gate, engine: Engine) -> None:
+def _add_listings(app: FastAPI, gate: Gate, engine: Engine, sources: tuple[str, ...]) -> None:
     @app.get("/v1/tokenizers", tags=["tokens"], summary="The tokenizers that are served")
     async def tokenizers() -> TokenizersAnswer:
         return TokenizersAnswer(data=tuple(engine.tokenizers.values()))
@@ -81,7 +90,7 @@ def _add_listings(app: FastAPI, gate: Gate, engine: Engine) -> None:
             tokenizers=tuple(engine.tokenizers),
             world=engine.world,
             encoders=tuple(engine.encoders.values()),
-            sources=(),
+            sources=sources,
             limits=LimitsInfo(
                 body_bytes=limits.body_bytes,
                 upload_bytes=limits.upload_bytes,

@@ -28,9 +28,32 @@ class Calls(Protocol):
         """What the method, given `say` as its last argument, says; whoever leaves the loop ends it where it next says something."""
         ...
 
+    async def ready(self) -> None:
+        """Called once all workers have answered."""
+        ...
+
     async def close(self) -> None:
         """Ends the workers."""
         ...
+
+
+class NoCalls:
+    """Nobody works: for what an application says of itself."""
+
+    def lanes(self, to: str) -> int:
+        return 1
+
+    async def call(self, to: str, method: str, *arguments: Any) -> Any:
+        raise LookupError(f"nobody is called {to}")
+
+    def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        raise LookupError(f"nobody is called {to}")
+
+    async def ready(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
 
 class Gone(Exception):
@@ -57,6 +80,9 @@ class LocalCalls:
 
     def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
         return streamed(self._pools[to], partial(getattr(self.workers[to], method), *arguments))
+
+    async def ready(self) -> None:
+        pass
 
     async def close(self) -> None:
         for pool in self._pools.values():

@@ -47,6 +47,7 @@ class Engine:
                 Bounds(self.limits.queued, self.limits.queue_seconds),
                 self.measures.batch_size.labels(tokenizer=name).observe,
             )
+        await self.calls.ready()
         if self.served.world is not None:
             self.world = await self.calls.call("world", "about")
 

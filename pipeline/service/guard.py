@@ -4,6 +4,7 @@ A body is counted as it comes and has one deadline for the whole of it, so that 
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ from worldloom.pipeline.service.batcher import retry_after
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.measures import Measures
+from worldloom.pipeline.service.replays import Answer, Recording, Replays
 from worldloom.pipeline.service.tenants import Tenants
 
 log = logging.getLogger("worldloom.service")
@@ -29,6 +31,7 @@ API = "/v1"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_NAMES = {"localhost", "127.0.0.1", "::1", "testserver"}
 UPLOADS = f"{API}/batches"  # whose bodies may be longer
+MOST_KEY = 200  # characters of an Idempotency-Key
 WATCHED = {"/health/live", "/health/ready", "/metrics"}  # answered while everything else is refused
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -52,6 +55,7 @@ class Gate:
     draining: bool = False
     in_progress: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    replays: Replays = field(default_factory=Replays)
 
 
 class Guard:
@@ -81,6 +85,8 @@ class _Request:
         self.received = 0
         self.whole = False  # the body has been read
         self.status = 0  # of the answer; 0 before it begins
+        self._body: bytes | None = None  # read already, for the application to read again
+        self._recording: Recording | None = None
         self.most = gate.limits.upload_bytes if scope["path"] == UPLOADS else gate.limits.body_bytes
 
     async def run(self) -> None:
@@ -90,7 +96,7 @@ class _Request:
         error = ""
         try:
             self._judge()
-            await self._handle()
+            await (self._handle_once() if self._key() is not None else self._handle())
         except ServiceError as refused:
             error = refused.code
             await self._refuse(refused)
@@ -140,6 +146,40 @@ class _Request:
         if origin is not None and urlsplit(origin.decode("latin-1").lower()).netloc != host:
             raise ServiceError("origin_forbidden", 403, "pages of other sites may not use this service")
 
+    def _key(self) -> str | None:
+        """The Idempotency-Key, where it is for the guard to keep the answer; a batch keeps its own, for longer."""
+        key = self.headers.get(b"idempotency-key")
+        if key is None or self.scope["method"] != "POST" or self.scope["path"] == UPLOADS or "tenant" not in self.state:
+            return None
+        if not 0 < len(key) <= MOST_KEY:
+            raise ServiceError("request_invalid", 400, f"an Idempotency-Key has 1 to {MOST_KEY} characters", "Idempotency-Key")
+        return key.decode("latin-1")
+
+    async def _handle_once(self) -> None:
+        """Reads the body first, to know whether this is the request that the key was used for."""
+        key, tenant, parts = self._key() or "", self.state["tenant"].name, list[bytes]()
+        while not self.whole:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            parts.append(message.get("body", b""))
+        body = b"".join(parts)
+        about = f"{self.scope['path']}?{self.scope['query_string']!r} {self.headers.get(b'content-type')!r}\n".encode()
+        found = await self.gate.replays.begin(tenant, key, hashlib.sha256(about + body).digest())
+        if found is not None:
+            await self._replay(found)
+            return
+        self._body, self._recording = body, Recording()
+        try:
+            await self._handle()
+        finally:
+            self.gate.replays.end(tenant, key, self._recording.answer)
+
+    async def _replay(self, found: Answer) -> None:
+        headers = [*found.headers, (b"idempotent-replay", b"true")]
+        await self.send({"type": "http.response.start", "status": found.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": found.body})
+
     async def _handle(self) -> None:
         handling = asyncio.create_task(self.app(self.scope, self.receive, self.send))
         watching: asyncio.Task[None] | None = None
@@ -180,6 +220,9 @@ class _Request:
             raise ServiceError("request_invalid", 400, "X-Request-Timeout is a number of seconds", "X-Request-Timeout") from None
 
     async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
         if self.whole:
             return await self._receive()
         limits = self.gate.limits
@@ -197,6 +240,8 @@ class _Request:
         return message
 
     async def send(self, message: Message) -> None:
+        if self._recording is not None:
+            self._recording.note(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
             named = [(b"x-request-id", self.id.encode()), *HEADERS]

@@ -5,13 +5,14 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from worldloom.pipeline.service.contract import Input
 from worldloom.pipeline.service.errors import ServiceError
@@ -57,21 +58,28 @@ def checked(model: type[Model], value: Any) -> Model:
         raise ServiceError("request_invalid", 400, f"{where or 'the body'}: {first['msg']}", where[:200] or None) from None
 
 
-async def read_files(request: Request, limits: Limits, name: str) -> tuple[dict[str, str], list[bytes]]:
-    """The fields and the files called `name` of a multipart body; ServiceError: multipart_invalid, too_many_values."""
+@asynccontextmanager
+async def read_form(request: Request, limits: Limits) -> AsyncIterator[FormData]:
+    """A multipart body, whose files lie in memory or beside it; ServiceError(multipart_invalid)."""
     try:
         form = await request.form(max_files=limits.values + 1, max_fields=32, max_part_size=1 << 20)
-    except (MultiPartException, ValueError, KeyError, AssertionError) as error:
+    except HTTPException as error:  # starlette's own way to say it within an application
         raise ServiceError("multipart_invalid", 400, f"the body is no multipart/form-data that can be read: {_short(error)}") from None
     try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def read_files(request: Request, limits: Limits, name: str) -> tuple[dict[str, str], list[bytes]]:
+    """The fields and the files called `name` of a multipart body; ServiceError: multipart_invalid, too_many_values."""
+    async with read_form(request, limits) as form:
         fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
         files = [(key, value) for key, value in form.multi_items() if isinstance(value, UploadFile)]
         if strange := [key for key, _ in files if key != name]:
             raise ServiceError("request_invalid", 400, f"files are called {name}, one is called {strange[0][:80]}", strange[0][:80])
         check_count(len(files), limits)
         return fields, [await value.read() for _, value in files]
-    finally:
-        await form.close()
 
 
 def contents_of(values: str | Sequence[Input], kind: str, param: str, limits: Limits) -> list[bytes]:

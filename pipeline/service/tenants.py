@@ -5,6 +5,7 @@ The file of tokens has a line for each: TENANT SHA256 [COST_PER_MINUTE], the sha
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import time
@@ -102,10 +103,17 @@ def read_tenants(path: Path) -> Tenants:
     return Tenants(entries)
 
 
-def new_token() -> tuple[str, str]:
-    """A token and its sha256."""
+def add_token(tenant: str, path: Path | None, quota: int | None) -> list[str]:
+    """Makes a token and adds its line to the file; what to say: the token, and the line where there is no file."""
+    if not re.fullmatch(NAME, tenant):
+        raise ValueError(f"{tenant!r} is no name of a tenant: small letters, digits, - and _, at most 63")
     token = PREFIX + secrets.token_urlsafe(32)
-    return token, hashlib.sha256(token.encode()).hexdigest()
+    line = " ".join([tenant, hashlib.sha256(token.encode()).hexdigest(), *([] if quota is None else [str(quota)])])
+    if path is None:
+        return [token, line]
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    return [token]
 
 
 def _is_quota(text: str | None) -> bool:

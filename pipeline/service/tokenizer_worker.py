@@ -1,5 +1,6 @@
 """A tokenizer at work in a replica: files in, codes out, and back, by the functions with which a dataset is encoded."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -60,6 +61,15 @@ class TokenizerWorker:
             endings=kind_of(self.stream.kind).extensions,
             unit=UNITS[self.stream.kind],
         )
+
+    def golden(self) -> bytes:
+        """A digest of the codes of values that follow from the codebook alone: another network gives another."""
+        shape = self.tokenizer.shape
+        codes = np.arange(64) % self.tokenizer.codebook_size if shape is None else np.arange(prod(shape)).reshape(shape)
+        with self._encoding:
+            value = self.tokenizer.decode([codes] if shape is None else codes[None] % self.tokenizer.codebook_size)
+            found = encode_batch(self.tokenizer, list(value))
+        return hashlib.sha256(self.tokenizer.fingerprint.encode() + np.asarray(found[0]).astype(self.dtype).tobytes()).digest()
 
     def encode(self, contents: Sequence[bytes]) -> Encoded:
         """The codes of each file's value, as encode_dataset writes them."""

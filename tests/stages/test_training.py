@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from worldloom.stages import checkpoint, metrics, spike_guard, tallies
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
-from worldloom.stages.training import learning_rate_share, train
+from worldloom.stages.training import Before, learning_rate_share, train
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Interrupted, Worker
 
@@ -383,6 +383,17 @@ def test_a_loss_that_leaps_sends_the_training_back_and_past_the_batches(tmp_path
     assert lines[11].get("roll_backs") is None and {line["roll_backs"] for line in lines[12:]} == {1}
     assert [{**line, "roll_backs": 1} for line in losses(tmp_path / "calm")[12:]] == lines[12:]
     assert len(list((tmp_path / "spiked" / "checkpoints").glob("step-00000016.*.abandoned"))) == 1
+
+
+def test_each_of_several_trainings_counts_its_own_roll_backs(tmp_path: Path, watchful: dict[str, Any]) -> None:
+    def next_of(learner: Regression, batches: Batches, before: Before) -> Before:
+        return train(learner, settings(**watchful), batches, tmp_path, Worker(), FINGERPRINT, before)
+
+    first = next_of(Regression(), Leaping({15, 16, 18}), Before())
+    next_of(Regression(), Leaping({55, 56, 58}), first)
+    lines = losses(tmp_path)
+    assert {(line.get("roll_backs"), line.get("roll_backs/stage-1")) for line in lines[:30]} == {(None, None), (1, None)}
+    assert (lines[-1]["roll_backs"], lines[-1]["roll_backs/stage-1"]) == (1, 1)
 
 
 @pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 1), ("fp32", 3)])

@@ -3,6 +3,7 @@
 encoder/      config.json, model.safetensors   the encoder alone, as every pre-training leaves it (load.py)
 classifier/   config.json, model.safetensors   heads that name classes: supervised, distill, deit
 coca/         config.json, model.safetensors   poolers, text decoder and scale of the cosines: coca
+redraw/       config.json, model.safetensors   the map from tokens to pixels, and what was hidden: simmim
 """
 
 import json
@@ -20,10 +21,12 @@ from worldloom.world_model.encoders.coca import CoCa
 from worldloom.world_model.encoders.deit import DeiT, Inference, combine
 from worldloom.world_model.encoders.load import FORMAT, fill, from_pretrained
 from worldloom.world_model.encoders.settings import TextSideSettings
+from worldloom.world_model.encoders.simmim import SimMIM
+from worldloom.world_model.encoders.swin import Swin
 from worldloom.world_model.encoders.vit import ViT
 
 OWN = "encoder."  # what the names of the encoder's own weights begin with
-Joined = Literal["classifier", "coca"]
+Joined = Literal["classifier", "coca", "redraw"]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -38,6 +41,14 @@ class Namer(NamedTuple):
         """[B, C, H, W] -> [B, K], whose softmax is the answer."""
         said = self.model(pixels)
         return combine(said, self.inference) if isinstance(self.model, DeiT) else said
+
+
+class Redrawer(NamedTuple):
+    """An encoder that draws hidden patches again: frozen, in evaluation mode."""
+
+    model: SimMIM
+    unit: int  # patches along the side of what is hidden or not
+    ratio: float  # share of the units that are hidden
 
 
 def save_namer(artifact: Path, namer: Namer) -> None:
@@ -71,6 +82,19 @@ def load_coca(artifact: Path) -> tuple[CoCa, TextSideSettings]:
     except ValidationError as error:
         raise ValueError(f"{artifact / 'coca'}: config.json does not describe a text side: {error}") from None
     return _filled(artifact, "coca", build_coca(encoder, about, config["vocabulary"], torch.Generator())), about
+
+
+def save_redrawer(artifact: Path, redrawer: Redrawer) -> None:
+    """Writes `redraw/`; the encoder is saved on its own."""
+    _save(artifact, "redraw", redrawer.model, {"unit": redrawer.unit, "ratio": redrawer.ratio})
+
+
+def load_redrawer(artifact: Path) -> Redrawer:
+    """Encoder and the map to pixels of an artifact; ValueError where it has none."""
+    config = _config(artifact, "redraw", "learnt to draw nothing; give one of objective simmim")
+    encoder, _ = from_pretrained(artifact / "encoder")
+    assert isinstance(encoder, ViT | Swin)
+    return Redrawer(_filled(artifact, "redraw", SimMIM(encoder)), config["unit"], config["ratio"])
 
 
 def _save(artifact: Path, kind: Joined, module: nn.Module, about: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.attention import attend
 from worldloom.world_model.encoders.attention_pool import AttentionPool
 from worldloom.world_model.encoders.drop_path import DropPath, Sizes, SubsetPath, rates
 from worldloom.world_model.encoders.features import Features
@@ -259,7 +260,7 @@ class Block(nn.Module):
     def _mixed(self, qkv: Tensor, grid: Grid | None) -> Tensor:
         """[B, T, 3 D] -> [B, T, D]: values as the scores weigh them."""
         query, key, value, bias = self._asked(qkv, grid)
-        return F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
+        return attend(query, key, value, bias).transpose(1, 2).flatten(2)
 
     def _asked(self, qkv: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values [B, K, T, E], and what is added to the scores."""

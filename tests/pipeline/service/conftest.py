@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from worldloom.pipeline.service.app import create_app
 from worldloom.pipeline.service.engine import Engine, local_engine
+from worldloom.pipeline.service.jobs import Jobs
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.tenants import Tenants
 
@@ -31,8 +32,8 @@ async def opened(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 class Asking:
     """A started service, asked from a test that is no coroutine: its loop turns in a thread of its own."""
 
-    def __init__(self, engine: Engine, tenants: Tenants | None = None) -> None:
-        self.app = create_app(engine, tenants)
+    def __init__(self, engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None = None) -> None:
+        self.app = create_app(engine, tenants, jobs)
         self.engine = engine
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -42,7 +43,7 @@ class Asking:
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """The result of a coroutine in the service's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(300)
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self.run(self.client.request(method, path, **options))
@@ -54,17 +55,20 @@ class Asking:
         self._loop.close()
 
 
-Ask = Callable[..., Asking]
-
-
 @contextmanager
-def asking(names: list[str], limits: Limits | None = None, tenants: Tenants | None = None) -> Iterator[Asking]:
+def asking(names: list[str], limits: Limits | None = None, tenants: Tenants | None = None, jobs: Jobs | None = None) -> Iterator[Asking]:
     """A service of runs and tokenizers, as long as it lasts."""
-    service = Asking(local_engine(names, limits), tenants)
+    service = Asking(local_engine(names, limits), tenants, jobs)
     try:
         yield service
     finally:
         service.close()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Asking]]:
+    """`asking`, for tests that need a service of their own."""
+    return asking
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,19 @@ from torch import nn
 from worldloom.world_model.encoders.build import build_coca, build_encoder
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.deit import DeiT, combine
-from worldloom.world_model.encoders.joined import Namer, load_coca, load_namer, save_coca, save_namer
+from worldloom.world_model.encoders.joined import (
+    Namer,
+    Redrawer,
+    load_coca,
+    load_namer,
+    load_redrawer,
+    save_coca,
+    save_namer,
+    save_redrawer,
+)
 from worldloom.world_model.encoders.load import save_pretrained
-from worldloom.world_model.encoders.settings import ConvSettings, TextSideSettings, VitSettings
+from worldloom.world_model.encoders.settings import ConvSettings, SwinSettings, TextSideSettings, VitSettings
+from worldloom.world_model.encoders.simmim import SimMIM
 
 VIT = VitSettings(width=8, depth=1, heads=2, patch=2, grid=(2, 3), distillation_token=True)
 PIXELS = torch.randn((2, 3, 4, 6), generator=torch.Generator().manual_seed(1))
@@ -63,10 +73,24 @@ def test_a_coca_reads_and_writes_the_same_when_it_comes_back(tmp_path: Path) -> 
         load_namer(tmp_path)
 
 
+def test_what_draws_hidden_patches_draws_the_same_when_it_comes_back(tmp_path: Path) -> None:
+    about = SwinSettings(patch=2, width=8, depths=(1,), heads=(2,), window=2, mask_token=True)
+    model = SimMIM(build_encoder(about, torch.Generator()))
+    stirred(model).requires_grad_(False)
+    save_pretrained(tmp_path / "encoder", model.encoder, about)
+    save_redrawer(tmp_path, Redrawer(model, 1, 0.5))
+    found = load_redrawer(tmp_path)
+    hidden = torch.tensor([[True, False, True, False, False, True]] * 2)
+    assert torch.equal(found.model(PIXELS, hidden).pixels, model(PIXELS, hidden).pixels) and found[1:] == (1, 0.5)
+    assert sorted(load_file(tmp_path / "redraw" / "model.safetensors")) == ["head.bias", "head.weight"]
+
+
 def test_what_is_missing_or_of_another_form_is_refused(tmp_path: Path) -> None:
     save_pretrained(tmp_path / "encoder", build_encoder(VIT, torch.Generator()), VIT)
     with pytest.raises(ValueError, match="this encoder never saw a text; give one of objective coca"):
         load_coca(tmp_path)
+    with pytest.raises(ValueError, match="learnt to draw nothing; give one of objective simmim"):
+        load_redrawer(tmp_path)
     (tmp_path / "coca").mkdir()
     (tmp_path / "coca" / "config.json").write_text('{"format": 2, "kind": "coca"}')
     with pytest.raises(ValueError, match="has format 2 and kind 'coca', expected 1 and 'coca'"):

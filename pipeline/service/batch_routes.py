@@ -1,0 +1,82 @@
+"""Datasets: /v1/batches, jobs that tokenize folders or uploaded shards as a pipeline would, and their results."""
+
+import asyncio
+from typing import Any, BinaryIO
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+from starlette.datastructures import UploadFile
+
+from worldloom.pipeline.service.contract import BatchesAnswer, BatchFilesAnswer, BatchInfo, BatchRequest
+from worldloom.pipeline.service.engine import Engine
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.jobs import Jobs
+from worldloom.pipeline.service.reading import MULTIPART, checked, media_type, parse_json, read_form, read_json
+from worldloom.pipeline.service.token_routes import ERRORS, body_of
+
+KEY = "idempotency-key"
+MOST_KEY = 200  # characters
+
+
+def router(engine: Engine, jobs: Jobs) -> APIRouter:
+    """All routes of batches."""
+    routes = APIRouter(prefix="/v1/batches", tags=["batches"])
+    body = body_of(BatchRequest, files="shard")
+
+    @routes.post(
+        "", status_code=202, summary="Starts a job; the same Idempotency-Key gives the same job", responses=ERRORS, openapi_extra=body
+    )
+    async def create(request: Request, response: Response) -> BatchInfo:
+        key = request.headers.get(KEY)
+        if key is not None and not 0 < len(key) <= MOST_KEY:
+            raise ServiceError("request_invalid", 400, f"an Idempotency-Key has 1 to {MOST_KEY} characters", "Idempotency-Key")
+        if media_type(request) == MULTIPART:
+            async with read_form(request, engine.limits) as form:
+                uploads = [value.file for name, value in form.multi_items() if isinstance(value, UploadFile) and name == "shard"]
+                text = form.get("job")
+                if not isinstance(text, str) or not uploads:
+                    raise ServiceError("request_invalid", 400, "a batch of shards has a field job, as JSON, and files called shard", "job")
+                asked = checked(BatchRequest, parse_json(text.encode("utf-8", "surrogatepass"), engine.limits.json_depth))
+                return await _create(request, asked, uploads, key)
+        asked = await read_json(request, BatchRequest, engine.limits)
+        return await _create(request, asked, [], key)
+
+    async def _create(request: Request, asked: BatchRequest, uploads: list[BinaryIO], key: str | None) -> BatchInfo:
+        places = {place.name: place for place in engine.served.tokenizers}
+        tenant = request.state.tenant.name
+        job, new = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
+        if new:
+            jobs.enqueue(job)
+        return jobs.about(job)
+
+    @routes.get("", summary="The token's jobs, newest first", responses=ERRORS)
+    async def batches(request: Request) -> BatchesAnswer:
+        return BatchesAnswer(data=tuple(await asyncio.to_thread(jobs.of, request.state.tenant.name)))
+
+    @routes.get("/{id}", summary="How a job stands", responses=ERRORS)
+    async def batch(request: Request, id: str) -> BatchInfo:
+        return jobs.about(jobs.find(request.state.tenant.name, id))
+
+    @routes.post("/{id}/cancel", summary="Stops a job where it loses nothing", responses=ERRORS)
+    async def cancel(request: Request, id: str) -> BatchInfo:
+        job = jobs.find(request.state.tenant.name, id)
+        jobs.cancel(job)
+        return jobs.about(job)
+
+    @routes.post("/{id}/resume", summary="Goes on with a job that failed or was cancelled", responses=ERRORS)
+    async def resume(request: Request, id: str) -> BatchInfo:
+        job = jobs.find(request.state.tenant.name, id)
+        jobs.resume(job)
+        return jobs.about(job)
+
+    @routes.get("/{id}/files", summary="The files of a job's result", responses=ERRORS)
+    async def files(request: Request, id: str) -> BatchFilesAnswer:
+        return BatchFilesAnswer(data=tuple(await asyncio.to_thread(jobs.files, jobs.find(request.state.tenant.name, id))))
+
+    binary: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+    @routes.get("/{id}/files/{name:path}", summary="One file", response_class=FileResponse, responses={**ERRORS, 200: binary})
+    async def file(request: Request, id: str, name: str) -> Response:
+        return FileResponse(jobs.file(jobs.find(request.state.tenant.name, id), name), media_type="application/octet-stream")
+
+    return routes

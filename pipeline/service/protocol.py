@@ -1,0 +1,104 @@
+"""HTTP as uvicorn speaks it, with bounds on what comes before the application: time and size of heads, number of connections."""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from worldloom.pipeline.service.limits import Limits
+
+TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
+MALFORMED = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+FRAMING = {b"content-length", b"transfer-encoding"}
+ONCE = FRAMING | {b"host"}
+
+
+def bounded(limits: Limits) -> type[asyncio.Protocol]:
+    """The protocol for `uvicorn.Config(http=...)`."""
+    return type("BoundedProtocol", (_Bounded,), {"limits": limits})
+
+
+class _Bounded(HttpToolsProtocol):
+    """Counts the bytes of a head until it is whole; a head that is not there in time ends the connection."""
+
+    limits: Limits
+    _head = 0  # bytes of the head that is being received
+    _deadline: asyncio.TimerHandle | None = None
+    _seen: set[bytes]
+    _size = 0  # bytes of the head's parts, as they are parsed
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._end(TOO_MANY)
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._deadline is not None:  # all of it belonged to a head that is not whole yet
+            self._head += len(data)
+            if self._head > self.limits.header_bytes:
+                self._end(TOO_MUCH)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._seen, self._size = set(), 0
+
+    def on_url(self, url: bytes) -> None:
+        self._size += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._size += len(name) + len(value) + 4
+        lowered = name.lower()
+        if self._size > self.limits.header_bytes:
+            self._end(TOO_MUCH)
+        elif lowered in ONCE:
+            # Two readers could take two different bodies from one that has two lengths, or two ways to say it.
+            if lowered in self._seen or self._seen | {lowered} >= FRAMING:
+                self._end(MALFORMED)
+            self._seen.add(lowered)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.transport.is_closing():
+            return
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._stop_waiting()
+        self._head = 0
+        self._deadline = self.loop.call_later(self.limits.header_seconds, self._end, TOO_LATE)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _end(self, answer: bytes) -> None:
+        self._stop_waiting()
+        if not self.transport.is_closing():
+            self.transport.write(answer)
+            self.transport.close()

@@ -1,0 +1,204 @@
+"""Workers as replicas of Ray Serve: a deployment for each tokenizer, one for the world. What is asked of them comes through handles.
+
+Serve places them, looks after their health, replaces what died and updates one replica after the other. HTTP is not its business here: the
+front batches before anything goes over a handle, which is what a call costs.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+from worldloom.pipeline.machine import cpu_count
+from worldloom.pipeline.ray_executor import ENVIRONMENT, OBJECT_STORE, OWN_ENVIRONMENT
+from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked
+from worldloom.pipeline.ray_session import Session
+from worldloom.pipeline.service.calls import LANES, streamed
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.served import Served, TokenizerPlace
+from worldloom.stages.rejects import InputRejected
+
+RETRIES = 4  # of a call without an effect, when the replica that had it died
+AGAIN = {"about", "encode", "decode", "sessions", "golden"}  # methods without an effect
+PAUSE = 0.2  # seconds before a call is tried again
+DRAIN = 70.0  # seconds that a replica has for what it has begun
+
+
+class Outcome(NamedTuple):
+    """What came of a call: exceptions with fields of their own would not survive the way."""
+
+    value: Any = None
+    refused: tuple[str, int, str, str | None, float | None] | None = None  # as ServiceError takes it
+    rejected: tuple[str, str] | None = None  # as InputRejected takes it
+
+    def get(self) -> Any:
+        """The value, or the exception."""
+        if self.refused is not None:
+            raise ServiceError(*self.refused)
+        if self.rejected is not None:
+            raise InputRejected(*self.rejected)
+        return self.value
+
+
+class Replica:
+    """One worker in a process of its own, with a few threads."""
+
+    def __init__(self, place: TokenizerPlace | None, world: Any, limits: Limits, golden: bytes | None, version: int) -> None:
+        """`golden`: what it must make of the golden value; a replica that makes something else never takes a request."""
+        from worldloom.stages.deterministic import deterministic
+
+        self.version = version
+        self._deterministic = deterministic(threads=1 if world is None else cpu_count())
+        self._deterministic.__enter__()
+        self.pool = ThreadPoolExecutor(LANES)
+        if place is not None:
+            from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
+
+            self.worker: Any = TokenizerWorker(place)
+            if golden is not None and self.worker.golden() != golden:
+                raise RuntimeError(f"the tokenizer {place.name} gives other codes than the one it was to replace")
+        else:
+            from worldloom.pipeline.service.world_worker import WorldWorker
+
+            self.worker = WorldWorker(world, 4 * limits.rollouts, limits.rollout_seconds)
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Outcome:
+        """The outcome of a method."""
+        work = partial(getattr(self.worker, method), *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, _outcome, work)
+
+    async def stream(self, method: str, arguments: tuple[Any, ...]) -> AsyncIterator[Outcome]:
+        """What the method says, each as an outcome."""
+        try:
+            async for said in streamed(self.pool, partial(getattr(self.worker, method), *arguments)):
+                yield Outcome(said)
+        except (ServiceError, InputRejected) as error:
+            yield _refusal(error)
+
+    async def process(self) -> int:
+        """Its process's id."""
+        return os.getpid()
+
+
+class RayCalls:
+    """A Ray of its own on this machine's loopback, gone with this process."""
+
+    def __init__(self, served: Served, limits: Limits, replicas: int) -> None:
+        """Starts Ray and all replicas; call it from the main thread."""
+        self.served, self.limits, self.replicas = served, limits, replicas
+        self.version = 0
+        self._golden: dict[str, bytes] = {}
+        self._handles: dict[str, Any] = {}
+        for name, value in (ENVIRONMENT | OWN_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}).items():
+            os.environ.setdefault(name, value)
+        import ray
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        self._session = Session()
+        with deaf_children():
+            ray.init(
+                address="local",
+                num_cpus=cpu_count(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=self._session.folder,
+            )
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+            self.deploy()
+
+    def deploy(self) -> None:
+        """Starts the replicas, or replaces them one by one; RuntimeError where new ones do not come up, and the old ones stay."""
+        from ray import serve
+
+        self.version += 1
+        for place in self.served.tokenizers:
+            to = f"tokenizer:{place.name}"
+            self._handles[to] = self._run(serve, to, self.replicas, place, None)
+        if self.served.world is not None:
+            self._handles["world"] = self._run(serve, "world", 1, None, self.served.world)  # sessions stay where their cache is
+
+    def lanes(self, to: str) -> int:
+        return LANES * (self.replicas if to.startswith("tokenizer:") else 1)
+
+    async def call(self, to: str, method: str, *arguments: Any) -> Any:
+        from ray.exceptions import RayActorError
+
+        for attempt in range(RETRIES + 1):
+            try:
+                outcome: Outcome = await self._handles[to].call.remote(method, arguments)
+                return outcome.get()
+            except RayActorError:
+                if method not in AGAIN:
+                    raise ServiceError("replica_lost", 503, "the worker that had this ended; open a new session", None, 1.0) from None
+                if attempt == RETRIES:
+                    raise ServiceError("replica_lost", 503, "the workers that had this ended; send it again", None, 1.0) from None
+                await asyncio.sleep(PAUSE * 2**attempt)
+        raise AssertionError("the loop returns or raises")
+
+    async def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        from ray.exceptions import RayActorError
+
+        try:
+            async for outcome in self._handles[to].options(stream=True).stream.remote(method, arguments):
+                yield outcome.get()
+        except RayActorError:
+            raise ServiceError("replica_lost", 503, "the worker that wrote this ended; ask again", None, 1.0) from None
+
+    async def processes(self, to: str) -> int:
+        """The id of the process of one of a deployment's replicas."""
+        found: int = await self._handles[to].process.remote()
+        return found
+
+    async def ready(self) -> None:
+        """Remembers what every tokenizer makes of its golden value: replicas that come later must make the same."""
+        for place in self.served.tokenizers:
+            self._golden[place.name] = await self.call(f"tokenizer:{place.name}", "golden")
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        import ray
+        from ray import serve
+
+        serve.shutdown()
+        with ended_when_asked():
+            ray.shutdown()
+        self._session.remove()
+
+    def _run(self, serve: Any, to: str, replicas: int, place: TokenizerPlace | None, world: Any) -> Any:
+        deployment = serve.deployment(
+            Replica,
+            name=to.replace(":", "-"),
+            num_replicas=replicas,
+            max_ongoing_requests=2 * LANES,
+            ray_actor_options={"num_cpus": 0},
+            health_check_period_s=2,
+            graceful_shutdown_timeout_s=DRAIN,
+            graceful_shutdown_wait_loop_s=0.2,
+        )
+        golden = None if place is None else self._golden.get(place.name)
+        bound = deployment.bind(place, world, self.limits, golden, self.version)
+        return serve.run(bound, name=to.replace(":", "-"), route_prefix=None)
+
+
+def _outcome(work: Any) -> Outcome:
+    try:
+        return Outcome(work())
+    except (ServiceError, InputRejected) as error:
+        return _refusal(error)
+
+
+def _refusal(error: ServiceError | InputRejected) -> Outcome:
+    if isinstance(error, ServiceError):
+        return Outcome(refused=(error.code, error.status, error.message, error.param, error.retry_after))
+    return Outcome(rejected=(error.code, error.detail))
