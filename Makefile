@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime  ## make a world, train on it, and look at the report
 	$(BIN)/worldloom run examples/shapes.yaml
 
 browser:  # what the studio's tests need besides Python, where it can be had: Chromium, TypeScript and axe-core
-	@command -v chromium chromium-browser google-chrome >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+	@(command -v chromium || command -v chromium-browser || command -v google-chrome) >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
 		|| (apt-get update -qq && apt-get install -qq -y chromium) || echo "chromium could not be installed; its tests are skipped"
 	@! command -v npm >/dev/null || npm ci --no-audit --no-fund --ignore-scripts --silent || echo "npm could not install; its tests are skipped"
 

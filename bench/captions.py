@@ -24,11 +24,11 @@ def figures() -> Iterator[Figure]:
     model = build_coca(build_encoder(picture, generator), text, VOCABULARY, generator).eval()
     x = torch.randn((PICTURES, 3, SIDE, SIDE), generator=generator)
     same = torch.equal(write_captions(model, x, BEGIN, NO_END, TOKENS).ids, _whole(model, x))
-    yield at_least("captions.equal", float(same), "share of captions", "without the cache", 1.0, 1.0)
+    yield at_least("encoders.captions_equal", float(same), "share of captions", "without the cache", 1.0, 1.0)
     ours: Callable[[], object] = lambda: write_captions(model, x, BEGIN, NO_END, TOKENS)  # noqa: E731
     taken = seconds_of({"ours": ours, "whole": lambda: _whole(model, x)}, ROUNDS)
     rate, plain = (PICTURES / taken[name] for name in ("ours", "whole"))
-    yield at_least("captions.cache", rate, "captions/s of 32 tokens", "without the cache", plain, 5.0)
+    yield at_least("encoders.captions_cached", rate, "captions/s of 32 tokens", "without the cache", plain, 5.0)
 
 
 @torch.inference_mode()

@@ -58,10 +58,10 @@ def figures() -> Iterator[Figure]:
 
 
 def scene(i: int) -> NDArray[np.uint8]:
-    """Two to four shapes, anywhere, over each other."""
+    """Three to six shapes, anywhere, over each other."""
     generator = np.random.default_rng((SEED, i))
     picture = np.zeros((SIDE, SIDE, 1)) + np.asarray(shapes.GROUND)
-    for _ in range(generator.integers(2, 5)):
+    for _ in range(generator.integers(3, 7)):
         x, y, radius = (np.float64(generator.uniform(low, high)) for low, high in ((0.15, 0.85), (0.15, 0.85), (0.08, 0.24)))
         cover = shapes.coverage(shapes.SHAPES[generator.integers(len(shapes.SHAPES))], x, y, radius, SIDE)[..., None]
         picture = picture * (1 - cover) + np.asarray(list(shapes.COLOURS.values())[generator.integers(len(shapes.COLOURS))]) * cover

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench import captions
 from bench.coca_peer import CocaPeer
 from bench.dinov2_peer import Dinov2Peer
 from bench.figure import Figure, at_least, seconds_of
@@ -30,11 +31,12 @@ Step = Callable[[], object]
 
 
 def figures() -> Iterator[Figure]:
-    """ViT-S/16 and Swin-T at 224 pixels, CoCa of 15 M parameters at 64, and DINO with hidden patches at 96 and 48."""
+    """ViT-S/16 and Swin-T at 224 pixels, CoCa of 15 M parameters at 64, DINO with hidden patches at 96 and 48; captions."""
     yield from _vit()
     yield from _swin()
     yield from _coca()
     yield from _dinov2()
+    yield from captions.figures()
 
 
 def _vit() -> Iterator[Figure]:

@@ -45,7 +45,7 @@ def align(pictures: NDArray[np.uint8], pairs: NDArray[np.int64], bar: float, sma
     A pair's concordance is right where it reaches `bar`; the search for others ends early. Crops are down to `smallest` of a side.
     """
     coarse = _coarse(_fitted(pictures, COARSE_SOURCE), pairs, smallest)
-    found = Pairs(*(each.copy() for each in coarse))
+    found = coarse._replace(concordance=coarse.concordance.copy(), box=coarse.box.copy())
     hopeful = np.flatnonzero(coarse.concordance >= bar - HOPEFUL)
     for part in np.array_split(hopeful, -(-len(hopeful) // AT_ONCE)) if len(hopeful) else ():
         first, second = np.where(coarse.reversed[part, None], pairs[part, ::-1], pairs[part]).T
@@ -82,7 +82,7 @@ def refine(source: Tensor, shown: Tensor, boxes: Tensor, bar: float, smallest: f
             large_enough = ((tried[..., 2:] - tried[..., :2]) >= 0.9 * smallest).all(-1)
             tried = torch.where(large_enough[..., None], tried, boxes[at, None])
             made = cut(source[at].repeat_interleave(len(moves), 0), tried.flatten(0, 1), shown.shape[-1])
-            scores = concordance(made.unflatten(0, (len(at), len(moves))), shown[at, None])
+            scores = concordance(made.view(len(at), len(moves), *made.shape[1:]), shown[at, None])
             found, which = scores.max(1)
             better = found > best[at]
             boxes[at[better]] = tried[better, which[better]]
@@ -108,15 +108,16 @@ def cut(source: Tensor, boxes: Tensor, size: int) -> Tensor:
 class Views:
     """Every picture through the same boxes: squares of some sizes, side by side in even steps."""
 
-    def __init__(self, smallest: float) -> None:
+    def __init__(self, smallest: float, size: int = COARSE) -> None:
+        """`size`: S."""
         sizes = [1 - STEP * number for number in range(int((1 - smallest) / STEP + 1e-6) + 1)]
         self.groups: list[Tensor] = []  # for each size, [I, S, L]: one matrix for every interval along a side
         boxes: list[tuple[float, float, float, float]] = []
-        for size in sizes:
-            starts = np.linspace(0, 1 - size, 1 + math.ceil((1 - size) / STEP - 1e-6))
+        for share in sizes:
+            starts = np.linspace(0, 1 - share, 1 + math.ceil((1 - share) / STEP - 1e-6))
             first = torch.from_numpy(starts * COARSE_SOURCE).float()
-            self.groups.append(resize_matrix(COARSE_SOURCE, COARSE, first, torch.full_like(first, size * COARSE_SOURCE)))
-            boxes += [(left, top, left + size, top + size) for top in starts for left in starts]
+            self.groups.append(resize_matrix(COARSE_SOURCE, size, first, torch.full_like(first, share * COARSE_SOURCE)))
+            boxes += [(left, top, left + share, top + share) for top in starts for left in starts]
         self.boxes = np.array(boxes, np.float32)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -127,6 +128,25 @@ class Views:
             across = torch.einsum("jtm,bicsm->bijcst", matrices, down)
             made.append(across.flatten(1, 2).flatten(2))
         return torch.cat(made, dim=1)
+
+
+def signatures(x: Tensor) -> NDArray[np.float32]:
+    """Of pictures as vectors [..., n], each without its mean and of length one: their cosine is their correlation."""
+    centred = x - x.mean(-1, keepdim=True)
+    found: NDArray[np.float32] = (centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-6)).numpy()
+    return found
+
+
+def view_signatures(pictures: NDArray[np.uint8], smallest: float, size: int) -> NDArray[np.float32]:
+    """uint8 [B, H, W, 3] -> [B, 2V, 3 S S]: of all views, as they are and mirrored."""
+    seen = Views(smallest, size)(_fitted(pictures, COARSE_SOURCE))
+    mirrored = seen.view(*seen.shape[:2], 3, size, size).flip(-1).flatten(2)
+    return signatures(torch.cat([seen, mirrored], dim=1))
+
+
+def thumb_signatures(thumbs: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """uint8 [B, H, W, 3] -> [B, 3 S S]."""
+    return signatures(_fitted(thumbs, size).flatten(1))
 
 
 def _coarse(x: Tensor, pairs: NDArray[np.int64], smallest: float) -> Pairs:

@@ -67,7 +67,8 @@ class Arcade:
             sound[frame * FRAME_SAMPLES : (frame + 1) * FRAME_SAMPLES] = self._ale.getAudio()
             if frame >= frames - last:
                 screens.append(self.screen)
-        return Played(tuple(screens[-last:]), (sound.astype(np.float32) - SILENCE) / SILENCE, reward)
+        heard = sound.astype(np.float32) - np.float32(SILENCE)
+        return Played(tuple(screens[-last:]), heard / np.float32(SILENCE), reward)
 
 
 def games() -> Sequence[str]:

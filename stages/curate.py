@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.duplicates import Chosen, Search
     from worldloom.stages.features import FeatureSet
+    from worldloom.stages.nearest import Rows
     from worldloom.stages.worker import Worker
 
 QUERIES = 256  # pictures of a task
@@ -35,14 +36,19 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 class NearDuplicates(Settings):
     """Pictures that are one but for a crop, a mirroring, a little colour, or how they were compressed."""
 
-    neighbours: PositiveInt = Field(16, description="nearest pictures that each is compared with")
+    neighbours: PositiveInt = Field(default=16, description="nearest pictures that each is compared with")
     similarity: Cosine = Field(
-        0.5, description="cosine of the features below which pictures are not compared; with verify: none, from which on they are one"
+        default=0.5,
+        description="cosine of the features below which pictures are not compared; with verify: none, from which on they are one",
+    )
+    lookalikes: bool = Field(
+        default=True,
+        description="also compare with pictures that look like a crop when both are small: finds what the encoder does not see as one",
     )
     verify: Literal["pixels", "none"] = Field(
-        "pixels", description="pixels: compared after a search for the crop and the mirroring between them; none: features decide"
+        default="pixels", description="pixels: compared after a search for the crop and the mirroring between them; none: features decide"
     )
-    concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.94
+    concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.96
     smallest_crop: Annotated[float, Field(gt=0.2, le=1, description="smallest crop that is looked for, as a share of the side")] = 0.7
 
 
@@ -51,9 +57,9 @@ class Near(Settings):
 
     features: FeaturesRef = Field(description="name of a stage that embeds the reference pictures, by the same encoder")
     neighbours: PositiveInt | None = Field(
-        4, description="nearest pictures of each reference picture that stay; null: none for that reason"
+        default=4, description="nearest pictures of each reference picture that stay; null: none for that reason"
     )
-    similarity: Cosine | None = Field(None, description="cosine with a reference picture from which on a picture stays; null: none")
+    similarity: Cosine | None = Field(default=None, description="cosine with a reference picture from which on a picture stays; null: none")
 
     @model_validator(mode="after")
     def _keeps_something(self) -> Self:
@@ -65,8 +71,10 @@ class Near(Settings):
 class Captions(Settings):
     """Pairs of picture and caption that go together, as a CoCa says; the features must be joint ones, compared with captions."""
 
-    similarity: Cosine | None = Field(None, description="cosine of picture and caption from which on a pair stays; null: no bar")
-    share: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="share of the pairs that stays, the best; null: all")
+    similarity: Cosine | None = Field(default=None, description="cosine of picture and caption from which on a pair stays; null: no bar")
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="share of the pairs that stays, the best; null: all"
+    )
 
     @model_validator(mode="after")
     def _judges(self) -> Self:
@@ -86,7 +94,7 @@ class CellSearch(Settings):
 
     type: Literal["cells"] = "cells"
     cells: Annotated[int, Field(ge=2, description="about the root of the number of pictures, or some times that")]
-    probes: PositiveInt = Field(16, description="cells that are looked into")
+    probes: PositiveInt = Field(default=16, description="cells that are looked into")
 
 
 class Curate(StageSettings):
@@ -110,14 +118,15 @@ def run(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path, worker: "
 
     from worldloom.stages.commit import Commits
     from worldloom.stages.deterministic import deterministic
-    from worldloom.stages.duplicates import candidates, compare
+    from worldloom.stages.duplicates import Small, candidates, compare, lookalikes, together
     from worldloom.stages.seen import Seen
 
     if settings.near is None:
         return
     data, features, rows = opened(settings, inputs)
     commits, near = Commits.of(out), settings.near
-    search, tasks = searching(settings, rows, out), plan(rows)
+    search, tasks, seen = searching(settings, rows, out), plan(rows), Seen(features, data)
+    small = searching(settings, Small(features, rows.numbers), out, "small") if near.lookalikes and near.verify == "pixels" else None
     with deterministic(threads=1):
         for done, task in enumerate(worker.share(tasks)):
             worker.check()
@@ -126,7 +135,9 @@ def run(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path, worker: "
                 stop = min(start + QUERIES, len(rows))
                 links = candidates(rows, search, start, stop, near.neighbours, near.similarity)
                 if near.verify == "pixels":
-                    links = compare(links, Seen(features, data), near.concordance, near.smallest_crop)
+                    if small is not None:
+                        links = together(links, lookalikes(rows, small, seen, start, stop, near.neighbours, near.smallest_crop))
+                    links = compare(links, seen, near.concordance, near.smallest_crop)
                 with commits.attempt(task) as attempt:
                     np.lib.format.write_array(attempt.create(f"{task}.npy"), links, version=(1, 0), allow_pickle=False)
                     attempt.commit((), (), {"links": len(links)})
@@ -192,7 +203,7 @@ def plan(rows: "Chosen") -> list[str]:
     return [f"links/{start:012d}" for start in range(0, len(rows), QUERIES)]
 
 
-def searching(settings: Curate, rows: "Chosen", out: Path) -> "Search":
+def searching(settings: Curate, rows: "Rows", out: Path, name: str = "features") -> "Search":
     """The search that the settings ask for."""
     from functools import partial
 
@@ -201,8 +212,9 @@ def searching(settings: Curate, rows: "Chosen", out: Path) -> "Search":
     set_threads(1)
     if isinstance(settings.search, ExactSearch):
         return partial(exact, rows)
-    make_inverted_file(out / "staging" / "cells", rows, settings.search.cells)
-    return InvertedFile(out / "staging" / "cells", settings.search.probes)
+    folder = out / "staging" / f"cells-{name}"
+    make_inverted_file(folder, rows, settings.search.cells)
+    return InvertedFile(folder, settings.search.probes)
 
 
 def read_links(settings: Curate, rows: "Chosen", commits: Any) -> "NDArray[np.void]":
@@ -249,7 +261,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="dataset",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=parallelism,
     estimate=estimate,

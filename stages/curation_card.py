@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloom.stages.card import Bars, Block, Card, Gallery, Item, Table, Text, write_card, write_figures
+from worldloom.stages.card import Bars, Block, Card, Cell, Gallery, Item, Table, Text, write_card, write_figures
 from worldloom.stages.curate import Curate
 from worldloom.stages.removal import REASONS, Removal
 from worldloom.stages.seen import Seen
@@ -49,7 +49,7 @@ def report_curation(
 
 
 def _table(seen: Seen, removal: Removal) -> Table:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for split in seen.data.splits:
         parts = [removal.reason[part.first : part.first + part.rows] for part in seen.features.parts if part.split == split]
         reasons = np.concatenate([np.zeros(0, np.uint8), *parts])

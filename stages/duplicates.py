@@ -4,7 +4,7 @@ A picture is known by its number in a FeatureSet. Links make groups, of which th
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from worldloom.stages.features import DIGEST_BYTES, FeatureSet
 from worldloom.stages.nearest import BLOCK, Neighbours
 from worldloom.stages.seen import Seen
 
+SMALL = 8  # S, pixels of the side of small pictures that are compared with crops
+LIKE_A_VIEW = 3  # pictures that are taken for each crop of a picture
 COMPARED_AT_ONCE = 256  # pictures whose neighbours are read together
 
 LINK = np.dtype(
@@ -39,12 +41,35 @@ class Chosen:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """[stop - start, D]."""
-        wanted, parts = self.numbers[start:stop], [np.empty((0, self.width), np.float32)]
-        while len(wanted):
-            here = wanted[wanted < wanted[0] + BLOCK]  # in pieces: what is not wanted may be long
-            parts.append(self.features.rows(int(here[0]), int(here[-1]) + 1)[here - here[0]])
-            wanted = wanted[len(here) :]
-        return np.concatenate(parts)
+        return gathered(self.features.rows, self.numbers[start:stop])
+
+
+class Small:
+    """The same pictures by what they look like when they are small, in place of their features."""
+
+    width = 3 * SMALL * SMALL
+
+    def __init__(self, features: FeatureSet, numbers: NDArray[np.int64]) -> None:
+        self.features, self.numbers = features, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """[stop - start, 3 S S]."""
+        from worldloom.stages.alignment import thumb_signatures
+
+        return thumb_signatures(gathered(self.features.thumbs, self.numbers[start:stop]), SMALL)
+
+
+def gathered(read: Callable[[int, int], NDArray[Any]], numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """What `read` gives for rising numbers, read in pieces: what is not wanted may be long."""
+    parts = [read(0, 0)]
+    while len(numbers):
+        here = numbers[numbers < numbers[0] + BLOCK]
+        parts.append(read(int(here[0]), int(here[-1]) + 1)[here - here[0]])
+        numbers = numbers[len(here) :]
+    return np.concatenate(parts)
 
 
 def firsts(features: FeatureSet) -> NDArray[np.int64]:
@@ -67,6 +92,44 @@ def candidates(rows: Chosen, search: Search, start: int, stop: int, neighbours: 
     links["a"], links["b"], links["cosine"] = *pairs.T, found.cosines[there][which]
     links["concordance"], links["box"] = 1, (0, 0, 1, 1)
     return links
+
+
+def lookalikes(rows: Chosen, search: Search, seen: Seen, start: int, stop: int, neighbours: int, smallest: float) -> NDArray[np.void]:
+    """LINK [P], nothing compared yet: rows `start` .. `stop` with the others that look most like one of their crops, as they are or
+    mirrored, when both are small: what an encoder has not learnt to see as one is found so. `search` is over Small."""
+    from worldloom.stages.alignment import view_signatures
+
+    views = view_signatures(seen.pictures(rows.numbers[start:stop]), smallest, SMALL)
+    found = search(views.reshape(-1, views.shape[2]), LIKE_A_VIEW + 1)
+    numbers, likeness = (each.reshape(stop - start, -1) for each in found)
+    pairs = []
+    for row in range(stop - start):
+        others, best = numbers[row], likeness[row]
+        keep = (others >= 0) & (others != start + row)
+        order = np.argsort(-best[keep], kind="stable")
+        _, where = np.unique(others[keep][order], return_index=True)  # each other one by its best view
+        nearest = others[keep][order][np.sort(where)[:neighbours]]
+        pairs.append(np.stack([np.full(len(nearest), start + row), nearest], axis=1))
+    both = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
+    links = np.zeros(len(both), LINK)
+    links["a"], links["b"] = np.sort(rows.numbers[both], axis=1).T
+    own, theirs = rows.rows(start, stop)[both[:, 0] - start], gathered_any(rows, both[:, 1])
+    links["cosine"], links["concordance"], links["box"] = (own * theirs).sum(1), 1, (0, 0, 1, 1)
+    return links
+
+
+def gathered_any(rows: Chosen, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows at places in any order."""
+    wanted, which = np.unique(places, return_inverse=True)
+    found: NDArray[np.float32] = gathered(rows.features.rows, rows.numbers[wanted])[which]
+    return found
+
+
+def together(*links: NDArray[np.void]) -> NDArray[np.void]:
+    """All links, each pair once, in order."""
+    every = np.concatenate(links)
+    _, first = np.unique(np.stack([every["a"], every["b"]], axis=1), axis=0, return_index=True)
+    return every[first]
 
 
 def compare(links: NDArray[np.void], seen: Seen, bar: float, smallest: float) -> NDArray[np.void]:

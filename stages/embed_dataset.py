@@ -33,14 +33,15 @@ class EmbedDataset(StageSettings):
     encoder: EncoderRef
     stream: Annotated[str, StreamName(("image",))] = Field(description="the pictures; brought to the side that the encoder learnt on")
     keep: Literal["pooled", "tokens", "joint"] = Field(
-        "pooled",
+        default="pooled",
         description="pooled: one vector for a picture, to compare pictures by; tokens: one for each part of it, to read it by; "
         "joint: the vector that a CoCa compares with texts",
     )
     captions: Annotated[str, StreamName(("text",))] | None = Field(
-        None, description="texts that each picture's vector is compared with, by the encoder's text side; needs keep: joint. null: none"
+        default=None,
+        description="texts that each picture's vector is compared with, by the encoder's text side; needs keep: joint. null: none",
     )
-    batch_size: PositiveInt = Field(64, description="pictures that go through the encoder together")
+    batch_size: PositiveInt = Field(default=64, description="pictures that go through the encoder together")
 
     @model_validator(mode="after")
     def _captions_need_the_joint_space(self) -> Self:
@@ -105,7 +106,8 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
     """Embeds and commits one shard."""
     import numpy as np
 
-    from worldloom.stages.features import DIGEST_BYTES, ShardFeatures, digest_of, write_features
+    from worldloom.stages.eye import shrink
+    from worldloom.stages.features import DIGEST_BYTES, THUMB, ShardFeatures, digest_of, write_features
     from worldloom.stages.streams import kind_of
 
     split, name = shard.split("/")
@@ -114,16 +116,21 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
     form = eye.form(settings.keep)
     rows = np.empty((len(samples), *form), np.float16 if settings.keep == "tokens" else np.float32)
     digests, scores = np.empty((len(samples), DIGEST_BYTES), np.uint8), np.full(len(samples), np.nan, np.float32)
+    thumbs = np.empty((len(samples), THUMB, THUMB, 3), np.uint8)
     for first in range(0, len(samples), settings.batch_size):
         part = slice(first, first + settings.batch_size)
-        pictures = np.stack([kind_of(about.kind).decode(reader.content(row), about) for row in samples[part].tolist()])
+        contents = [content for row in samples[part].tolist() if (content := reader.content(row)) is not None]
+        pictures = np.stack([kind_of(about.kind).decode(content, about) for content in contents])
         digests[part] = [digest_of(picture) for picture in pictures]
+        thumbs[part] = shrink(pictures, THUMB)
         rows[part] = embedded(eye, pictures, settings.batch_size, settings.keep)
         if settings.captions is not None:
             scores[part] = _scores(settings, data, shard, eye, samples[part], rows[part])
         worker.check()
     with commits.attempt(shard) as attempt:
-        write_features(attempt, split, name, ShardFeatures(rows, samples, digests, scores if settings.captions is not None else None))
+        write_features(
+            attempt, split, name, ShardFeatures(rows, samples, digests, thumbs, scores if settings.captions is not None else None)
+        )
         counts = {"pictures": len(samples), "width": form[-1], "tokens": form[0] if settings.keep == "tokens" else 0}
         attempt.commit([reader.key(row) for row in samples.tolist()], (), counts)
 
@@ -172,7 +179,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="features",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=parallelism,
     estimate=estimate,

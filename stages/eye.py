@@ -41,7 +41,7 @@ class Eye(nn.Module):
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         if keep == "joint":
             return self.reads_texts.pictures(fit(x, self.side))
-        features = self(x)
+        features: Features = self(x)
         return features.tokens if keep == "tokens" else features.pooled
 
     @property
@@ -87,6 +87,13 @@ def fit(x: Tensor, side: int) -> Tensor:
         resize_matrix(length, side, torch.zeros(1), torch.full((1,), float(length))).to(x.device, x.dtype) for length in (H, W)
     )
     return along_both(x, rows, columns)
+
+
+def shrink(pictures: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """uint8 [B, H, W, 3] -> [B, S, S, 3]."""
+    small = fit(torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float(), side)
+    found: NDArray[np.uint8] = small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return found
 
 
 def open_eye(artifact: Artifact) -> Eye:

@@ -5,6 +5,7 @@
     features/<split>/<shard>.samples.npy      int64 [rows]: number of each picture's sample within the shard
     features/<split>/<shard>.scores.npy       float32 [rows], where captions were compared: cosine with the caption, NaN where there is none
     features/<split>/<shard>.digests.npy      uint8 [rows, 16]: the first half of the sha256 of the decoded pixels and their shape
+    features/<split>/<shard>.thumbs.npy       uint8 [rows, 16, 16, 3]: the pictures, small
 
 A picture has a number, too: its place among all pictures, split by split in the order asked for, shard by shard.
 """
@@ -24,6 +25,7 @@ from worldloom.stages.commit import Attempt
 
 FORMAT = 1
 DIGEST_BYTES = 16
+THUMB = 16  # pixels of a small picture's side
 
 
 class Place(NamedTuple):
@@ -47,6 +49,7 @@ class ShardFeatures(NamedTuple):
     rows: NDArray[Any]
     samples: NDArray[np.int64]
     digests: NDArray[np.uint8]
+    thumbs: NDArray[np.uint8]
     scores: NDArray[np.float32] | None
 
 
@@ -88,6 +91,10 @@ class FeatureSet:
         """[stop - start, 16] by number."""
         return np.concatenate([np.empty((0, DIGEST_BYTES), np.uint8), *self._slices(".digests", start, stop)])
 
+    def thumbs(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """[stop - start, 16, 16, 3] by number."""
+        return np.concatenate([np.empty((0, THUMB, THUMB, 3), np.uint8), *self._slices(".thumbs", start, stop)])
+
     def scores(self, start: int, stop: int) -> NDArray[np.float32]:
         """[stop - start] by number."""
         return np.concatenate([np.empty(0, np.float32), *self._slices(".scores", start, stop)])
@@ -126,7 +133,7 @@ class FeatureSet:
 
 def write_features(attempt: Attempt, split: str, shard: str, found: ShardFeatures) -> None:
     """Puts one shard's files into an attempt."""
-    for what, array in zip(("", ".samples", ".digests", ".scores"), found, strict=True):
+    for what, array in zip(("", ".samples", ".digests", ".thumbs", ".scores"), found, strict=True):
         if array is not None:
             np.lib.format.write_array(attempt.create(f"features/{split}/{shard}{what}.npy"), array, version=(1, 0), allow_pickle=False)
 

@@ -23,6 +23,8 @@ from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, St
 from worldloom.stages.worker import Worker
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from worldloom.stages.atari_play import Clip
     from worldloom.stages.card import Block
 
@@ -220,8 +222,8 @@ def _value(settings: MakeAtari, stream: Stream, clip: "Clip") -> Any:
         sound = atari_play.resampled(clip.sound, seconds, stream.sample_rate, stream.samples)
         return sound[None].repeat(stream.channels, axis=0)
     if isinstance(stream, ActionStream):
-        told = {"action": clip.actions, "reward": clip.rewards, "end": clip.ends}[stream.role]
-        return told[: stream.steps, None].astype("float32")
+        told: dict[str, NDArray[Any]] = {"action": clip.actions, "reward": clip.rewards, "end": clip.ends}
+        return told[stream.role][: stream.steps, None].astype("float32")
     top, left, height, width = settings.part
     screens = clip.screens[: 1 if isinstance(stream, ImageStream) else None, top : top + height, left : left + width]
     if screens.shape[1:3] != (height, width):

@@ -113,7 +113,8 @@ def _training(features: FeatureSet, removal: Removal) -> NDArray[np.int64]:
     """Numbers of the training pictures that still stay."""
     train = [np.arange(part.first, part.first + part.rows) for part in features.parts if part.split == "train"]
     numbers = np.concatenate([np.zeros(0, np.int64), *train])
-    return numbers[removal.reason[numbers] == 0]
+    staying: NDArray[np.int64] = numbers[removal.reason[numbers] == 0]
+    return staying
 
 
 def reference_of(settings: Curate, inputs: Mapping[str, Artifact]) -> Seen | None:

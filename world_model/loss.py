@@ -126,7 +126,9 @@ def _subtract(d_logits_nC: Tensor, legal: Legal, labels_n1: Tensor, values_nc: T
     if not legal.ranges:
         d_logits_nC.scatter_add_(1, labels_n1, -values_nc)
         return
-    for (first, last), part in zip(legal.ranges, values_nc.split([last - first for first, last in legal.ranges], dim=1), strict=True):
+    for (first, last), part in zip(
+        legal.ranges, torch.split(values_nc, [last - first for first, last in legal.ranges], dim=1), strict=True
+    ):
         d_logits_nC[:, first:last] -= part
 
 

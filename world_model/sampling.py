@@ -275,7 +275,8 @@ class _Writer:
             positions += [0 if row is None else ahead + len(row.tokens) - row.prompted for row in self.rows]
             places += [place + len(self.rows) for place in places]
         device = self.decoder.device
-        hidden = self.cache.step(torch.tensor(tokens, device=device), torch.tensor(positions, device=device))
+        taken, places_of = (torch.tensor(each, device=device)[:, None] for each in (tokens, positions))
+        hidden = self.cache.go_on(taken, places_of, max(positions) + 1)
         return hidden if len(places) == len(hidden) else hidden[torch.tensor(places, device=device)]
 
     def mixed(self, hidden: Tensor, ids: Ranges, rows: Tensor | slice) -> Tensor:

@@ -51,8 +51,8 @@ export class StageGraph extends HTMLElement {
     this.lying = this.fits();
     this.drawn = this.clientWidth;
     const most = Math.max(...layers.map(layer => layer.length));
-    const [width, height] = this.lying ? [172, 58] : [134, 58];
-    const [across, along] = this.lying ? [14, 44] : [10, 26];
+    const [width, height] = this.lying ? [172, 58] : [138, 58];
+    const [across, along] = this.lying ? [14, 44] : [6, 26];
     const [pitch, side] = this.lying ? [width + along, height + across] : [height + along, width + across];
     const rows = this.lying ? most : Math.min(most, Math.max(1, Math.floor((this.clientWidth + across) / (width + across))));
     /** @type {Map<string, [number, number]>} */

@@ -13,22 +13,26 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from worldloom.stages import curate, embed_dataset
+from worldloom.stages.alignment import Views, view_signatures
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.commit import Commits
 from worldloom.stages.curate import Curate
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.dataset_writer import RawShard, write_dataset_json
-from worldloom.stages.duplicates import LINK, Chosen, firsts, group
+from worldloom.stages.duplicates import LINK, Chosen, Small, firsts, group
 from worldloom.stages.embed_dataset import EmbedDataset
 from worldloom.stages.eye import open_eye
 from worldloom.stages.features import FeatureSet
 from worldloom.stages.kind import StageKind
+from worldloom.stages.seen import Seen
 from worldloom.stages.settings import DatasetRef, ImageStream, StageSettings, TextStream
 from worldloom.stages.stream_image import encode as encode_image
 from worldloom.stages.worker import Interrupted, Worker
-from worldloom.world_model.encoders.build import build_encoder
+from worldloom.tokenizers.text import train_text
+from worldloom.world_model.encoders.build import build_coca, build_encoder
+from worldloom.world_model.encoders.joined import save_coca
 from worldloom.world_model.encoders.load import save_pretrained
-from worldloom.world_model.encoders.settings import VitSettings
+from worldloom.world_model.encoders.settings import TextSideSettings, VitSettings
 
 SIDE = 32
 STREAMS = {"note": TextStream(kind="text"), "view": ImageStream(kind="image", size=SIDE)}
@@ -69,10 +73,16 @@ def dataset(root: Path, name: str, samples: Samples) -> Artifact:
     return execute(stage("made", "dataset", Made, write), name, Made(run="made"), {}, root / "artifacts" / name / f"{name}0", Worker())
 
 
-def encoder(root: Path, data: Artifact, name: str = "eye", seed: int = 0) -> Artifact:
+def encoder(root: Path, data: Artifact, name: str = "eye", seed: int = 0, reads_texts: bool = False) -> Artifact:
     def write(out: Path) -> None:
         about = VitSettings(patch=8, width=24, depth=3, heads=2, grid=(4, 4), pooling="mean")
-        save_pretrained(out / "encoder", build_encoder(about, torch.Generator().manual_seed(seed)), about)
+        made = build_encoder(about, torch.Generator().manual_seed(seed))
+        save_pretrained(out / "encoder", made, about)
+        if reads_texts:
+            side = TextSideSettings(width=12, depth=2, heads=2, length=8, queries=3)
+            tokenizer = train_text([*"abcdefghi"], 300)
+            save_coca(out, build_coca(made, side, tokenizer.codebook_size, torch.Generator().manual_seed(2)), side)
+            tokenizer.save_pretrained(out / "coca" / "tokenizer")
 
     settings = Untrained(run="untrained", data=data.name, stream="view")
     kind = stage("untrained", "encoder", Untrained, write)
@@ -209,6 +219,47 @@ def test_two_workers_leave_what_one_does(
         )
         made.append(execute(kind, "clean", settings, {"data": data, "features": seen}, tmp_path / name / "f0", Worker()))
     assert made[0].manifest == made[1].manifest and Dataset(made[0]).keys("train") == LEFT["train"]
+
+
+def test_lookalikes_are_found_by_whoever_looks_at_small_pictures(tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact]) -> None:
+    data, _, seen = planted
+    blind = {"similarity": 1.0, "neighbours": 3}
+    assert set(ledger(curated(tmp_path / "with", data, seen, near=blind))) == {"c", "e", "g"}
+    assert set(ledger(curated(tmp_path / "without", data, seen, near={**blind, "lookalikes": False}))) == {"c"}
+
+
+def test_small_pictures_are_those_that_the_views_are_compared_with(planted: tuple[Artifact, Artifact, Artifact]) -> None:
+    features = FeatureSet(planted[2], ("held_out", "train"))
+    small = Small(features, np.array([0, 3, 8])).rows(0, 3)
+    assert small.shape == (3, 192)
+    np.testing.assert_allclose(np.linalg.norm(small, axis=1), 1, atol=1e-5)
+    pictures = Seen(features, Dataset(planted[0])).pictures(np.array([0, 3, 8]))
+    views = view_signatures(pictures, 0.7, 8)
+    assert views.shape[1] == 2 * len(Views(0.7, 8).boxes)
+    whole, mirrored = views[:, 0], views[:, len(Views(0.7, 8).boxes)]
+    assert ((whole * small).sum(1) > 0.99).all()
+    turned = view_signatures(pictures[:, :, ::-1], 0.7, 8)[:, 0]
+    assert ((turned * mirrored).sum(1) > 0.999).all() and not np.allclose(whole, mirrored, atol=0.1)
+
+
+def test_pairs_whose_captions_do_not_fit_go(tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact]) -> None:
+    data, _, _ = planted
+    reader = encoder(tmp_path, data, "reader", reads_texts=True)
+    joint = embed(tmp_path, data, reader, "joint", keep="joint", captions="note")
+    scores = FeatureSet(joint, ("train",)).scores(0, 8)
+    eye = open_eye(reader)
+    for row, key in enumerate("abcefghi"):
+        sample = Dataset(data).keys("train").index(key)
+        with torch.inference_mode():
+            picture_of = eye.see(Dataset(data).value("train", "view", sample)[None], "joint")
+            cosine = torch.nn.functional.cosine_similarity(picture_of, eye.reads_texts.texts([key]))
+        assert scores[row] == pytest.approx(float(cosine), abs=1e-5)
+    made = curated(tmp_path, data, joint, near=None, captions={"share": 0.5})
+    gone = {key for key, line in ledger(made).items() if line["reason"] == "caption_does_not_fit"}
+    left = list("abefghi")  # c goes as a copy of a
+    worst = sorted(left, key=lambda key: scores["abcefghi".index(key)])[:3]
+    assert gone == set(worst) and "d" in Dataset(made).keys("train") and Dataset(made).keys("held_out") == ["p", "q"]
+    assert "caption_does_not_fit" in made.counts and made.counts["caption_does_not_fit"] == 3
 
 
 def test_without_near_only_equal_pixels_go(tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact]) -> None:
