@@ -23,12 +23,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
             bias = bias.expand(*query.shape[:-1], key.shape[-2])
             bias = bias if bias.dtype == torch.bool else bias.to(query.dtype)
         if query.dim() > 4:  # the fast kernels know four axes
-            q, k, v = (each.flatten(0, -4) for each in (query, key, value))
-            return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.flatten(0, -4), is_causal=causal).view_as(query)
+            rows = [each.flatten(0, -4) for each in (query, key, value)]
+            mixed = F.scaled_dot_product_attention(*rows, None if bias is None else bias.flatten(0, -4), is_causal=causal)
+            return mixed.view_as(query)
         return F.scaled_dot_product_attention(query, key, value, bias, is_causal=causal)
     # In one call with the product, because queries are usually a view that is slow to multiply alone.
-    q, k = query.flatten(0, -3), key.flatten(0, -3).mT
-    scores = torch.baddbmm(query.new_zeros(1, 1, 1), q, k, beta=0, alpha=query.shape[-1] ** -0.5).view(*query.shape[:-1], -1)
+    rows, columns = query.flatten(0, -3), key.flatten(0, -3).mT
+    scores = torch.baddbmm(query.new_zeros(1, 1, 1), rows, columns, beta=0, alpha=query.shape[-1] ** -0.5).view(*query.shape[:-1], -1)
     if causal:
         bias = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if bias is not None:
