@@ -204,7 +204,7 @@ def gang() -> Callable[..., None]:
             for rank in range(2)
         ]
         try:
-            assert [rank.wait(timeout=600) for rank in ranks] == [expected, expected]
+            assert [rank.wait(timeout=1_800) for rank in ranks] == [expected, expected]
         finally:
             for rank in ranks:
                 rank.kill()
