@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from worldloom.pipeline.service import batch_routes, studio, token_routes, world_routes
@@ -112,6 +113,11 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     """What starlette itself says of a route or a file that is not there, or of another method."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and any(
+        route.matches({**request.scope, "root_path": ""})[0] is Match.PARTIAL for route in request.app.routes
+    ):
+        # The page is mounted at "/" and takes, as files that are not there, what a route would take by another method.
+        return await _refused(request, ServiceError("method_not_allowed", 405, f"{request.method} is no method of this route"))
     if error.status_code == 404:
         return await _refused(request, not_found("page"))
     code = {405: "method_not_allowed"}.get(error.status_code, "request_invalid")

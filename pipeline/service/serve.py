@@ -98,7 +98,8 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        signal.signal(signal.SIGHUP, self._update)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGHUP, self._update)
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -67,14 +67,15 @@ def cost_of(stream: Stream, content: bytes) -> int:
 
 
 def _claimed(content: bytes) -> int:
-    """Pixels that a picture's header claims; 0 where it has none that can be read, which is for the decoder to say."""
-    from worldloom.stages.stream_image import read_claim
+    """Pixels that a picture's header claims; 0 where it has none, or claims too many, which the decoder refuses without more work."""
+    from worldloom.stages.stream_image import MAX_PIXELS, read_claim
 
     try:
         claim = read_claim(content)
     except InputRejected:
         return 0
-    return claim.width * claim.height
+    pixels = claim.width * claim.height
+    return pixels if pixels <= MAX_PIXELS else 0
 
 
 def shown(file: File) -> dict[str, Any]:

@@ -182,10 +182,11 @@ async function present(seen, counted, result, leaving) {
     picture?.mark(cell ? cell.code : null, cell?.level ?? 0);
     showAlone(seen.info, cell, alone, leaving);
   });
-  const picture = await codebookPicture(seen.info, seen.codes, counted, book, code => {
-    grid.mark(code);
-    showAlone(seen.info, code === null ? null : { code, level: 0, row: 0, column: 0, many: 0 }, alone, leaving);
-  }, leaving);
+  const marked = (/** @type {number | null} */ code, /** @type {number} */ of) => {
+    grid.mark(code === null ? null : code + of * seen.info.codebook_size);
+    showAlone(seen.info, code === null ? null : { code, level: of, row: 0, column: 0, many: 0 }, alone, leaving);
+  };
+  const picture = await codebookPicture(seen.info, seen.codes, counted, book, marked, leaving);
   if (leaving.left) return;
   const screen = h("div", { class: kind === "audio" ? "screen wide" : "screen", style: { "--ratio": below.ratio } }, below.element, grid);
   const controls = h("div", { class: "row" }, choice("What the grid shows", [["lines", kind === "audio" ? "Sound" : "Picture"], ["colours", "Codes"]], "lines", value => grid.colour(value === "colours")));

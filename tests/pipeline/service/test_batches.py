@@ -1,40 +1,172 @@
 """Jobs over datasets: the encode stage's own shards, whatever stops on the way."""
 
+import io
+import json
+import os
+import signal
+import tarfile
 import time
 
 import pytest
 
+from worldloom.pipeline.service.contract import BatchRequest
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.job import PIPELINE
 from worldloom.pipeline.service.jobs import Jobs
 from worldloom.pipeline.service.sources import Sources
+from worldloom.pipeline.service.tenants import Tenants, add_token
+from worldloom.stages.shards import IndexedShard
+
+ASKED = {"source": "run/data/0123456789abcdef", "tokenizers": {"words": "words", "view": "view"}}
 
 
-@pytest.fixture
-def service(serve, tiny_root, tmp_path):
-    """The tiny run, served with batches over its own artifacts."""
-    jobs = Jobs(tmp_path / "jobs", Sources({"run": tiny_root / "artifacts"}), most=3)
-    with serve([str(tiny_root)], jobs=jobs) as asking:
-        yield asking
+def jobs_in(folder, root, most=3):
+    return Jobs(folder, Sources({"run": root / "artifacts"}), most)
 
 
-def ended(service, name, seconds=300):
+def ended(service, name, headers=None, seconds=300):
     until = time.monotonic() + seconds
-    while (job := service("GET", f"/v1/batches/{name}").json())["state"] in ("queued", "running", "cancelling"):
+    while (job := service("GET", f"/v1/batches/{name}", headers=headers).json())["state"] in ("queued", "running", "cancelling"):
         assert time.monotonic() < until, job
         time.sleep(0.1)
     return job
 
 
-ASKED = {"source": "run/data/0123456789abcdef", "tokenizers": {"words": "words", "view": "view"}}
+def running(service, name):
+    until = time.monotonic() + 60
+    while service("GET", f"/v1/batches/{name}").json()["state"] != "running":
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
-def test_a_job_over_a_dataset_leaves_the_very_shards_of_the_encode_stage(service, tiny_root):
-    job = service("POST", "/v1/batches", json=ASKED)
-    assert job.status_code == 202, job.text
-    job = ended(service, job.json()["id"])
-    assert job["state"] == "completed" and job["counts"]["samples"] == 24, job
-    names = [file["name"] for file in service("GET", f"/v1/batches/{job['id']}/files").json()["data"]]
-    done = tiny_root / "artifacts" / "tokens" / "0123456789abcdef"
-    shards = [name for name in names if name.endswith((".tar", ".idx.npy"))]
-    assert shards and "DONE.json" in names
-    for name in shards:
-        assert service("GET", f"/v1/batches/{job['id']}/files/{name}").content == (done / name).read_bytes(), name
+def test_a_job_leaves_the_very_shards_of_the_encode_stage_though_its_service_ends_and_it_is_killed(serve, tiny_root, tmp_path):
+    headers = {"idempotency-key": "one"}
+    with serve([str(tiny_root)], jobs=jobs_in(tmp_path, tiny_root)) as first:
+        job = first("POST", "/v1/batches", json=ASKED, headers=headers)
+        assert job.status_code == 202 and job.json()["state"] in ("queued", "running"), job.text
+        name = job.json()["id"]
+        running(first, name)
+    with serve([str(tiny_root)], jobs=(jobs := jobs_in(tmp_path, tiny_root))) as second:
+        running(second, name)
+        os.kill(jobs._running[1].pid, signal.SIGKILL)
+        assert ended(second, name)["error"] == "the process that ran it ended with -9"
+        assert second("GET", f"/v1/batches/{name}/files").json()["error"]["code"] == "batch_unfinished"
+        assert second("POST", f"/v1/batches/{name}/resume").json()["state"] in ("queued", "running")
+        job = ended(second, name)
+        assert job["state"] == "completed" and job["counts"]["samples"] == 24 and job["error"] is None, job
+        assert second("POST", "/v1/batches", json=ASKED, headers=headers).json()["id"] == name
+        other = second("POST", "/v1/batches", json={**ASKED, "max_reject_share": 0.5}, headers=headers)
+        assert other.status_code == 409 and other.json()["error"]["code"] == "idempotency_conflict"
+        assert [one["id"] for one in second("GET", "/v1/batches").json()["data"]] == [name]
+        names = [file["name"] for file in second("GET", f"/v1/batches/{name}/files").json()["data"]]
+        done = tiny_root / "artifacts" / "tokens" / "0123456789abcdef"
+        shards = [file for file in names if file.endswith((".tar", ".idx.npy"))]
+        assert shards and {"DONE.json", "tokens/dataset.json"} <= set(names)
+        for file in shards:
+            assert second("GET", f"/v1/batches/{name}/files/{file}").content == (done / file).read_bytes(), file
+        for strange in ("../job.json", "stage.json/../../x", "%2e%2e/x", "nothing"):
+            assert second("GET", f"/v1/batches/{name}/files/{strange}").status_code == 404
+
+
+def shard_of(*samples):
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as file:
+        for name, content in samples:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            file.addfile(about, io.BytesIO(content))
+    return written.getvalue()
+
+
+def test_uploaded_shards_are_tokenized_and_refusals_are_accounted_for_and_are_nobody_elses_business(serve, tiny_root, tmp_path):
+    tokens = {name: add_token(name, None, None) for name in ("ada", "bob")}
+    tenants = Tenants([(name, line.split()[1], None) for name, (_, line) in tokens.items()])
+    ada, bob = ({"authorization": f"Bearer {tokens[name][0]}"} for name in ("ada", "bob"))
+    shard = shard_of(("b.txt", b"a blue square"), ("a.txt", b"a red circle"), ("c.txt", b"\xff"), ("__bad__.txt", b"x"), ("d.txt", b"dot"))
+    with serve([str(tiny_root)], tenants=tenants, jobs=jobs_in(tmp_path, tiny_root)) as service:
+        job = {"job": json.dumps({"tokenizers": {"words": "words"}, "max_reject_share": 0.5})}
+        answer = service("POST", "/v1/batches", data=job, files=[("shard", ("x.tar", shard))], headers=ada)
+        assert answer.status_code == 202, answer.text
+        name = answer.json()["id"]
+        for path in ("", "/files", "/files/DONE.json", "/cancel", "/resume"):
+            method = "POST" if path in ("/cancel", "/resume") else "GET"
+            theirs, missing = (service(method, f"/v1/batches/{which}{path}", headers=bob) for which in (name, "batch_0"))
+            assert theirs.status_code == missing.status_code == 404
+            assert {**theirs.json()["error"], "request_id": ""} == {**missing.json()["error"], "request_id": ""}
+        assert service("GET", "/v1/batches", headers=bob).json()["data"] == []
+        done = ended(service, name, ada)
+        assert done["state"] == "completed" and done["counts"]["samples"] == 3, done
+        texts = ["a red circle", "a blue square", "dot"]
+        codes = service("POST", "/v1/tokenize", json={"tokenizer": "words", "input": texts}, headers=ada).json()["data"]
+        place = tmp_path / "ada" / name / "artifacts" / "tokens"
+        (found,) = place.glob("*/tokens/train/words/shard-000000.tar")
+        made = IndexedShard(found, found.with_suffix(".idx.npy"), "uint16")
+        assert made.keys == ["a", "b", "d"] and [made.codes(row).tolist() for row in range(3)] == [one["codes"] for one in codes]
+        ledger = next((tmp_path / "ada" / name / "artifacts" / "data").glob("*/rejects/train/shard-000000.jsonl")).read_text()
+        assert [json.loads(line)["code"] for line in ledger.splitlines()] == ["key_invalid", "text_not_utf8"]
+
+
+def test_a_job_that_cannot_be_is_refused_before_it_begins(serve, tiny_root, tmp_path):
+    with serve([str(tiny_root)], jobs=jobs_in(tmp_path, tiny_root)) as service:
+        unknown = service("POST", "/v1/batches", json={**ASKED, "tokenizers": {"view": "nothing"}})
+        assert unknown.status_code == 404 and unknown.json()["error"]["code"] == "tokenizer_unknown"
+        text_only = service("POST", "/v1/batches", json={"source": "run/view_codes", "tokenizers": {"words": "words"}})
+        assert text_only.status_code == 422 and text_only.json()["error"]["code"] == "batch_invalid"
+        no_source = service("POST", "/v1/batches", json={"tokenizers": {"words": "words"}})
+        assert no_source.status_code == 400 and no_source.json()["error"]["param"] == "source"
+        assert not list(tmp_path.glob("*/*")) and not list(tmp_path.glob(".*"))
+
+
+def test_without_a_folder_for_them_there_are_no_batches(tiny):
+    answer = tiny("POST", "/v1/batches", json=ASKED)
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "batches_off"
+
+
+@pytest.fixture
+def resting(tiny, tiny_root, tmp_path):
+    """Jobs that nobody works on, and a way to make one."""
+    jobs = jobs_in(tmp_path, tiny_root, most=2)
+    places = {place.name: place for place in tiny.engine.served.tokenizers}
+
+    def create(tenant="local", key=None, **asked):
+        return jobs.create(tenant, BatchRequest(**{**ASKED, **asked}), [], key, places, tiny.engine.tokenizers)
+
+    jobs.enqueue = jobs._enqueue = lambda job: None
+    return jobs, create
+
+
+def test_a_cancelled_job_does_not_run_until_it_is_resumed(resting):
+    jobs, create = resting
+    job, new = create()
+    assert new and jobs.about(job).state == "queued" and jobs.about(job).progress is None
+    jobs.cancel(job)
+    assert jobs.about(job).state == "cancelled"
+    jobs.resume(job)
+    assert jobs.about(job).state == "queued"
+
+
+def test_unfinished_jobs_of_a_tenant_are_bounded(resting):
+    jobs, create = resting
+    first, _ = create()
+    create()
+    with pytest.raises(ServiceError, match="2 jobs of this token are not finished"):
+        create()
+    create(tenant="other")
+    jobs.cancel(first)
+    create()
+
+
+def test_the_same_key_gives_one_job_to_each_tenant(resting):
+    _, create = resting
+    (one, new), (two, again), (other, theirs) = create(key="k"), create(key="k"), create(tenant="other", key="k")
+    assert one == two and (new, again, theirs) == (True, False, True) and one.id != other.id
+    with pytest.raises(ServiceError, match="used for another request"):
+        create(key="k", max_reject_share=0.25)
+
+
+def test_a_job_is_a_pipeline_file_that_says_where_everything_is(resting, tiny_root):
+    jobs, create = resting
+    job, _ = create()
+    pipeline = json.loads((jobs.folder / "local" / job.id / PIPELINE).read_text())
+    assert pipeline["stages"]["data"]["run"] == "import_webdataset" and pipeline["stages"]["tokens"]["run"] == "encode_dataset"
+    assert pipeline["stages"]["data"]["path"] == str(tiny_root / "artifacts" / "data" / "0123456789abcdef" / "data")

@@ -1,9 +1,11 @@
 """The studio in a browser: every page is opened, used and photographed, with a silent console and no serious fault of accessibility."""
 
 import base64
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -70,11 +72,37 @@ def test_faults_of_accessibility_are_looked_for():
 
 
 @pytest.fixture(scope="module")
-def served(studio_root):
-    """Where a service of all kinds of tokenizers and an untrained world listens."""
+def served(studio_root, live):
+    """Where a service of all kinds of tokenizers, an untrained world and a run at work listens."""
     dress(studio_root)
-    with Listening(create_app(local_engine([str(studio_root)]))) as address:
+    with Listening(create_app(local_engine([str(studio_root), str(live.parents[2])]))) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """The artifact of a stage at work: this process holds its lock."""
+    root = tmp_path_factory.mktemp("live")
+    folder = root / "artifacts" / "learn" / "00ff"
+    for each in (folder / "logs", folder / "staging" / "progress", root / "runs" / "one"):
+        each.mkdir(parents=True)
+    (folder / "stage.json").write_text(json.dumps({"kind": "train_things", "produces": "world_model", "inputs": {}, "settings": {}}))
+    (root / "runs" / "one" / "artifacts.json").write_text(json.dumps({"learn": "artifacts/learn/00ff"}))
+    (root / "runs" / "latest").symlink_to("one")
+    with open(folder / "staging" / "run.lock", "w") as lock:
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def goes_on(folder, step):
+    """The stage has done so many of its 40 steps."""
+    (folder / "staging" / "progress" / "0.json").write_text(
+        json.dumps({"done": step, "total": 40, "unit": "steps", "notes": {"loss": 1 / step}})
+    )
+    lines = "".join(json.dumps({"step": one, "loss/frame": 1 / one}) + "\n" for one in range(1, step + 1))
+    (folder / "logs" / "metrics.jsonl").write_text(lines)
 
 
 class Listening:
@@ -214,6 +242,11 @@ def test_the_keyboard_alone_walks_the_grid_and_marks_a_code(page, served):
     assert page.eval_on_selector("code-grid", "grid => grid.picked === grid.codes[4]")
     page.keyboard.press("Escape")
     assert page.eval_on_selector("code-grid", "grid => grid.picked") is None
+    page.locator(".squares").focus()
+    for key in ("ArrowRight", "ArrowRight", "Enter"):  # the first arrow comes to code 0
+        page.keyboard.press(key)
+    assert page.eval_on_selector("code-grid", "grid => grid.picked") == 1
+    assert page.inner_text(".book .told").startswith("Code 1: chosen ")
 
 
 @browser_needed
@@ -299,6 +332,20 @@ def test_a_run_shows_its_graph_its_losses_and_the_oracles_verdicts(page, served,
     page.locator(".gallery img").first.scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelector('.gallery img').naturalWidth === 16")
     fits(page)
+    faultless(page)
+
+
+@browser_needed
+def test_progress_and_losses_of_a_stage_at_work_are_seen_as_they_come(page, served, live):
+    goes_on(live, 10)
+    look(page, served, f"runs/{live.parents[2].name}/learn")
+    page.wait_for_selector(".progress [aria-valuenow='10']")
+    assert "10 of 40 steps" in page.inner_text(".progress")
+    before = page.get_attribute("line-chart polyline", "points")
+    goes_on(live, 20)
+    page.wait_for_selector(".progress [aria-valuenow='20']")
+    assert len(page.get_attribute("line-chart polyline", "points")) > len(before)
+    assert page.locator("stage-graph a.running").count() == 1
     faultless(page)
 
 

@@ -1,0 +1,133 @@
+"""Batches without waiting, queues with an end."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from worldloom.pipeline.service.batcher import MOST_VALUES, Batcher, Bounds, retry_after
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.values import Encoded, Refused
+
+
+class Worker:
+    """Takes batches and holds each until it is let go."""
+
+    def __init__(self, refuse=()):
+        self.batches, self.gate, self.refuse = [], asyncio.Event(), refuse
+
+    async def __call__(self, contents):
+        self.batches.append(list(contents))
+        await self.gate.wait()
+        refused = [Refused(index, "no", "") for index, content in enumerate(contents) if content in self.refuse]
+        return Encoded([np.frombuffer(content, np.uint8) for content in contents], refused)
+
+
+def batcher(worker, lanes=1, values=1_000, seconds=1e9, unit="characters"):
+    return Batcher(worker, lanes, unit, Bounds(values, seconds))
+
+
+async def ask(to, *contents, cost=1):
+    return await to(list(contents), [cost] * len(contents))
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_the_first_goes_at_once_and_what_comes_meanwhile_goes_together():
+    async def work():
+        worker = Worker()
+        to = batcher(worker)
+        asked = [asyncio.create_task(ask(to, b"0"))]
+        await settle()
+        asked += [asyncio.create_task(ask(to, b"%d" % number)) for number in range(1, 6)]
+        await settle()
+        assert worker.batches == [[b"0"]] and to.queued == 5
+        worker.gate.set()
+        found = await asyncio.gather(*asked)
+        assert worker.batches == [[b"0"], [b"1", b"2", b"3", b"4", b"5"]]
+        assert [bytes(one.codes[0]) for one in found] == [b"%d" % number for number in range(6)] and to.queued == 0
+
+    asyncio.run(work())
+
+
+def test_a_batch_is_bounded_by_values_and_by_cost():
+    async def work():
+        worker = Worker()
+        worker.gate.set()
+        to = batcher(worker)
+        many = await ask(to, *[b"%d" % number for number in range(2 * MOST_VALUES + 3)])
+        assert [len(batch) for batch in worker.batches] == [MOST_VALUES, MOST_VALUES, 3]
+        assert [bytes(one) for one in many.codes] == [b"%d" % number for number in range(2 * MOST_VALUES + 3)]
+        worker.batches.clear()
+        await ask(to, b"a", b"b", b"c", cost=200_000)
+        assert [len(batch) for batch in worker.batches] == [1, 1, 1]
+
+    asyncio.run(work())
+
+
+def test_refusals_come_back_under_the_numbers_of_their_own_request():
+    async def work():
+        worker = Worker(refuse=(b"bad",))
+        to = batcher(worker)
+        first = asyncio.create_task(ask(to, b"x"))
+        await settle()
+        one, two = asyncio.create_task(ask(to, b"a", b"b")), asyncio.create_task(ask(to, b"c", b"bad"))
+        await settle()
+        worker.gate.set()
+        await first
+        assert (await one).refused == [] and (await two).refused == [Refused(1, "no", "")]
+
+    asyncio.run(work())
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_again():
+    async def work():
+        worker = Worker()
+        to = batcher(worker, values=2)
+        asked = [asyncio.create_task(ask(to, b"x"))]
+        await settle()
+        asked += [asyncio.create_task(ask(to, b"x")) for _ in range(2)]
+        await settle()
+        with pytest.raises(ServiceError, match="2 values wait for this tokenizer") as refused:
+            await ask(to, b"x")
+        assert refused.value.status == 429 and refused.value.retry_after >= 1 and retry_after(1.2) == "2"
+        worker.gate.set()
+        await asyncio.gather(*asked)
+        await ask(to, b"x")
+
+    asyncio.run(work())
+
+
+def test_what_nobody_waits_for_is_dropped_before_any_work():
+    async def work():
+        worker = Worker()
+        to = batcher(worker)
+        first = asyncio.create_task(ask(to, b"first"))
+        await settle()
+        gone, stays = asyncio.create_task(ask(to, b"gone")), asyncio.create_task(ask(to, b"stays"))
+        await settle()
+        gone.cancel()
+        await settle()
+        worker.gate.set()
+        await asyncio.gather(first, stays)
+        assert worker.batches == [[b"first"], [b"stays"]] and to.queued == 0 and to.seconds() == 0
+
+    asyncio.run(work())
+
+
+def test_a_failure_reaches_those_of_its_batch_alone():
+    async def work():
+        async def run(contents):
+            if b"bad" in contents:
+                raise RuntimeError("broken")
+            return Encoded([np.zeros(1) for _ in contents], [])
+
+        to = batcher(run)
+        with pytest.raises(RuntimeError, match="broken"):
+            await ask(to, b"bad")
+        assert len((await ask(to, b"good")).codes) == 1
+
+    asyncio.run(work())

@@ -1,0 +1,173 @@
+"""What comes before the application, over a real socket: slow clients, strange frames, and a service that ends."""
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+
+from worldloom.pipeline.service.app import create_app
+from worldloom.pipeline.service.calls import NoCalls
+from worldloom.pipeline.service.engine import Engine
+from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.protocol import bounded
+from worldloom.pipeline.service.serve import Server, check_address
+from worldloom.pipeline.service.served import Served
+
+LIMITS = Limits(header_seconds=0.6, receive_seconds=0.6, receive_rate=1_000_000, header_bytes=4_096, body_bytes=100_000)
+HEAD = b"POST /v1/tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+
+@contextmanager
+def listening(limits=LIMITS):
+    """The port of a service without workers, and its server."""
+    app = create_app(Engine(NoCalls(), Served((), None, (), ()), limits))
+
+    @app.get("/v1/slow")
+    async def slow() -> str:
+        while not app.state.gate.draining:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        return "answered"
+
+    app.router.routes.insert(0, app.router.routes.pop())  # before the page, which takes everything
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=bounded(limits), ws="none", log_config=None, access_log=False)
+    server = Server(config, app.state.gate)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    until = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1], server
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def port():
+    with listening() as (number, _):
+        yield number
+
+
+def said(port, *parts, pause=0.0, seconds=20.0):
+    """All that comes back for bytes that are sent, until the other side ends the connection; and how long that took."""
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        answer = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+            while got := connection.recv(65_536):
+                answer += got
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    return answer, time.monotonic() - begun
+
+
+def got(port, path):
+    """The status and the body."""
+    answer, _ = said(port, b"GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % path.encode(), seconds=60)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def good(port):
+    return got(port, "/health/live")[0] == 200
+
+
+FRAMES = {
+    "two lengths": (HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}x", 400),
+    "a length and chunks": (HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
+    "chunks and a length": (HEAD + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
+    "chunks twice": (HEAD + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "another coding": (HEAD + b"transfer-encoding: gzip\r\n\r\n", 400),
+    "a coding in disguise": (HEAD + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+    "a negative length": (HEAD + b"content-length: -1\r\n\r\n", 400),
+    "a length in hex": (HEAD + b"content-length: 0x10\r\n\r\n", 400),
+    "a length with a plus": (HEAD + b"content-length: +2\r\n\r\n{}", 400),
+    "a length of 30 digits": (HEAD + b"content-length: " + b"9" * 30 + b"\r\n\r\n", 400),
+    "a chunk that is no number": (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", 400),
+    "two hosts": (HEAD + b"host: evil\r\n\r\n", 400),
+    "a folded header": (HEAD + b"x-a: b\r\n c\r\n\r\n", 400),
+    "a space before the colon": (HEAD + b"content-length : 2\r\n\r\n{}", 400),
+    "NUL in a header": (HEAD + b"x-a: b\0c\r\n\r\n", 400),
+    "a bare line feed": (b"GET / HTTP/1.1\nhost: localhost\n\n", 400),
+    "no version, and so no host": (b"GET /\r\n\r\n", 403),
+    "another version": (b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n", 400),
+    "no method": (b" / HTTP/1.1\r\nhost: localhost\r\n\r\n", 400),
+    "another protocol": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    "HTTP/2 with prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "10,000 headers": (HEAD + b"x-a: b\r\n" * 10_000 + b"\r\n", 431),
+    "a header of 5,000 bytes": (HEAD + b"x-a: " + b"b" * 5_000 + b"\r\n\r\n", 431),
+    "a line without end": (b"GET /" + b"a" * 5_000, 431),
+    "a body too long by its head": (HEAD + b"content-length: 100001\r\n\r\n", 413),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_a_frame_that_two_readers_could_read_in_two_ways_ends_the_connection(port, case):
+    content, status = FRAMES[case]
+    answer, _ = said(port, content)
+    assert answer.startswith(b"HTTP/1.1 %d" % status), (case, answer[:200])
+    assert answer.count(b"HTTP/1.1 ") == 1, "nothing of the rest was taken for a request"
+    assert good(port)
+
+
+SLOW = {
+    "nothing at all": (),
+    "half a head": (HEAD,),
+    "a head, a byte at a time": [HEAD[at : at + 1] for at in range(40)],
+    "no body": (HEAD + b"content-length: 10\r\n\r\n",),
+    "a body, a byte at a time": (HEAD + b"content-length: 1000\r\n\r\n", *[b"x"] * 40),
+    "chunks, a byte at a time": (HEAD + b"transfer-encoding: chunked\r\n\r\n", *[b"1\r\nx\r\n"] * 40),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_a_slow_client_is_sent_away_and_others_are_answered_meanwhile(port, case):
+    found = []
+    slow = threading.Thread(target=lambda: found.append(said(port, *SLOW[case], pause=0.05)))
+    slow.start()
+    assert good(port)
+    slow.join()
+    answer, seconds = found[0]
+    assert seconds < 10 and (answer == b"" or answer.startswith(b"HTTP/1.1 408")), answer
+
+
+def test_what_was_accepted_is_answered_before_the_service_ends():
+    with listening(Limits(drain_seconds=0.2)) as (port, server):
+        answers = []
+
+        def ask():
+            answers.append(got(port, "/v1/slow"))
+
+        asking = [threading.Thread(target=ask) for _ in range(20)]
+        for one in asking:
+            one.start()
+        until = time.monotonic() + 30
+        while server.gate.in_progress < 20:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        server.handle_exit(15, None)
+        assert got(port, "/v1/info")[0] == 503
+        for one in asking:
+            one.join()
+        assert answers == [(200, b'"answered"')] * 20
+        with pytest.raises(ConnectionRefusedError):
+            got(port, "/health/live")
+
+
+def test_without_tokens_only_loopback_is_listened_on(tmp_path):
+    for host in ("0.0.0.0", "::", "192.168.1.4", "example.com"):
+        with pytest.raises(ValueError, match="without --token-file the service listens on"):
+            check_address(host, None)
+        check_address(host, tmp_path)
+    for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
+        check_address(host, None)
