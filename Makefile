@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types schema openapi bench links clean
+.PHONY: help setup demo browser test check format format-check lint types schema openapi bench links clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ setup: $(VENV)/.dev  ## virtual environment with pinned packages and the tools o
 
 demo: $(VENV)/.runtime  ## make a world, train on it, and look at the report
 	$(BIN)/worldloom run examples/shapes.yaml
+
+browser:  # what the studio's tests need besides Python, where it can be had: Chromium, TypeScript and axe-core
+	@(command -v chromium || command -v chromium-browser || command -v google-chrome) >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+		|| (apt-get update -qq && apt-get install -qq -y chromium) || echo "chromium could not be installed; its tests are skipped"
+	@! command -v npm >/dev/null || npm ci --no-audit --no-fund --ignore-scripts --silent || echo "npm could not install; its tests are skipped"
 
 test: $(VENV)/.dev  ## every test, on two cores in under ten minutes
 	$(BIN)/python -m pytest
@@ -44,8 +49,9 @@ links:  # the namespace as one tree, for tools that only read files
 	@mkdir -p build/links/worldloom
 	@for f in pipeline stages tokenizers world_model; do ln -sfn ../../../$$f build/links/worldloom/$$f; done
 
-types: $(VENV)/.dev links  ## mypy --strict
+types: $(VENV)/.dev links  ## mypy --strict, and the studio's types where TypeScript is installed
 	$(BIN)/mypy
+	@[ ! -x node_modules/.bin/tsc ] || node_modules/.bin/tsc -p jsconfig.json
 
 schema: $(VENV)/.runtime  ## write the JSON Schema of pipeline files for editors
 	$(BIN)/worldloom schema > docs/pipeline.schema.json

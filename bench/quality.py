@@ -47,7 +47,7 @@ EVEN = {
     "dead_below": 0.6,
     "decay": 0.95,
     "restart_every": 2,
-    "place_after": 20,
+    "place_after": 10,
     "entropy_weight": 0.02,
     "entropy_temperature": 0.3,
 }

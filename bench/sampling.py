@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 
 from bench.figure import Figure, at_least, at_most, seconds_of
+from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
+from worldloom.tokenizers.image_settings import VqGan
 from worldloom.world_model.decoder import Cache, Decoder
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.parallel import fill_in
 from worldloom.world_model.qwen3 import save_qwen3
+from worldloom.world_model.rollout import Rollout, roll
 from worldloom.world_model.sampling import generate, prompt
 from worldloom.world_model.transformer import Shape, WorldModel
 from worldloom.world_model.vocabulary import Vocabulary, code_stream
@@ -28,11 +32,12 @@ ROUNDS = 3
 CODES, STEPS = 256, 12
 SHAPE: dict[str, Any] = {"width": 384, "depth": 6, "heads": 6, "kv_heads": 6, "ff": 1024, "head_width": 64}
 GOALS = {8: (2.0, 2.6), 1: (2.5, 2.5), 32: (1.5, 1.5)}  # batch: over the best peer, over the plain one
+FRAMES, WINDOW, ASKED = 20, 7, 10.0  # of a rollout: how many are timed, steps in sight, frames a second that a person calls moving
 NEAR, FAR, TOKENS = 64, 1024, 32  # how a step grows: tokens already there, and how many are timed
 
 
 def figures() -> Iterator[Figure]:
-    """Tokens a second for three sizes of batch; what a long past costs; a frame by hidden codes against one code at a time."""
+    """Tokens a second for three sizes of batch; what a long past costs; a frame by hidden codes against one code at a time; rollouts."""
     grammar = Grammar(Vocabulary((code_stream("frame", "image", 8_192 - 6, shape=(16, 16)),), 0))
     model = WorldModel(Shape(grammar.vocabulary.size, **SHAPE), torch.Generator().manual_seed(0)).eval()
     decoder = Decoder(model, torch.bfloat16)
@@ -44,6 +49,7 @@ def figures() -> Iterator[Figure]:
             yield from _race(decoder, grammar, peers, batch, best, plain)
     yield _growth(decoder)
     yield _hidden_codes(decoder, grammar)
+    yield _rollout()
 
 
 def _race(
@@ -95,6 +101,32 @@ def _hidden_codes(decoder: Decoder, grammar: Grammar) -> Figure:
         ROUNDS,
     )
     return at_least(f"sampling.frame_in_{STEPS}_steps", 1 / taken["steps"], "frames/s", "one code at a time", 1 / taken["codes"], 5.0)
+
+
+def _rollout() -> Figure:
+    """Frames of 32 x 32 pixels, 64 codes each, from actions, of a world of some 6 million parameters, decoded one by one.
+
+    The window is full from the first frame that is timed, so that it slides with every step.
+    """
+    streams = {
+        "clip": {"kind": "video", "codebook_size": 512, "shape": [WINDOW, 8, 8], "steps": WINDOW},
+        "push": {"kind": "action", "codebook_size": 5, "shape": [WINDOW - 1], "steps": WINDOW - 1},
+    }
+    grammar = Grammar(Vocabulary.of(streams, {"name": "step", "streams": ["clip", "push"], "given": ["push"]}))
+    shape = Shape(grammar.vocabulary.size, width=256, depth=6, heads=8, kv_heads=8, ff=704, head_width=32)
+    model = WorldModel(shape, torch.Generator().manual_seed(0)).eval()
+    parts = VqGan(codebook_size=512, downsample=4)
+    pictures = ImageTokenizer(build_autoencoder(parts, seed=0).eval(), parts, 32, 32)
+    rollout = Rollout(Decoder(model, torch.bfloat16), grammar, [prompt(grammar, [])], ["clip", "push"], seeds=[0])
+    going = roll(rollout, {"clip": np.zeros((1, 1, 64), np.int64)}, lambda last: {"push": np.zeros((1, 1), np.int64)})
+
+    def frames(count: int) -> None:
+        for step in islice(going, count):
+            pictures.decode(step["clip"].reshape(1, 8, 8))
+
+    frames(WINDOW)
+    taken = seconds_of({"ours": lambda: frames(FRAMES)}, ROUNDS)
+    return at_least("sampling.rollout", FRAMES / taken["ours"], "frames/s", "asked for", ASKED, 1.0)
 
 
 def _peers(folder: Path, grammar: Grammar) -> dict[str, Callable[[int], object]]:

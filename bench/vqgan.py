@@ -28,6 +28,7 @@ from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
 from worldloom.tokenizers.image_settings import VqGan
+from worldloom.tokenizers.perceptual import lpips_perceptual
 from worldloom.tokenizers.taming import architecture, put_weights
 
 NETWORK: dict[str, Any] = {
@@ -207,11 +208,12 @@ def _learner(model: nn.Module, judge: nn.Module, vgg: dict[str, Tensor], size: i
     put_weights(tokenizer.autoencoder, about, model.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         save_file(vgg, Path(folder) / "vgg.safetensors")
+        lpips = lpips_perceptual(Path(folder) / "vgg.safetensors")
         settings = VqGan(
-            perceptual_weights=str(Path(folder) / "vgg.safetensors"), adversarial_weight=0.8, adversarial_from=0.0, adversarial_ramp=0.0,
+            adversarial_weight=0.8, adversarial_from=0.0, adversarial_ramp=0.0,
             discriminator_width=64, discriminator_layers=3, discriminator_learning_rate=1e-5,
         )  # fmt: skip
-        learner = VqGanLearner(tokenizer, settings, 1 << 20, 1e-5, (0.5, 0.9), 0.0, 0, "bf16")
+        learner = VqGanLearner(tokenizer, settings, 1 << 20, 1e-5, (0.5, 0.9), 0.0, 0, "bf16", lpips)
     assert learner.discriminator is not None
     for parameter, other in zip(learner.discriminator.parameters(), judge.parameters(), strict=True):
         parameter.data.copy_(other.data)

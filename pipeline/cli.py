@@ -4,9 +4,12 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from worldloom.pipeline import retrieve
+from worldloom.pipeline.cli_world import dream, pairs_of, sample
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +35,6 @@ app = typer.Typer(
 )
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="pipeline file", show_default=False)]
-Number = TypeVar("Number", int, float)
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder or the folder of one run")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[STAGE.SETTING=VALUE]...", help="as in world.steps=3000 root=DIR")]
 Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="for people or for programs")]
@@ -158,79 +160,8 @@ def show(run: RunArgument, overrides: Overrides = None, output: Output = "text")
         _say_lines(show_lines(located, views))
 
 
-@app.command()
-def sample(
-    run: RunArgument,
-    caption: Annotated[str | None, typer.Option("--caption", help="text to draw")] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
-    give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,
-    want: Annotated[list[str] | None, typer.Option("--want", metavar="STREAM", help="streams to make; by default those not given")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="file.png (.wav, .json) or folder")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="of every draw; the same one gives the same samples")] = 0,
-    temperature: Annotated[
-        list[str] | None,
-        typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25 for an answer, 1 from nothing; or STREAM=NUMBER"),
-    ] = None,
-    top_k: Annotated[list[str] | None, typer.Option("--top-k", help="0 takes all tokens; or STREAM=NUMBER")] = None,
-    top_p: Annotated[
-        list[str] | None, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability; or STREAM=NUMBER")
-    ] = None,
-    guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,
-    fill_steps: Annotated[
-        int, typer.Option("--fill-steps", help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token")
-    ] = 0,
-    scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
-    stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
-) -> None:
-    """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
-    from worldloom.pipeline.sample import sample_command, sample_lines
-
-    samples = sample_command(
-        run,
-        caption,
-        image,
-        want,
-        out,
-        seed,
-        count,
-        _numbers(temperature, "--temperature", float),
-        _numbers(top_k, "--top-k", int),
-        _numbers(top_p, "--top-p", float),
-        guidance,
-        scale,
-        stage,
-        _pairs(give or (), "--give"),
-        fill_steps,
-    )
-    for line in sample_lines(samples):
-        _say(line)  # a world may say anything, brackets too: no markup
-
-
-@app.command()
-def dream(
-    run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", help="file.gif, or file.mp4 with sound")],
-    steps: Annotated[int | None, typer.Option("--steps", help="how far; by default as far as the sample, or the actions, go")] = None,
-    actions: Annotated[
-        str | None, typer.Option("--actions", help='instead of the sample\'s own: "left,left,up", numbers, or a file')
-    ] = None,
-    policy: Annotated[Literal["random"] | None, typer.Option("--policy", help="who acts instead")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="of the sample and of every draw")] = 0,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.25,
-    stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option("--tokens", help="which set of tokens to begin from, where the world learnt from several; the first by name"),
-    ] = None,
-) -> None:
-    """Roll a trained world out from a frame that it has not seen, beside how that really went on."""
-    from worldloom.pipeline.dream import dream_command
-
-    made = dream_command(run, out, steps, actions, policy, seed, temperature, stage, tokens)
-    sides = ", true at the left, dreamed at the right" if made.truth else ""
-    _say(f"{made.frames} frames in {made.file}, from {made.sample} of {made.split}{sides}")
-
+app.command()(sample)
+app.command()(dream)
 
 TokenizerArgument = Annotated[str, typer.Argument(metavar="TOKENIZER", help="a tokenizer's folder, or RUN:STAGE")]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="folder to write to; by default beside each file")]
@@ -272,7 +203,7 @@ def serve(
     """Serve tokenizers and the world of a run over HTTP, with the studio page at /."""
     from worldloom.pipeline.service.serve import serve_command
 
-    sources = {name: Path(folder) for name, folder in _pairs(data or (), "--data").items()}
+    sources = {name: Path(folder) for name, folder in pairs_of(data or (), "--data", "PREFIX=FOLDER").items()}
     raise typer.Exit(serve_command(names, host, port, token_file, replicas, jobs, sources, plain))
 
 
@@ -343,6 +274,10 @@ def schema() -> None:
     from worldloom.pipeline.schema import schema_text
 
     sys.stdout.write(schema_text())
+
+
+app.command()(retrieve.embed)
+app.command()(retrieve.search)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -419,26 +354,6 @@ def _plan_json(planned: "Plan", overrides: Sequence[str]) -> dict[str, Any]:
         for one in planned.stages
     ]
     return {"name": planned.name, "root": str(planned.root), "overrides": list(overrides), "stages": stages}
-
-
-def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
-    pairs = [one.partition("=") for one in given]
-    for name, equals, _ in pairs:
-        if not (name and equals):
-            raise ValueError(f"{option} {name}: write STREAM=VALUE")
-    return {name: value for name, _, value in pairs}
-
-
-def _numbers(given: Sequence[str] | None, option: str, kind: type[Number]) -> dict[str, Number]:
-    """NUMBER, for all streams, under "", and STREAM=NUMBER under its name."""
-    found: dict[str, Number] = {}
-    for one in given or ():
-        name, _, number = one.rpartition("=")
-        try:
-            found[name] = kind(number)
-        except ValueError:
-            raise ValueError(f"{option} {one}: write a number, or STREAM=NUMBER") from None
-    return found
 
 
 def _reporter(output: str) -> "Reporter":

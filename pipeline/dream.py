@@ -127,13 +127,13 @@ def _taken(
 
 
 def _read_actions(world: "OpenWorld", actions: str, stream: Any) -> NDArray[np.float32]:
-    """From a file, or from words: the oracle's names, or numbers; those of one step with + between them."""
+    """From a file, or from words: the stream's names or the oracle's, or numbers; those of one step with + between them."""
     from worldloom.stages.oracles import ACTION_NAMES
     from worldloom.stages.stream_action import read_steps
 
     if Path(actions).is_file():
         return read_steps(Path(actions).read_bytes(), stream)
-    names = ACTION_NAMES.get(world.dataset.oracle or "", ())
+    names = stream.names or ACTION_NAMES.get(world.dataset.oracle or "", ())
     rows = [[word.strip() for word in one.split("+")] for one in actions.split(",")]
     try:
         values = np.array([[names.index(word) if word in names else float(word) for word in row] for row in rows], np.float32)

@@ -124,7 +124,7 @@ class _Run:
         """Starts what is ready and fits, waits for an end, and so on. After a failure or a stop nothing new is started."""
         waiting = list(work)
         while waiting or self._working:
-            if not self.stop.is_set() and not any(ended.ending == "failed" for ended in self.ended.values()):
+            if not self.stop.is_set() and all(ended.ending == "done" for ended in self.ended.values()):
                 unfinished = {planned.stage.name for planned in waiting} | self._working.keys()
                 for planned in [planned for planned in waiting if unfinished.isdisjoint(planned.stage.inputs.values())]:
                     needs = self.executor.needs(planned.stage, self._inputs(planned.stage))
@@ -167,8 +167,8 @@ class _Run:
         try:
             self._make(planned)
             ending = "done"
-        except Interrupted:
-            ending = "interrupted"
+        except Interrupted as reason:
+            ending, message = "interrupted", str(reason)
         except BaseException as error:  # also SystemExit: a thread that ended without a word would be waited for without end
             if self.stop.is_set() and isinstance(error, StageFailed):
                 ending = "interrupted"  # what asked this process to stop may have ended workers, too, and not at a safe point

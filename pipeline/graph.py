@@ -91,4 +91,4 @@ def _cycle(stages: Mapping[str, StageSettings]) -> Iterator[Problem]:
 
 
 def _words(produces: str) -> str:
-    return {"tokens": "set of tokens", "scores": "set of scores"}.get(produces, produces.replace("_", " "))
+    return {"tokens": "set of tokens", "features": "set of features", "scores": "set of scores"}.get(produces, produces.replace("_", " "))

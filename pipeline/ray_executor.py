@@ -39,6 +39,7 @@ from worldloom.pipeline.work import (
     worker_arguments,
 )
 from worldloom.stages.artifact import Artifact
+from worldloom.stages.hang_guard import FILE, forget_hung_ranks, hung_ranks
 from worldloom.stages.worker import Interrupted, Worker
 
 log = logging.getLogger(__name__)
@@ -269,6 +270,7 @@ class RayExecutor:
         name = f"{job.stage.name}-{job.stage.fingerprint[:12]}"
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own memory of the run; ours is the checkpoints
         storage.mkdir(parents=True)
+        forget_hung_ranks(job.stage.folder / "logs")
         trainer = TorchTrainer(
             run_rank,
             train_loop_config={"task": asdict(task), "outcomes": str(storage)},
@@ -287,6 +289,8 @@ class RayExecutor:
             result = trainer.fit()
         except TrainingFailedError as error:
             note_failure(error, job.stage.folder, "the gang")
+            if hung := hung_ranks(job.stage.folder / "logs"):
+                raise Interrupted(f"rank {hung[0]} took longer than hang_seconds; logs/{FILE.format(rank=hung[0])} says where") from None
             raise StageFailed(_gang_message(storage, error)) from None
         _judge([Outcome(*result.return_value)])
 

@@ -18,7 +18,7 @@ from worldloom.stages.disk import write_file
 
 HEADLINE_FIGURES = 8
 HEADLINE_PICTURES = 16
-SHARES = ("accuracy", "share", "use")  # a figure whose name ends so is shown in percent at the top of the page
+SHARES = ("accuracy", "share", "use", "recall", "kept")  # a figure whose name ends so is shown in percent at the top of the page
 UNITS = {"psnr": "dB", "seconds": "s", "bits_per_token": "bits"}
 
 

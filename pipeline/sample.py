@@ -5,7 +5,7 @@ What is given and what is wanted are named by stream; `--caption` and `--image` 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from worldloom.pipeline.found import find_artifact
 
@@ -41,27 +41,33 @@ def sample_command(
     stage: str | None = None,
     give: Mapping[str, str] | None = None,
     fill_steps: int = 0,
+    fill_order: Literal["confidence", "random", "raster"] | None = None,
+    infill: Mapping[str, Sequence[int]] | None = None,
+    see: Path | None = None,
 ) -> list[Sample]:
     """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
 
     What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
     gets the texts, too. `want`
-    names the streams to write, by default those not given; with nothing given, the model itself chooses. `give` holds values by stream
+    names the streams to write, by default those not given; with nothing given, the model itself chooses. `see` is a picture that a world
+    trained with `sees` is shown ahead of its tokens. `give` holds values by stream
     name: text, or the path of a file. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the
     choice of streams), with the one of all others under "". ValueError or FileNotFoundError say what is wrong and what to do.
+    `infill`: by stream, the places of codes of what is given that are written anew, in sight of all others; these streams are then what
+    is made. Needs a world that learnt spans.
     """
-    asked = caption is not None or image is not None or bool(give)
+    asked = caption is not None or image is not None or see is not None or bool(give)
     if temperature is None:
         temperature = {}
     _check(count, temperature, top_k, top_p, guidance, scale)
-    if fill_steps < 0:
-        raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
+    _check_filling(fill_steps, fill_order, infill, want, guidance)
     artifact = find_artifact(run, "world_model", stage)
-    from worldloom.stages.open_world import Choosing, open_world
+    from worldloom.stages.open_world import SEEN, Choosing, open_world
 
     world = open_world(artifact)
     given = _given(world, caption, image, give or {})
-    wanted = _wanted(world, given, want)
+    wanted = _holed(given, infill) if infill else _wanted(world, given, want)
+    shown = given if see is None else {**given, SEEN: _seen(world, see)}
     if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
         raise ValueError("say where what is no text goes: --out picture.png (or .wav, .json), or --out folder/")
     choosing = Choosing(
@@ -70,10 +76,15 @@ def sample_command(
         top_p=_by_stream(world, top_p, 1.0, "top-p"),
         guidance=guidance,
         fill_steps=fill_steps,
+        fill_order=fill_order or "confidence",
     )
-    made = world.sample([given] * count, wanted, [seed + number for number in range(count)], choosing)
+    seeds = [seed + number for number in range(count)]
+    if infill:
+        made, kept = world.infill([shown] * count, [infill] * count, seeds, choosing), {*given} - {*infill}
+    else:
+        made, kept = world.sample([shown] * count, wanted, seeds, choosing), {*given}
     return [
-        _write(world, {name: value for name, value in one.values.items() if name not in given}, out, number, count, scale, one.legal)
+        _write(world, {name: value for name, value in one.values.items() if name not in kept}, out, number, count, scale, one.legal)
         for number, one in enumerate(made)
     ]
 
@@ -121,6 +132,24 @@ def _check(
             raise ValueError(f"{name} must be {rule}, got {value}")
 
 
+def _check_filling(
+    fill_steps: int, fill_order: str | None, infill: Mapping[str, Sequence[int]] | None, want: Sequence[str] | None, guidance: float
+) -> None:
+    if fill_steps < 0:
+        raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
+    if fill_order is not None and not fill_steps:
+        raise ValueError(f"fill-order ({fill_order}) says which hidden codes are settled first; say in how many steps, with fill-steps")
+    if infill and (want is not None or fill_steps or guidance != 1):
+        raise ValueError("infill writes codes of what is given anew, token by token as learnt; leave out want, fill-steps and guidance")
+
+
+def _holed(given: Mapping[str, Any], infill: Mapping[str, Sequence[int]]) -> list[str]:
+    """The streams that get other codes."""
+    if missing := [name for name in infill if name not in given]:
+        raise ValueError(f"infill changes {missing[0]}, which is not given; give its value, or leave it to be written whole")
+    return list(infill)
+
+
 def _given(world: "OpenWorld", caption: str | None, image: Path | None, give: Mapping[str, str]) -> dict[str, Any]:
     """The values given, decoded, by stream."""
     given: dict[str, Any] = {}
@@ -134,6 +163,19 @@ def _given(world: "OpenWorld", caption: str | None, image: Path | None, give: Ma
             raise ValueError(f"this world has no stream {name!r}; it has {', '.join(world.streams)}")
         given[name] = text if world.streams[name] == "text" else _read_file(world, name, Path(text))
     return given
+
+
+def _seen(world: "OpenWorld", path: Path) -> Any:
+    """A picture for the encoder; ValueError where the world has none."""
+    from worldloom.stages.preprocess import read_value
+    from worldloom.stages.rejects import InputRejected
+
+    if world.sight is None:
+        raise ValueError("this world sees nothing ahead of its tokens, so --see is of no use; give --image, or train one with `sees`")
+    try:
+        return read_value(path, world.dataset.streams[world.sight.samples.features.stream])
+    except InputRejected as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error.code}: {error.detail}") from None
 
 
 def _first(world: "OpenWorld", kind: str, option: str) -> str:

@@ -40,7 +40,7 @@ def encode_files(tokenizer: str, files: Sequence[Path], out: Path | None) -> Ite
         bits = codes.size * np.log2(opened.codebook_size)
         return f"{' x '.join(map(str, codes.shape))} codes of {opened.codebook_size}, {bits:,.0f} bits"
 
-    yield from _each(files, out, lambda source: f"{source.stem}{CODES}", encode)
+    yield from each_file(files, out, lambda source: f"{source.stem}{CODES}", encode)
 
 
 def decode_files(tokenizer: str, files: Sequence[Path], out: Path | None) -> Iterator[Done]:
@@ -66,10 +66,11 @@ def decode_files(tokenizer: str, files: Sequence[Path], out: Path | None) -> Ite
         target.write_bytes(present(value, stream).content)
         return f"a value of kind {stream.kind}"
 
-    yield from _each(files, out, lambda source: f"{source.name.removesuffix(CODES).removesuffix('.npy')}.decoded.{extension}", decode)
+    yield from each_file(files, out, lambda source: f"{source.name.removesuffix(CODES).removesuffix('.npy')}.decoded.{extension}", decode)
 
 
-def _each(files: Sequence[Path], out: Path | None, named: Callable[[Path], str], work: Callable[[Path, Path], str]) -> Iterator[Done]:
+def each_file(files: Sequence[Path], out: Path | None, named: Callable[[Path], str], work: Callable[[Path, Path], str]) -> Iterator[Done]:
+    """`work` on every file and the name of its result, in `out` or beside the file; what one refuses does not stop the others."""
     from worldloom.stages.rejects import InputRejected
 
     targets = {source: (source.parent if out is None else out) / named(source) for source in files}

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,17 @@ class Artifact:
     def open(cls, folder: Path) -> "Artifact":
         """Reads stage.json and DONE.json; ArtifactError if the artifact is missing, unfinished or damaged."""
         folder = Path(folder).absolute()
-        stage = _record(folder, "stage.json", "it was never begun")
+        begun = cls.begun(folder)
         done = _record(folder, "DONE.json", "the stage has not finished: run the pipeline again, it goes on where it stopped")
-        if done.get("fingerprint") != stage.get("fingerprint"):
+        if done.get("fingerprint") != begun.fingerprint:
             raise ArtifactError(f"{folder}: DONE.json and stage.json speak of different artifacts; remove the folder and run again")
+        return replace(begun, counts=done["counts"], manifest=done["files"])
+
+    @classmethod
+    def begun(cls, folder: Path) -> "Artifact":
+        """Reads stage.json alone, of a stage that may still be at work: settings and inputs, no files yet; ArtifactError without one."""
+        folder = Path(folder).absolute()
+        stage = _record(folder, "stage.json", "it was never begun")
         return cls(
             folder=folder,
             name=stage["stage"],
@@ -68,9 +75,9 @@ class Artifact:
             produces=stage["produces"],
             fingerprint=stage["fingerprint"],
             settings=stage["settings"],
-            counts=done["counts"],
+            counts={},
             inputs=stage["inputs"],
-            manifest=done["files"],
+            manifest={},
         )
 
     def input(self, field: str) -> "Artifact":

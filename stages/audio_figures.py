@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture, write_sound
-from worldloom.stages.code_figures import bits, markdown_table, rate, use_of, write_rates
+from worldloom.stages.code_figures import bits, loss_curves, markdown_table, rate, use_of, write_rates
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.spectrogram import spectrogram
@@ -124,10 +124,7 @@ def _card(
         *heard,
         table,
         Bars(values=bars, title=f"Choices of the codes of {name}, from the most to the least chosen, levels together ({split})"),
-        Curves(
-            series=("loss/waveform", "loss/energy", "loss/mel", "loss/codebook", "loss/adversarial", "loss/features", "loss/vocoder"),
-            title=f"Losses of {name}",
-        ),
+        *loss_curves(name, tokenizer.settings),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.log_mel_l1", f"{name}.codebook_use"))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class View(NamedTuple):
     size: int  # S, pixels
     scale: tuple[float, float] = (1.0, 1.0)  # share of the picture's area that is cut out, from and to
     flip: float = 0.5
+    turn: float = 0.0  # degrees, to either side at most
     jitter: Jitter = Jitter()
     jittered: float = 0.0
     grey: float = 0.0
@@ -62,12 +64,13 @@ class _Draw(IntEnum):
     BLURRED = 11
     SIGMA = 12
     SOLARISED = 13
+    TURN = 14
 
 
 class Draws:
     """Numbers in [0, 1) for the pictures of a batch."""
 
-    def __init__(self, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64], view: int) -> None:
+    def __init__(self, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64], view: int | NDArray[np.int64]) -> None:
         self.counters = (seed, epoch, sample, view)
 
     def __getitem__(self, what: _Draw) -> Tensor:
@@ -80,7 +83,10 @@ class Draws:
 
 def see(pictures: Tensor, view: View, draws: Draws) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
-    x = crop(pictures.permute(0, 3, 1, 2).float() / 255, view, draws)
+    x = pictures.permute(0, 3, 1, 2).float() / 255
+    if view.turn:
+        x = turned(x, draws.between(_Draw.TURN, -view.turn, view.turn))
+    x = crop(x, view, draws)
     if view.jittered or view.grey:
         x = colours(x, view, draws)
     if view.blur:
@@ -90,6 +96,16 @@ def see(pictures: Tensor, view: View, draws: Draws) -> Tensor:
         chosen = (draws[_Draw.SOLARISED] < view.solarise).view(-1, 1, 1, 1)
         x = torch.where(chosen & (x >= SOLARISED_FROM), 1 - x, x)
     return x * 2 - 1
+
+
+def turned(x: Tensor, degrees: Tensor) -> Tensor:
+    """[B, C, H, W], each picture turned about its middle against the clock; what comes in from outside is as its edge."""
+    H, W = x.shape[-2:]
+    sine, cosine, none = (degrees * math.pi / 180).sin(), (degrees * math.pi / 180).cos(), torch.zeros_like(degrees)
+    # Places are counted from -1 to 1 along each axis, so sines are stretched by the picture's aspect.
+    ways = torch.stack([torch.stack([cosine, -sine * H / W, none], 1), torch.stack([sine * W / H, cosine, none], 1)], 1)
+    places = F.affine_grid(ways, list(x.shape), align_corners=False)
+    return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def crop(x: Tensor, view: View, draws: Draws) -> Tensor:
@@ -169,9 +185,16 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     return highest[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def multi_crop(size: int, local_size: int, locals_: int, global_from: float = 0.4, local_from: float = 0.05) -> tuple[View, ...]:
+def multi_crop(
+    size: int,
+    local_size: int,
+    locals_: int,
+    global_from: float = 0.4,
+    local_from: float = 0.05,
+    like: View = View(1, jittered=0.8, grey=0.2, blur=1.0, solarise=0.2),  # noqa: B008 - immutable
+) -> tuple[View, ...]:
     """DINO's views (arXiv:2104.14294, appendix C): two global ones, the first always blurred, the second sometimes solarised, then local
-    ones."""
-    wide = View(size, (global_from, 1.0), jittered=0.8, grey=0.2)
-    narrow = wide._replace(size=local_size, scale=(local_from, global_from), blur=0.5)
-    return wide._replace(blur=1.0), wide._replace(blur=0.1, solarise=0.2), *([narrow] * locals_)
+    ones. `like` says how they are flipped, turned and coloured; its share of blurred views is that of the first, and others follow it."""
+    wide = like._replace(size=size, scale=(global_from, 1.0), solarise=0.0)
+    narrow = wide._replace(size=local_size, scale=(local_from, global_from), blur=0.5 * like.blur)
+    return wide, wide._replace(blur=0.1 * like.blur, solarise=like.solarise), *([narrow] * locals_)

@@ -12,11 +12,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from worldloom.stages.card import Curves
 from worldloom.stages.disk import canonical_json, write_file
 from worldloom.tokenizers.tokenizer import Tokenizer
 
+_PICTURES = ("l1", "reconstruction", "nll", "kl", "codebook", "random_vgg", "lpips_vgg", "adversarial")
+_SOUNDS = ("waveform", "energy", "mel", "codebook", "adversarial", "features", "vocoder")
+LOSSES = tuple(f"loss/{name}" for name in dict.fromkeys((*_PICTURES, *_SOUNDS)))  # of whoever has them
 RATES = "logs/rates.json"  # rates differ from run to run, so they lie where an artifact may differ
 MOST_BARS = 128
+
+
+def loss_curves(name: str, settings: Any, *judges: str) -> tuple[Curves, ...]:
+    """The losses of a training as curves, those by `judges` among them; a discriminator's apart, where one joins: of another size."""
+    main = Curves(series=(*LOSSES, *(f"loss/{judge}" for judge in judges)), title=f"Losses of {name}")
+    if not getattr(settings, "adversarial_weight", 0) or settings.adversarial_from >= 1:
+        return (main,)
+    return (
+        main,
+        Curves(series=("loss/discriminator", "loss/lecam"), title=f"Losses of the discriminator of {name}"),
+        Curves(series=("gradient_ratio",), title=f"Gradient of the reconstruction over that of the discriminator, last layer ({name})"),
+    )
 
 
 class CodeUse(NamedTuple):

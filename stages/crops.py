@@ -11,6 +11,7 @@ from worldloom.stages.keys import check_key, fits_ustar
 from worldloom.stages.order import uniform
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream, VideoStream
+from worldloom.tokenizers.resampling import RESAMPLING
 
 
 class Crop(NamedTuple):
@@ -36,8 +37,7 @@ def apply_crop(value: NDArray[np.uint8], crop: Crop, stream: ImageStream | Video
         return np.stack([apply_crop(frame, crop, stream) for frame in value])
     height, width = value.shape[:2]
     box = (crop.left * width, crop.top * height, (crop.left + crop.side) * width, (crop.top + crop.side) * height)
-    nearest = getattr(stream, "resample", "lanczos") == "nearest"
-    way = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    way = Image.Resampling(RESAMPLING[stream.resample if isinstance(stream, ImageStream) else "lanczos"])
     # Sums of shares may end a rounding beyond the border, which Pillow refuses.
     fitted = Image.fromarray(value).resize((width, height), way, box=(box[0], box[1], min(box[2], width), min(box[3], height)))
     found = np.asarray(fitted)

@@ -231,13 +231,14 @@ def load_tokenizers(settings: EncodeDataset, inputs: Mapping[str, "Artifact"], d
 
 
 def _check_rate(stream: str, tokenizer: "Tokenizer", about: Any) -> None:
-    """ValueError where sounds are of another rate: their shapes may well be equal."""
-    heard, given = getattr(tokenizer, "sample_rate", None), getattr(about, "sample_rate", None)
-    if heard != given:
-        raise ValueError(
-            f"tokenizers.{stream}: the tokenizer hears {heard} samples a second, the stream has {given}; "
-            f"set sample_rate of the stream to {heard}, or choose another tokenizer"
-        )
+    """ValueError where sounds or clips are of another rate: their shapes may well be equal."""
+    for name, said in (("sample_rate", "hears {} samples a second"), ("frame_rate", "sees {} frames a second")):
+        learnt, given = getattr(tokenizer, name, None), getattr(about, name, None)
+        if learnt != given:
+            raise ValueError(
+                f"tokenizers.{stream}: the tokenizer {said.format(f'{learnt:g}')}, the stream has {given:g}; "
+                f"set {name} of the stream to {learnt:g}, or choose another tokenizer"
+            )
 
 
 def _clock(tokenizers: Mapping[str, "Tokenizer"], data: "Dataset") -> tuple[dict[str, int], dict[str, Any] | None]:

@@ -1,37 +1,37 @@
 """What a trained encoder is worth: its neighbours and a linear probe, beside raw pixels and its first weights, and what it sees."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from worldloom.stages.card import Block, Card, Cell, Curves, Picture, Table, write_card, write_figures, write_picture
+from worldloom.stages.card import Block, Card, Cell, Curves, Table, write_card, write_figures
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
+from worldloom.stages.encoder_features import Read, features_of
 from worldloom.stages.encoder_learner import EncoderLearner, SimMimLearner
+from worldloom.stages.encoder_pictures import looks, show_attention, show_redrawn
 from worldloom.stages.encoder_scores import linear_probe, weighted_knn
 from worldloom.stages.labels import Labels
 from worldloom.stages.pretrain_encoder import PretrainEncoder
 from worldloom.stages.value_batches import Values, spaced
-from worldloom.world_model.encoders.build import build_encoder
-from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
-from worldloom.world_model.encoders.vit import ViT
+from worldloom.world_model.encoders.build import NetworkSettings, build_encoder
+from worldloom.world_model.encoders.joined import Namer
 
-AT_ONCE = 64  # pictures
-SHOWN, SHOWN_SIDE = 8, 64
+SHOWN = 8  # pictures
 UNSEEN = ("held_out", "validation")
-LOSSES = ("loss/labels", "loss/hidden_pixels", "loss/agreement")
-
-Read = Callable[[Tensor], Tensor]  # pictures in [-1, 1] -> [B, D]
+LOSSES = (
+    *("loss/labels", "loss/teacher", "loss/deit", "loss/hidden_pixels", "loss/agreement"),
+    *("loss/hidden_patches", "loss/koleo", "loss/contrastive", "loss/caption"),
+)
 
 
 def report_encoder(
     settings: PretrainEncoder,
-    about: VitSettings | SwinSettings,
+    about: NetworkSettings,
     learner: EncoderLearner,
     dataset: Dataset,
     labels: Labels | None,
@@ -49,10 +49,15 @@ def report_encoder(
             table, found = _scores(splits, labels, settings.measured, lambda x: encoder(x).pooled, lambda x: first(x).pooled)
             figures |= {f"{name}.{figure}": round(value, 4) for figure, value in found.items()}
             blocks.append(table)
+            if learner.namer is not None:
+                figures |= {
+                    f"{name}.{figure}": round(value, 4) for figure, value in _named(splits, labels, settings.measured, learner.namer)
+                }
         shown = splits[list(splits)[-1]]
         some = shown[spaced(len(shown), SHOWN)]
         blocks += _pictures(learner, some, out)
     blocks += [
+        Curves(series=("knn",), title=f"k-NN accuracy on {_unseen(splits)} while the encoder learnt ({name})"),
         Curves(series=LOSSES, title=f"Loss of the encoder of {name}"),
         Curves(series=("accuracy",), title=f"Share of the training batch named rightly ({name})"),
         Curves(series=("teacher_entropy",), title=f"Entropy of what the teacher says ({name})", unit="nats"),
@@ -60,7 +65,7 @@ def report_encoder(
         Curves(series=("learning_rate",), title="Learning rate"),
     ]
     write_figures(out, figures)
-    headline = (f"{name}.knn",) if f"{name}.knn" in figures else ()
+    headline = tuple(figure for figure in (f"{name}.accuracy", f"{name}.knn") if figure in figures)[:1]
     write_card(out, Card(title=f"Encoder of {name} ({settings.objective.type})", blocks=tuple(blocks), headline=headline))
 
 
@@ -73,7 +78,7 @@ def _scores(splits: dict[str, Values], labels: Labels, most: int, trained: Read,
     figures: dict[str, float] = {}
     unseen = [split for split in UNSEEN if split in splits]
     for way, read in ways.items():
-        features = {split: _features(values, chosen[split], read) for split, values in splits.items()}
+        features = {split: features_of(values, chosen[split], read) for split, values in splits.items()}
         for split in unseen:
             asked = (features["train"], answers["train"], features[split], len(labels.classes))
             near, probed = (float((say(*asked) == answers[split]).double().mean()) for say in (weighted_knn, linear_probe))
@@ -85,56 +90,25 @@ def _scores(splits: dict[str, Values], labels: Labels, most: int, trained: Read,
     return Table(columns=columns, rows=tuple(rows), title=f"{len(labels.classes)} classes"), figures
 
 
-def _features(values: Values, index: NDArray[np.int64], read: Read) -> Tensor:
-    return torch.cat([read(_signed(values[part])).float() for part in np.array_split(index, -(-len(index) // AT_ONCE))])
-
-
-def _signed(pictures: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _unsigned(x: Tensor) -> NDArray[np.uint8]:
-    """The way back, rounded and clipped."""
-    pixels: NDArray[np.uint8] = ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return pixels
+def _named(splits: dict[str, Values], labels: Labels, most: int, namer: Namer) -> Iterator[tuple[str, float]]:
+    """The share of pictures that what was trained names rightly, of the first split that training has not seen."""
+    namer.model.eval()
+    split = next(split for split in UNSEEN if split in splits)
+    chosen = spaced(len(splits[split]), most)
+    said = features_of(splits[split], chosen, namer.logits).argmax(1)
+    yield "accuracy", float((said == torch.from_numpy(labels.of[split][splits[split].samples[chosen]])).double().mean())
 
 
 def _pictures(learner: EncoderLearner, some: NDArray[np.uint8], out: Path) -> list[Block]:
     """What was drawn for hidden patches, and where the class token looks."""
-    x = _signed(some)
     blocks: list[Block] = []
     if isinstance(learner, SimMimLearner):
         numbers = np.arange(len(some))
-        hidden = learner.hidden(np.zeros_like(numbers), numbers)
-        model = learner.model.eval()
-        mask = model._pixels(hidden, learner.grid)[..., : x.shape[2], : x.shape[3]]
-        drawn = model(x, hidden).pixels
-        file = write_picture(out, "redrawn", rows([some, _unsigned(x * (1 - mask)), _unsigned(x * (1 - mask) + drawn * mask)]))
-        blocks.append(Picture(file=file, caption="Pictures, what the encoder saw of them, and what it drew in the hidden places."))
-    encoder = learner.judged
-    if isinstance(encoder, ViT) and encoder.class_token is not None:
-        file = write_picture(out, "attention", rows([some, *attention_maps(encoder, x)]))
-        caption = "Pictures, and where the class token of each head of the last block looks: white is most."
-        blocks.append(Picture(file=file, caption=caption))
+        blocks.append(show_redrawn(learner.redrawer.model.eval(), some, learner.hidden(np.zeros_like(numbers), numbers), out))
+    if looks(learner.judged):
+        blocks.append(show_attention(learner.judged, some, out))
     return blocks
 
 
-def attention_maps(encoder: ViT, x: Tensor) -> list[NDArray[np.uint8]]:
-    """uint8 [B, H, W, 3] for every head: the class token's weights on patches, each picture's largest being white."""
-    h, w = encoder.patches.grid(x.shape[2], x.shape[3])
-    weights = encoder.attention(x)[:, :, 0, encoder.prefix :].reshape(len(x), -1, h, w)
-    shown = (weights / weights.amax((2, 3), keepdim=True) * 255).round().byte()
-    large = F.interpolate(shown, size=x.shape[2:], mode="nearest")
-    return [head[..., None].expand(-1, -1, -1, 3).numpy() for head in large.unbind(1)]
-
-
-def rows(lines: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Rows of pictures with white between them, enlarged by whole pixels."""
-    scale = max(1, SHOWN_SIDE // lines[0].shape[1])
-    gap = max(2, lines[0].shape[1] * scale // 16)
-    made = []
-    for pictures in lines:
-        large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
-        made.append(np.concatenate(list(np.pad(large, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)), axis=1))
-    return np.pad(np.concatenate(made), ((0, gap), (0, gap), (0, 0)), constant_values=255)
+def _unseen(splits: Mapping[str, Values]) -> str:
+    return next((split for split in UNSEEN if split in splits), "nothing")

@@ -25,6 +25,7 @@ def weighted_knn(
     bank: Tensor, labels: Tensor, queries: Tensor, classes: int, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Tensor:
     """int64 [M]: the class with most votes among the nearest by cosine, a vote counting exp(cosine / temperature)."""
+    _can_be_told_apart(bank, labels, classes)
     bank = F.normalize(bank.float(), dim=1)
     found = []
     for part in torch.split(F.normalize(queries.float(), dim=1), AT_ONCE):
@@ -37,7 +38,8 @@ def weighted_knn(
 
 def linear_probe(features: Tensor, labels: Tensor, queries: Tensor, classes: int) -> Tensor:
     """int64 [M]: what a linear classifier, trained on the bank with whitened numbers and a little decay, says; always the same."""
-    mean, spread = features.double().mean(0), features.double().std(0).clamp(min=1e-6)
+    _can_be_told_apart(features, labels, classes)
+    mean, spread = features.double().mean(0), features.double().std(0, correction=0).clamp(min=1e-6)
     x = (features.double() - mean) / spread
     with torch.inference_mode(False), torch.enable_grad():
         x, wanted = x.clone(), labels.clone()
@@ -53,6 +55,16 @@ def linear_probe(features: Tensor, labels: Tensor, queries: Tensor, classes: int
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     learnt = weight.detach()
     return (((queries.double() - mean) / spread) @ learnt[:, 1:].T + learnt[:, 0]).argmax(1)
+
+
+def _can_be_told_apart(bank: Tensor, labels: Tensor, classes: int) -> None:
+    """ValueError where there is nothing to compare with, or nothing to tell apart."""
+    if not len(bank):
+        raise ValueError("the reference set is empty: there are no pictures with labels to compare with; train on some")
+    if classes < 2:
+        raise ValueError(f"there is {classes} class only, and nothing to tell apart; give labels of two classes at least")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {int(labels.min())} .. {int(labels.max())}; count the classes anew")
 
 
 def recalls(pictures: Tensor, captions: Tensor, k: int) -> Recalls:

@@ -24,6 +24,7 @@ class EvaluateWorldModel(StageSettings):
     most_codes: PositiveInt = Field(20_000, description="codes that a direction writes on a split: to longer streams it asks less often")
     unconditional: PositiveInt = Field(64, description="sequences written from nothing")
     rollouts: NonNegativeInt = Field(100, description="samples of every split that are rolled out, where clips are on a clock")
+    rollout_given: PositiveInt = Field(1, description="true frames that a rollout begins with; from two on it shows what moves already")
     temperature: NonNegativeFloat = Field(0.25, description="of answers; 0 takes the likeliest token")
     dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
@@ -65,7 +66,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=2,
+    version=3,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -25,7 +25,7 @@ from worldloom.world_model.masked import masked
 from worldloom.world_model.next_token import next_token
 from worldloom.world_model.span import span
 from worldloom.world_model.vocabulary import Clock
-from worldloom.world_model.weave import Codes, Woven, weave
+from worldloom.world_model.weave import Codes, Woven, reserve, weave
 
 DOCUMENTS = 64  # of a batch when bits are counted
 # Objectives beside next_token: (woven documents, grammar, their numbers, seed) -> example.
@@ -212,16 +212,17 @@ def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]
 
 
 @torch.inference_mode()
-def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -> Bits:
-    """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training."""
+def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None], blind: bool = False) -> Bits:
+    """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training; `blind`: without what it sees."""
     nats, counts = Counter[str](), Counter[str]()  # by stream (its levels together), for the order of streams, and for the full softmax
     others = Counter[str]()  # as `nats`, of the other objectives
     unmasked, positions = 0.0, 0
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
-        woven = weave(world.grammar, *_documents(world, split, part, seed))
+        woven = reserve(weave(world.grammar, *_documents(world, split, part, seed)), world.vocabulary)
+        seen = _seen(world, split, part, blind)
         # Two passes, because each example leaves out what nothing is to be learnt from, which without the full softmax is more.
         example, full = (next_token(woven, world.grammar, np.asarray(part), seed, share) for share in (0.0, 1.0))
-        masked, free = _losses(world, example), _losses(world, full)
+        masked, free = _losses(world, example, seen), _losses(world, full, seen)
         for choice, lost, labels in zip(example.choices, masked.sums.tolist(), masked.counts.tolist(), strict=True):
             nats[choice.name] += lost
             counts[choice.name] += labels
@@ -230,7 +231,7 @@ def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -
         for name, make in _OTHERS.items():
             if name in world.objectives:
                 other = make(woven, world.grammar, np.asarray(part), seed)
-                found = _losses(world, other)
+                found = _losses(world, other, seen)
                 for choice, lost, labels in zip(other.choices, found.sums.tolist(), found.counts.tolist(), strict=True):
                     others[f"{name}.{choice.name}"] += lost
                     counts[f"{name}.{choice.name}"] += labels
@@ -241,8 +242,16 @@ def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None]) -
     return Bits(per_token, exp((sum(nats.values()) - unmasked) / positions))
 
 
-def _losses(world: OpenWorld, example: Example) -> Losses:
-    hidden = world.model(example.inputs, example.positions, PackedAttention(example.runs))
+def _seen(world: OpenWorld, split: str, part: Sequence[int], blind: bool) -> torch.Tensor | None:
+    """[rows, W]: what the reserved places of some samples' documents hold."""
+    if world.sight is None:
+        return None
+    seen = torch.from_numpy(world.sight.samples.of(split, np.asarray(part)))
+    return (torch.full_like(seen, torch.nan) if blind else seen).flatten(0, 1)
+
+
+def _losses(world: OpenWorld, example: Example, seen: torch.Tensor | None) -> Losses:
+    hidden = world.model(example.inputs, example.positions, PackedAttention(example.runs), seen)
     return cross_entropy(hidden, world.model.output, example.choices, example.weights)
 
 

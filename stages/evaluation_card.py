@@ -13,20 +13,15 @@ from worldloom.stages.contact_sheet import Pinned, contact_sheet
 from worldloom.stages.disk import write_file
 from worldloom.stages.evaluation import Direction, Outcome, Trial, readings_of
 from worldloom.stages.evaluation_figures import LEGAL, LEGAL_FREE, Measured, accuracy_name
-from worldloom.stages.evaluation_rollouts import Rolled
+from worldloom.stages.evaluation_rollouts import Horizon, Rolled
 from worldloom.stages.open_world import Sampled
 from worldloom.stages.rollouts import clock_of
 from worldloom.stages.show import SHOWN_KINDS, show
 
 LETTERS = 120  # of a text on the card
 OVERVIEW = 12  # pictures on the sheet
-SPLITS = {
-    "validation": "combinations seen in training, drawn anew",
-    "held_out": "combinations that training never saw",
-    "train": "training",
-}
-# Where nobody knows what a sample combines.
-WITHOUT_ORACLE = {"validation": "samples that training never saw", "held_out": "samples held out from training"}
+# Where no oracle says what a split's samples are.
+SPLITS = {"validation": "samples that training never saw", "held_out": "samples held out from training"}
 Shown = TypeVar("Shown")
 
 
@@ -88,7 +83,7 @@ def _examples(measured: Measured, outcome: Outcome, shown: int, out: Path) -> Bl
     trials = _spread(outcome.trials, -(-shown // 4) if heavy else shown)
     if not trials:
         return None
-    names = SPLITS if measured.oracle is not None else WITHOUT_ORACLE
+    names = (measured.oracle and measured.oracle.splits) or SPLITS
     title = f"{source} → {target}: {names.get(outcome.split, outcome.split)}"
     if not {kinds[source], kinds[target]} & SHOWN_KINDS:
         rows = tuple((_words(trial.given), _words(trial.made), _verdict(measured, trial)) for trial in trials)
@@ -125,16 +120,21 @@ def _item(measured: Measured, direction: Direction, trial: Trial, name: str, out
 
 def _rolled(measured: Measured, rolled: Rolled, shown: int, out: Path) -> list[Block]:
     """Curves over the horizon, the same as a table, and clips beside how they went on."""
-    names = SPLITS if measured.oracle is not None else WITHOUT_ORACLE
-    title = f"Rolled out from one frame: {names.get(rolled.split, rolled.split)}"
+    names = (measured.oracle and measured.oracle.splits) or SPLITS
+    title = f"Rolled out from {'one frame' if rolled.given == 1 else f'{rolled.given} frames'}: {names.get(rolled.split, rolled.split)}"
     lines = [{name: value for name, value in at._asdict().items() if value is not None} for at in rolled.horizons]
     file = f"logs/rollout-{_stem(rolled.split)}.jsonl"
     (out / "logs").mkdir(exist_ok=True)
     write_file(out / file, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    columns = tuple(lines[0])
+    columns = tuple(name for name in Horizon._fields if any(name in line for line in lines))
     curves: list[Block] = [
         Curves(file=file, x="horizon", series=tuple(name for name in columns if name.endswith(of)), title=f"{title}: {what}", unit=unit)
-        for of, what, unit in (("psnr", "likeness to the true frames", "dB"), ("code_accuracy", "codes as in the true frames", "share"))
+        for of, what, unit in (
+            ("psnr", "likeness to the true frames", "dB"),
+            ("code_accuracy", "codes as in the true frames", "share"),
+            ("action_accuracy", "the action read from the frames", "share"),
+        )
+        if any(name.endswith(of) for name in columns)
     ]
     rows = tuple(tuple(_rounded(line.get(name)) for name in columns) for line in lines)
     rate = getattr(measured.world.dataset.streams[clock_of(measured.world).streams[0]], "frame_rate", 8.0)
@@ -218,8 +218,9 @@ def _bits(measured: Measured) -> Block | None:
     if not measured.bits:
         return Text(text="The dataset has no samples to evaluate on but those of training.")
     names = list(dict.fromkeys(name for bits in measured.bits.values() for name in bits.per_token))
+    counted = [*measured.bits.items(), *((f"{split}, nothing seen", bits) for split, bits in measured.blind.items())]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in measured.bits.items()
+        (split, *(_rounded(bits.per_token.get(name)) for name in names), _rounded(bits.legal_mass)) for split, bits in counted
     )
     note = (
         "Bits per token by stream, also of hidden codes and spans; legal: what the model gives to legal tokens without the grammar's help"

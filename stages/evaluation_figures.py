@@ -40,6 +40,7 @@ class Measured(NamedTuple):
     world: OpenWorld
     oracle: Oracle | None
     bits: dict[str, Bits]  # by split
+    blind: dict[str, Bits]  # by split, of a world that sees something: the same without that
     outcomes: tuple[Outcome, ...]
     dreams: tuple[Sampled, ...]
     kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
@@ -61,16 +62,18 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     counts = [*(len(chosen) for chosen in rows.values()), settings.unconditional]
     total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
-    total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted)
-    rolls = settings.rollouts if can_roll(world) else 0
+    total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted) * (1 if world.sight is None else 2)
+    rolls = settings.rollouts if can_roll(world, settings.rollout_given) else 0
     total += len(splits) * 2 * -(-rolls // settings.batch)
     between = _progress(worker, total)
     choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
+    plain = choosing.model_copy(update={"guidance": 1.0})  # rollouts are written as learnt
     return Measured(
         world=world,
         oracle=oracle,
         bits={split: bits(world, split, settings.seed, between) for split in counted},
+        blind={} if world.sight is None else {split: bits(world, split, settings.seed, between, blind=True) for split in counted},
         outcomes=tuple(
             ask(world, pair, split, chosen, oracle, choosing, settings.seed, settings.batch, between)
             for (split, pair), chosen in rows.items()
@@ -87,7 +90,8 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             rolled
             for split in splits
             if rolls
-            and (rolled := roll_out(world, split, rolls, oracle, _plain(choosing), settings.seed, settings.batch, between)) is not None
+            and (rolled := roll_out(world, split, rolls, oracle, plain, settings.seed, settings.batch, between, settings.rollout_given))
+            is not None
         ),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
@@ -116,11 +120,6 @@ def _varied(world: OpenWorld, pair: Direction, settings: "EvaluateWorldModel") -
     return max(1, min(settings.varied, settings.batch // settings.answers, settings.most_codes // (longest * settings.answers)))
 
 
-def _plain(choosing: Choosing) -> Choosing:
-    """Rollouts are written as learnt."""
-    return choosing.model_copy(update={"guidance": 1.0})
-
-
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
     found = {(split, name): kept(world, split, name, oracle, settings.prompts, settings.seed) for split in splits for name in world.held}
     return {place: share for place, share in found.items() if share is not None}
@@ -139,6 +138,8 @@ def figures_of(measured: Measured) -> dict[str, float]:
         prefix = "" if split == "validation" else f"{split}_"
         found |= {f"world.{prefix}bits_per_token.{name}": value for name, value in per_token.items()}
         found[f"world.{prefix}legal_mass"] = legal_mass
+        if split in measured.blind:
+            found |= {f"world.{prefix}bits_per_token_unseen.{name}": value for name, value in measured.blind[split].per_token.items()}
     for (split, name), share in measured.kept.items():
         found[f"{name}.kept" if split == "validation" else f"{name}.{split}_kept"] = share
     if measured.oracle is not None:

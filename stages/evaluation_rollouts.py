@@ -13,10 +13,8 @@ from worldloom.stages.evaluation import choose, row_seed
 from worldloom.stages.open_world import Choosing, OpenWorld
 from worldloom.stages.oracles import Oracle
 from worldloom.stages.rollouts import clock_of
-from worldloom.stages.settings import VideoStream
+from worldloom.stages.settings import AudioStream, VideoStream
 from worldloom.stages.step_values import encode_steps
-
-GIVEN = 1  # true frames that a rollout begins with
 
 
 class Horizon(NamedTuple):
@@ -29,8 +27,9 @@ class Horizon(NamedTuple):
     code_accuracy: float  # share of codes as the tokenizer makes of the true frame
     shuffled_code_accuracy: float | None
     copy_code_accuracy: float
-    action_accuracy: float | None  # share in which the oracle reads from the frames the action that was taken
+    action_accuracy: float | None  # share in which the oracle reads from the frames the action that was taken, of those that tell one
     shuffled_action_accuracy: float | None  # as that, but the true one, where another was taken
+    true_action_accuracy: float | None  # as it reads from the true frames
 
 
 class Rolled(NamedTuple):
@@ -40,19 +39,30 @@ class Rolled(NamedTuple):
     horizons: tuple[Horizon, ...]
     true: NDArray[np.uint8]  # [B, T, height, width, 3]
     dreamed: NDArray[np.uint8]
+    given: int  # true frames that it began with
+
+
+class _Truth(NamedTuple):
+    """What the dataset has of the rows that are rolled out."""
+
+    name: str  # of the clip
+    frames: NDArray[np.uint8]  # [B, T, height, width, 3]
+    actions: NDArray[np.float32] | None  # [B, T - 1 or more, dimensions]
+    others: dict[str, NDArray[Any]]  # of the other streams on the clock, what stands in front of the last given frame
+    given: int  # frames that a rollout begins with
 
 
 class _Made(NamedTuple):
     frames: NDArray[np.uint8]  # [B, T, ...], the given ones too
-    codes: NDArray[np.int64]  # [B, T - GIVEN, codes of a step]
+    codes: NDArray[np.int64]  # [B, T - given, codes of a step]
 
 
-def can_roll(world: OpenWorld) -> bool:
-    """Whether the world has clips of more than one frame on a clock."""
+def can_roll(world: OpenWorld, given: int = 1) -> bool:
+    """Whether the world has clips on a clock that are longer than the frames that a rollout begins with."""
     if world.vocabulary.clock is None or not {*world.vocabulary.clock.streams} & {*world.streams}:
         return False
     about = world.dataset.streams[clock_of(world).streams[0]]
-    return isinstance(about, VideoStream) and about.frames > GIVEN
+    return isinstance(about, VideoStream) and about.frames > given
 
 
 def roll_out(
@@ -64,90 +74,110 @@ def roll_out(
     seed: int,
     batch: int,
     between: Callable[[], None],
+    given: int = 1,
 ) -> Rolled | None:
-    """Of up to `count` samples; None where the split has none with clips and actions. `between` is called behind every batch."""
+    """Of up to `count` samples, behind `given` true frames; None where the split has none with clips and actions.
+
+    `between` is called behind every batch.
+    """
     clock = clock_of(world)
-    name, given = clock.streams[0], clock.given if len(clock.given) == 1 else ()
-    rows = choose(world.dataset, split, [name, *given], count, seed)
+    name, taken = clock.streams[0], clock.given if len(clock.given) == 1 else ()
+    rows = choose(world.dataset, split, [name, *taken], count, seed)
     if not rows:
         return None
-    true = np.stack([world.dataset.value(split, name, i) for i in rows])
-    actions = np.stack([world.dataset.value(split, given[0], i) for i in rows]) if given else None
+    values = {stream: [world.dataset.value(split, stream, i) for i in rows] for stream in clock.streams}
+    others = {stream: found for stream, found in values.items() if stream not in (name, *taken) and all(one is not None for one in found)}
+    truth = _Truth(
+        name,
+        np.stack(values[name]),
+        np.stack(values[taken[0]]) if taken else None,
+        {stream: _before(world, stream, np.stack(found), given) for stream, found in others.items() if given > 1},
+        given,
+    )
     seeds = [row_seed(seed, f"roll out {split}", i) for i in rows]
-    made = _made(world, name, true, actions, choosing, seeds, batch, between)
-    others = None if actions is None or len(rows) < 2 else np.roll(actions, 1, axis=0)
-    shuffled = None if others is None else _made(world, name, true, others, choosing, seeds, batch, between)
-    horizons = tuple(_horizons(world, name, oracle, true, actions, made, shuffled))
-    return Rolled(split, horizons, true, made.frames)
+    made = _made(world, truth, truth.actions, choosing, seeds, batch, between)
+    shuffled = None
+    if truth.actions is not None and len(rows) > 1:
+        shuffled = _made(world, truth, np.roll(truth.actions, 1, axis=0), choosing, seeds, batch, between)
+    return Rolled(split, tuple(_horizons(world, oracle, truth, made, shuffled)), truth.frames, made.frames, given)
+
+
+def _before(world: OpenWorld, stream: str, values: NDArray[Any], given: int) -> NDArray[Any]:
+    """What stands in front of the last of `given` frames: values [B, steps, ...], or sounds [B, channels, samples]."""
+    about = world.dataset.streams[stream]
+    if isinstance(about, AudioStream):
+        return values[..., : round(about.samples * (given - 1) / world.vocabulary.steps)]
+    return values[:, : given - 1]
 
 
 def _made(
     world: OpenWorld,
-    name: str,
-    true: NDArray[np.uint8],
+    truth: _Truth,
     actions: NDArray[np.float32] | None,
     choosing: Choosing,
     seeds: list[int],
     batch: int,
     between: Callable[[], None],
 ) -> _Made:
-    steps = true.shape[1] - GIVEN
+    """Rolls all rows out; in front of the last given frame stand the true actions, behind it those of `actions`."""
+    clock, steps = clock_of(world), truth.frames.shape[1] - truth.given
     frames, codes = [], []
-    for first in range(0, len(true), batch):
+    for first in range(0, len(truth.frames), batch):
         rows = slice(first, first + batch)
-        taken = None if actions is None else actions[rows, GIVEN - 1 :]
-        going = world.rollout({name: true[rows, :GIVEN]}, taken, choosing=choosing, seeds=seeds[rows], steps=steps)
-        made = list(going)
-        frames.append(np.stack([step.values[name] for step in made], axis=1))
-        codes.append(np.stack([step.codes[name] for step in made], axis=1))
+        context = {truth.name: truth.frames[rows, : truth.given], **{name: values[rows] for name, values in truth.others.items()}}
+        if truth.actions is not None and truth.given > 1:
+            context[clock.given[0]] = truth.actions[rows, : truth.given - 1]
+        taken = None if actions is None else actions[rows, truth.given - 1 :]
+        made = list(world.rollout(context, taken, choosing=choosing, seeds=seeds[rows], steps=steps))
+        frames.append(np.stack([step.values[truth.name] for step in made], axis=1))
+        codes.append(np.stack([step.codes[truth.name] for step in made], axis=1))
         between()
-    return _Made(np.concatenate([true[:, :GIVEN], np.concatenate(frames)], axis=1), np.concatenate(codes))
+    return _Made(np.concatenate([truth.frames[:, : truth.given], np.concatenate(frames)], axis=1), np.concatenate(codes))
 
 
-def _horizons(
-    world: OpenWorld,
-    name: str,
-    oracle: Oracle | None,
-    true: NDArray[np.uint8],
-    actions: NDArray[np.float32] | None,
-    made: _Made,
-    shuffled: _Made | None,
-) -> list[Horizon]:
+def _horizons(world: OpenWorld, oracle: Oracle | None, truth: _Truth, made: _Made, shuffled: _Made | None) -> list[Horizon]:
+    true, first = truth.frames, truth.given
     B, T = true.shape[:2]
-    codes = encode_steps(world.tokenizers[name], true.reshape(B * T, *true.shape[2:])).reshape(B, T, -1)
-    last = GIVEN - 1
-    read = _read(world, oracle, name, true, actions, made)
-    misread = None if shuffled is None else _read(world, oracle, name, true, actions, shuffled)
+    codes = encode_steps(world.tokenizers[truth.name], true.reshape(B * T, *true.shape[2:])).reshape(B, T, -1)
+    last = first - 1
+    read = _read(world, oracle, truth, made.frames)
+    misread = [None] * T if shuffled is None else _read(world, oracle, truth, shuffled.frames)
+    truly = _read(world, oracle, truth, true)
     return [
         Horizon(
             horizon=at - last,
             psnr=_psnr(true[:, at], made.frames[:, at]),
             shuffled_psnr=None if shuffled is None else _psnr(true[:, at], shuffled.frames[:, at]),
             copy_psnr=_psnr(true[:, at], true[:, last]),
-            code_accuracy=float((codes[:, at] == made.codes[:, at - GIVEN]).mean()),
-            shuffled_code_accuracy=None if shuffled is None else float((codes[:, at] == shuffled.codes[:, at - GIVEN]).mean()),
+            code_accuracy=float((codes[:, at] == made.codes[:, at - first]).mean()),
+            shuffled_code_accuracy=None if shuffled is None else float((codes[:, at] == shuffled.codes[:, at - first]).mean()),
             copy_code_accuracy=float((codes[:, at] == codes[:, last]).mean()),
-            action_accuracy=None if read is None else read[at - GIVEN],
-            shuffled_action_accuracy=None if misread is None else misread[at - GIVEN],
+            action_accuracy=read[at - first],
+            shuffled_action_accuracy=misread[at - first],
+            true_action_accuracy=truly[at - first],
         )
-        for at in range(GIVEN, T)
+        for at in range(first, T)
     ]
 
 
-def _read(
-    world: OpenWorld, oracle: Oracle | None, name: str, true: NDArray[Any], actions: NDArray[np.float32] | None, made: _Made
-) -> list[float] | None:
-    """By horizon, the share of rows in which the oracle reads the true action from the frames; None without one that reads both."""
-    view = None if oracle is None else oracle.reads_actions
-    if view is None or actions is None:
-        return None
+def _read(world: OpenWorld, oracle: Oracle | None, truth: _Truth, frames: NDArray[np.uint8]) -> list[float | None]:
+    """By horizon, the share of rows in which the oracle reads the true action from the frames, of those where both tell one.
+
+    None where none does, or without an oracle that reads both.
+    """
+    view, steps = None if oracle is None else oracle.reads_actions, range(truth.given - 1, truth.frames.shape[1] - 1)
+    if view is None or truth.actions is None:
+        return [None for _ in steps]
     about = world.dataset.streams
     action = next(iter(clock_of(world).given))
-    asked = [view.read["action"](row, about[action]) for row in actions]
-    answered = [view.read["video"](row, about[name]) for row in made.frames]
-    steps = range(GIVEN - 1, true.shape[1] - 1)
-    pairs = list(zip(asked, answered, strict=True))
-    return [sum(a is not None and b is not None and a[at] == b[at] for a, b in pairs) / len(pairs) for at in steps]
+    asked = [view.read["action"](row, about[action]) for row in truth.actions]
+    answered = [view.read["video"](row, about[truth.name]) for row in frames]
+    shares = []
+    for at in steps:
+        pairs = [(None if a is None else a[at], None if b is None else b[at]) for a, b in zip(asked, answered, strict=True)]
+        telling = [a is not None and a == b for a, b in pairs if a not in view.silent and b not in view.silent]
+        shares.append(sum(telling) / len(telling) if telling else None)
+    return shares
 
 
 def _psnr(true: NDArray[np.uint8], made: NDArray[np.uint8]) -> float:

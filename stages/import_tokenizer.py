@@ -13,13 +13,14 @@ from worldloom.stages.estimate import Estimate
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import NOT_IN_OUTPUT, StageSettings
 from worldloom.stages.worker import Worker
+from worldloom.tokenizers.resampling import Resampling
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "taming": ("height", "width"),
     "encodec": ("seconds",),
     "worldloom": (),
 }  # what each layout wants to be told
-ALLOWED: dict[str, tuple[str, ...]] = {"taming": ("precision",), "encodec": ("levels",), "worldloom": ()}
+ALLOWED: dict[str, tuple[str, ...]] = {"taming": ("precision", "resample"), "encodec": ("levels",), "worldloom": ()}
 
 
 def _absolute(path: str) -> str:
@@ -47,6 +48,9 @@ class ImportTokenizer(StageSettings):
     width: PositiveInt | None = Field(None, description="pixels of the pictures to encode; the network's cells must divide it")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of a VQ-GAN's encoder; bf16 is faster, and some codes differ from those of fp32"
+    )
+    resample: Resampling = Field(
+        default="lanczos", description="how pictures are brought to their size: as those that the network learnt from, which no file says"
     )
     seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(None, description="of the sounds to encode, at the codec's own rate")
     levels: Annotated[int, Field(ge=2, le=64)] | None = Field(None, description="of an EnCodec, the first codebooks to use; null: all")
@@ -87,11 +91,12 @@ def _taming(settings: ImportTokenizer) -> tuple[Any, dict[str, Any]]:
     from worldloom.tokenizers.taming_settings import Taming
 
     assert settings.height is not None and settings.width is not None
-    tokenizer = read_taming(Path(settings.checkpoint), settings.height, settings.width, settings.precision)
+    tokenizer = read_taming(Path(settings.checkpoint), settings.height, settings.width, settings.precision, settings.resample)
     about = tokenizer.settings
     assert isinstance(about, Taming)
     return tokenizer, {
         "codes": tokenizer.codebook_size,
+        "pictures are resized by": tokenizer.resample,
         "numbers in a code's vector": about.code_width,
         "codes of one picture": " x ".join(map(str, tokenizer.shape)),
         "pixels along a code's cell": about.downsample,

@@ -8,6 +8,7 @@ The captions of `validation` and `held_out` are in wordings that training never 
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -16,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
+from worldloom.stages.made_dataset import Shard, finish_shards, plan_shards, write_shards
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, StageSettings, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Worker
 
@@ -99,68 +101,31 @@ def rate_of(streams: Mapping[str, Stream]) -> float:
     return next((stream.frame_rate for stream in streams.values() if isinstance(stream, VideoStream)), FRAME_RATE)
 
 
-class Shard(NamedTuple):
-    """Samples `start` .. `stop` of a split."""
-
-    split: str
-    name: str
-    start: int
-    stop: int
-
-
 def plan(settings: MakeShapes) -> tuple[Shard, ...]:
     """All shards, in order; the plan follows from the settings alone."""
-    counts = dict(zip(SPLITS, (settings.samples, settings.validation, settings.held_out), strict=True))
-    return tuple(
-        Shard(split, f"shard-{start // settings.shard_size:06d}", start, min(start + settings.shard_size, count))
-        for split, count in counts.items()
-        for start in range(0, count, settings.shard_size)
-    )
+    return plan_shards(dict(zip(SPLITS, (settings.samples, settings.validation, settings.held_out), strict=True)), settings.shard_size)
 
 
 def run(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
     """Draws this worker's shards that are not there yet."""
-    from worldloom.stages.commit import Commits
-    from worldloom.stages.dataset_writer import RawShard
-
-    commits = Commits.of(out)
-    shards = plan(settings)
-    for number, shard in enumerate(worker.share(shards)):
-        worker.check()
-        name = f"{shard.split}/{shard.name}"
-        if commits.find(name) is None:
-            with commits.attempt(name) as attempt:
-                with RawShard(attempt, shard.split, shard.name, settings.streams) as raw:
-                    for key, values in _samples(settings, shard):
-                        raw.add(key, values)
-                attempt.commit(raw.keys, (), raw.counts)
-        worker.report(number + 1, len(shards), "shards", {})
+    write_shards(plan(settings), settings.streams, partial(_samples, settings), out, worker)
 
 
 def finish(settings: MakeShapes, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Names the shards, describes the dataset and shows some of it."""
     from worldloom.stages.card import Card, write_card
-    from worldloom.stages.commit import Commits
-    from worldloom.stages.dataset_writer import write_dataset_json
 
-    shards = plan(settings)
-    totals = Commits.of(out).finish([f"{shard.split}/{shard.name}" for shard in shards])
-    splits = {shard.split: [(other.name, other.stop - other.start) for other in shards if other.split == shard.split] for shard in shards}
-    write_dataset_json(out, settings.streams, splits, oracle="shapes")
+    totals = finish_shards(plan(settings), settings.streams, out, oracle="shapes")
     write_card(out, Card(title=f"{totals.n_out:,} shapes drawn", blocks=tuple(_shown(settings, out))))
     return {"samples": totals.n_out}
 
 
-def _samples(settings: MakeShapes, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The shard's keys and contents."""
-    from worldloom.stages.streams import kind_of
-
-    for i, imagined in enumerate(_imagined(settings, shard), start=shard.start):
-        values = ((name, stream, _value(stream, imagined, rate_of(settings.streams))) for name, stream in settings.streams.items())
-        yield (
-            f"{shard.split}-{i:09d}",
-            {name: kind_of(stream.kind).encode(value, stream) for name, stream, value in values if value is not None},
-        )
+def _samples(settings: MakeShapes, shard: Shard) -> Iterator[dict[str, Any]]:
+    """The values of the shard's samples."""
+    rate = rate_of(settings.streams)
+    for imagined in _imagined(settings, shard):
+        values = {name: _value(stream, imagined, rate) for name, stream in settings.streams.items()}
+        yield {name: value for name, value in values.items() if value is not None}
 
 
 class Imagined(NamedTuple):

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
+from worldloom.stages.eye import Eye, open_eye
 from worldloom.stages.learner import resolve_precision
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.preprocess import serving
 from worldloom.stages.rollouts import Policy, Step, beside, rollout
 from worldloom.stages.settings import Settings
+from worldloom.stages.sights import Sights
 from worldloom.stages.streams import kind_of
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.decoder import Decoder
@@ -31,6 +33,8 @@ from worldloom.world_model.span import streams_of
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
 
+SEEN = "seen by the encoder"  # no name of a stream: it holds spaces
+
 
 class Choosing(Settings):
     """How the next token is chosen from the model's probabilities; a number, or one for each stream named, the others as by default."""
@@ -41,6 +45,23 @@ class Choosing(Settings):
     guidance: float = 1.0  # how strongly a prompt counts; 1 is the model's own measure
     fill_steps: int = 0  # write segments of fixed shape in so many steps, by hidden codes, if the model learnt from them; 0: token by token
     fill_order: Literal["confidence", "random", "raster"] = "confidence"  # which of those codes are settled first
+
+
+class Sight(NamedTuple):
+    """What a world sees ahead of its tokens."""
+
+    artifact: Artifact  # the features that it learnt with
+    samples: Sights  # of the dataset's samples
+
+    def look(self, picture: NDArray[np.uint8]) -> torch.Tensor:
+        """[T, W] of one picture [H, W, 3], by the encoder that made those of training."""
+        with torch.inference_mode():
+            found = self.eye.see(picture[None], self.artifact.settings["keep"])[0].float()
+        return found.reshape(-1, found.shape[-1])
+
+    @property
+    def eye(self) -> Eye:
+        return open_eye(self.artifact.input("encoder"))
 
 
 class Sampled(NamedTuple):
@@ -68,6 +89,7 @@ class OpenWorld:
     tokens: Tokens
     dataset: Dataset
     objectives: tuple[str, ...] = ("next_token",)  # that the model was trained with
+    sight: Sight | None = None  # where it sees something
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -93,9 +115,16 @@ class OpenWorld:
 
         Those on the clock stand together, in its order, where the first of them is.
         """
-        codes = self._encode(given)
-        orders = [self.grammar.arranged(list(values)) for values in given]
-        return [prompt(self.grammar, [(name, codes[name, row]) for name in names]) for row, names in enumerate(orders)]
+        told = [{name: value for name, value in values.items() if name != SEEN} for values in given]
+        codes = self._encode(told)
+        orders = [self.grammar.arranged(list(values)) for values in told]
+        made = [prompt(self.grammar, [(name, codes[name, row]) for name in names]) for row, names in enumerate(orders)]
+        for tokens, values in zip(made, given, strict=True):
+            if SEEN in values:
+                if self.sight is None:
+                    raise ValueError("this world sees nothing ahead of its tokens; give the picture as a stream, or train one with `sees`")
+                tokens[: self.vocabulary.ahead] = self.decoder.look(self.sight.look(values[SEEN]))
+        return made
 
     def sample(
         self,
@@ -110,9 +139,12 @@ class OpenWorld:
         Rows may want different things: `want` is then a list with one of these for each.
         A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
         are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all. `hear` is called
-        with a row's tokens so far as they are written; not where all come at once, in those steps.
+        with a row's tokens so far as they are written; not where all come at once, in those steps. A row may hold a picture to see under
+        SEEN.
         """
         wants = wants_of(want, len(given))
+        if hear is not None and self.vocabulary.ahead:
+            hear = partial(_without_ahead, hear, self.vocabulary)
         written: dict[int, NDArray[np.int64]] = {}
         told = [self._told(values, mine, choosing) for values, mine in zip(given, wants, strict=True)]
         for names in dict.fromkeys(told):
@@ -124,6 +156,7 @@ class OpenWorld:
                 onward = self._filled if choosing.fill_steps else self._generated
                 made = onward(self.prompts(some), mine, of_rows, choosing, _of_rows(hear, rows))
             written |= dict(zip(rows, made, strict=True))
+        self.decoder.forget()
         return self.read([written[row] for row in range(len(given))])
 
     def rollout(
@@ -174,7 +207,8 @@ class OpenWorld:
             of_stream = [seed + 7919 * number for seed in seeds]
             made = self._fill(prompts, [[name]] * len(prompts), of_stream, choosing, given=shown)
             for row, tokens in zip(shown, made, strict=True):
-                row[name] = next(segment.codes for segment in self.grammar.parse(tokens) if segment.stream == name)
+                mine = self.grammar.parse(self.vocabulary.own(tokens))
+                row[name] = next(segment.codes for segment in mine if segment.stream == name)
         return made
 
     def _filled(
@@ -249,10 +283,10 @@ class OpenWorld:
         ).tokens
 
     def infill(
-        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, range]], seeds: Sequence[int], choosing: Choosing
+        self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]], seeds: Sequence[int], choosing: Choosing
     ) -> list[Sampled]:
-        """Every row of `given` with other codes where it has holes: a stream's codes of a range of places, from the first code on; of a
-        stream on the clock, those of all steps.
+        """Every row of `given` with other codes where it has holes: the places of a stream's codes, counted from 0; of a stream on the
+        clock, over all steps.
 
         ValueError for a hole beyond the codes, or a world that did not learn spans.
         """
@@ -262,7 +296,7 @@ class OpenWorld:
             streams = streams_of(ids, tokens)
             for name, places in of_row.items():
                 codes = np.flatnonzero(streams == ids.index(name))
-                if not len(places) or places[0] < 0 or places[-1] >= len(codes):
+                if not len(places) or min(places) < 0 or max(places) >= len(codes):
                     raise ValueError(f"{name} has {len(codes)} codes in this row; its hole must lie within them, got {places}")
                 tokens[codes[np.asarray(places)]] = ids.mask
             samples.append(tokens)
@@ -275,10 +309,12 @@ class OpenWorld:
             top_k=choosing.top_k,
             top_p=choosing.top_p,
         )
+        self.decoder.forget()
         return self.read(written)
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
         """Parses and decodes whole sequences."""
+        written = [self.vocabulary.own(tokens) for tokens in written]
         parsed = [self._parse(tokens) for tokens in written]
         values: list[dict[str, Any]] = [{} for _ in parsed]
         for name in self.streams:
@@ -319,6 +355,10 @@ class OpenWorld:
         yield from self.tokenizers[name].decode(list(codes) if shape is None else np.stack([one.reshape(shape) for one in codes]))
 
 
+def _without_ahead(hear: Hear, ids: Vocabulary, row: int, tokens: Sequence[int]) -> None:
+    hear(row, ids.own(tokens).tolist())
+
+
 def _of_rows(hear: Hear | None, rows: Sequence[int]) -> Hear | None:
     """For some of the rows, which are numbered anew there."""
     return None if hear is None else lambda number, tokens: hear(rows[number], tokens)
@@ -331,22 +371,39 @@ def open_world(artifact: Artifact, tokens_of: str | None = None) -> OpenWorld:
     """
     if artifact.produces != "world_model":
         raise ValueError(f"{artifact.name} ({artifact.kind}) leaves a {artifact.produces}, not a world model")
-    sets = {field.partition(".")[2]: artifact.input(field) for field in sorted(artifact.inputs) if field.split(".")[0] == "tokens"}
-    if not sets:
-        artifact.input("tokens")  # says what is missing
+    sets = sets_of_tokens(artifact)
     if tokens_of is not None and tokens_of not in sets:
         raise ValueError(f"{artifact.name} did not learn from {tokens_of!r}; it learnt from {', '.join(sets) or 'one set of tokens'}")
-    tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     for name in ("config.json", "model.safetensors", "vocabulary.json"):
         artifact.path(f"world/{name}")
     world = from_pretrained(artifact.folder / "world")
+    return join_world(world.model, world.grammar, artifact, sets, tokens_of)
+
+
+def sets_of_tokens(artifact: Artifact) -> dict[str, Artifact]:
+    """The sets of tokens that a world learns from, by the names in its settings; "" where there is only one."""
+    sets = {field.partition(".")[2]: artifact.input(field) for field in sorted(artifact.inputs) if field.split(".")[0] == "tokens"}
+    if not sets:
+        artifact.input("tokens")  # says what is missing
+    return sets
+
+
+def join_world(
+    model: WorldModel, grammar: Grammar, artifact: Artifact, sets: Mapping[str, Artifact], tokens_of: str | None = None
+) -> OpenWorld:
+    """A model of the artifact with the tokenizers and the dataset of the tokens that it learns from, and with the features that it sees."""
+    tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
-    for name in world.grammar.streams:
+    for name in grammar.streams:
         made = next(one for one in (tokens, *sets.values()) if f"tokenizers.{name}" in one.inputs)
         # What another set has, this one's dataset does not hold, but it may be written and shown all the same.
         dataset.add_from_elsewhere(name, Dataset(made.input("data")).streams[name])
         tokenizer = serving(open_tokenizer(made.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
         assert tokenizer is not None, "the tokens were made by it"
         tokenizers[name] = tokenizer
+    sight = None
+    if "sees.features" in artifact.inputs:
+        features = artifact.input("sees.features")
+        sight = Sight(features, Sights(features, Tokens(tokens)))
     objectives = tuple(artifact.settings.get("objectives", {"next_token": 1.0}))
-    return OpenWorld(world.model, world.grammar, tokenizers, Tokens(tokens), dataset, objectives)
+    return OpenWorld(model, grammar, tokenizers, Tokens(tokens), dataset, objectives, sight)

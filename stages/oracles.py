@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from worldloom.stages import shapes, shapes_motion
+from worldloom.stages import pong, shapes, shapes_motion
 from worldloom.stages.settings import Stream
 
 Reading = tuple[str, ...] | None
@@ -15,6 +15,7 @@ class View(NamedTuple):
 
     properties: tuple[str, ...]  # of a reading; of readings that are longer, the last one counts on
     read: Mapping[str, Read]  # by kind of stream
+    silent: frozenset[str] = frozenset()  # what a property may be without telling anything, as of a thing that stands still
 
     def names(self, length: int) -> tuple[str, ...]:
         """Names of a reading's properties: push_1, push_2 ... where there are more of them than `properties`."""
@@ -28,6 +29,7 @@ class Oracle(NamedTuple):
     """Compares values of two kinds by the first view that reads both."""
 
     views: tuple[View, ...]
+    splits: Mapping[str, str] | None = None  # what is to be said of each, where it is more than whether training saw it
 
     def between(self, kind: str, other: str) -> View | None:
         """None where the two have nothing in common."""
@@ -79,11 +81,29 @@ ORACLES = {
                     "action": lambda value, stream: tuple(shapes_motion.PUSHES[int(push)] for push in value[:, 0]),
                 },
             ),
+        ),
+        {
+            "validation": "combinations seen in training, drawn anew",
+            "held_out": "combinations that training never saw",
+            "train": "training",
+        },
+    ),
+    "pong": Oracle(
+        (
+            View(
+                pong.Reading._fields,
+                {"text": lambda value, stream: pong.read_caption(value), "video": lambda value, stream: pong.read_clip(value)},
+            ),
+            View(
+                ("move",),
+                {"video": lambda value, stream: pong.read_moves(value), "action": pong.read_actions},
+                silent=frozenset({pong.NO_MOVE}),
+            ),
         )
-    )
+    ),
 }
 
-ACTION_NAMES = {"shapes": shapes_motion.PUSHES}  # of an oracle's actions, by number
+ACTION_NAMES = {"shapes": shapes_motion.PUSHES, "pong": pong.ACTIONS}  # of actions by number, where their stream does not name them
 
 
 def oracle_of(name: str | None) -> Oracle | None:

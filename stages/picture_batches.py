@@ -13,6 +13,8 @@ from worldloom.stages.order import order
 from worldloom.stages.value_batches import Values
 from worldloom.stages.worker import Worker
 
+LABELLED = 1 << 40  # stands where an order has its epoch
+
 
 class Pictures(NamedTuple):
     """A rank's part of a global batch."""
@@ -21,13 +23,27 @@ class Pictures(NamedTuple):
     epoch: NDArray[np.int64]  # [b]
     sample: NDArray[np.int64]  # [b], number within the split
     labels: NDArray[np.int64] | None  # [b]
+    again: NDArray[np.int64]  # [b]: how often the picture stood before among those of its kind, 0 without repeats
+    place: NDArray[np.int64]  # [b], within the global batch
 
 
 class PictureBatches:
     """The same sequence on every start, whatever the number of ranks; the position is {"values": seen so far}."""
 
-    def __init__(self, values: Values, batch_size: int, seed: int, worker: Worker, labels: NDArray[np.int64] | None = None) -> None:
-        """`labels` has one for every sample of the split."""
+    def __init__(
+        self,
+        values: Values,
+        batch_size: int,
+        seed: int,
+        worker: Worker,
+        labels: NDArray[np.int64] | None = None,
+        chosen: NDArray[np.int64] | None = None,
+        repeats: int = 1,
+    ) -> None:
+        """`labels` has one for every sample of the split; only the values `chosen` are taken, all where it is None.
+
+        Every picture stands `repeats` times in a row (repeated augmentation, arXiv:1902.05509), so that an epoch is as much longer.
+        """
         if batch_size % worker.world_size:
             raise ValueError(
                 f"batch_size ({batch_size}) must be a multiple of the {worker.world_size} training workers; "
@@ -36,6 +52,7 @@ class PictureBatches:
         if not len(values):
             raise ValueError(f"no sample of the split {values.split!r} has the stream {values.stream!r}; there is nothing to train on")
         self.values, self.batch_size, self.seed, self.labels = values, batch_size, seed, labels
+        self.chosen, self.repeats = np.arange(len(values)) if chosen is None else chosen, repeats
         self.part = batch_size // worker.world_size
         self.first = worker.rank * self.part
 
@@ -48,10 +65,18 @@ class PictureBatches:
         return self._at(start), {"values": start + self.batch_size}
 
     def _at(self, start: int) -> Pictures:
-        place = np.arange(start + self.first, start + self.first + self.part)
-        epoch, within = np.divmod(place, len(self.values))
+        within_batch = np.arange(self.first, self.first + self.part)
+        place, again = np.divmod(start + within_batch, self.repeats)
+        epoch, within = np.divmod(place, len(self.chosen))
         index = np.empty(len(place), np.int64)
         for number in np.unique(epoch):
-            index[epoch == number] = order(self.seed, int(number), within[epoch == number], len(self.values))
+            index[epoch == number] = order(self.seed, int(number), within[epoch == number], len(self.chosen))
+        index = self.chosen[index]
         sample = self.values.samples[index]
-        return Pictures(self.values[index], epoch, sample, None if self.labels is None else self.labels[sample])
+        labels = None if self.labels is None else self.labels[sample]
+        return Pictures(self.values[index], epoch, sample, labels, again, within_batch)
+
+
+def share_of(count: int, share: float) -> NDArray[np.int64]:
+    """Which of `count` values are the share that is labelled: always the same ones, those of a smaller share among them; one at least."""
+    return np.sort(order(0, LABELLED, np.arange(max(1, round(share * count))), count))

@@ -1,7 +1,7 @@
 """What a tokenizer reads, from its own preprocessor_config.json: files of its kind become values of its form, as in training."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, Stream, TextStream, VideoStream
@@ -10,7 +10,7 @@ from worldloom.tokenizers.action import ActionTokenizer
 from worldloom.tokenizers.each_frame import EachFrame
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.learned import LearnedTokenizer
-from worldloom.tokenizers.preprocessing import RESAMPLING
+from worldloom.tokenizers.resampling import RESAMPLING
 from worldloom.tokenizers.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ def _learned(kind: str, about: dict[str, Any]) -> Stream:
     if kind == "video":
         return VideoStream(kind="video", size=size, frames=about["num_frames"], frame_rate=about["fps"])
     assert kind == "image"
-    resample: Literal["nearest", "lanczos"] = "nearest" if about["resample"] == RESAMPLING["nearest"] else "lanczos"
+    resample = next(name for name, number in RESAMPLING.items() if number == about["resample"])
     return ImageStream(kind="image", size=size, resample=resample)
 
 

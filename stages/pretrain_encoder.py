@@ -1,25 +1,28 @@
-"""Trains an encoder on the pictures of a dataset: by labels, by hidden pixels, or by agreement between views."""
+"""Trains an encoder on the pictures of a dataset: by labels, a teacher, hidden pixels, agreement between views, or captions."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.stages.artifact import Artifact
-from worldloom.stages.encoder_settings import Dino, LabelBy, Objective, Supervised
+from worldloom.stages.encoder_settings import Coca, Deit, Dino, Dinov2, Distill, LabelBy, Objective, SimMim, Supervised
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import DatasetRef, ImageStream, StreamName
+from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, EncoderRef, ImageStream, StreamName
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Worker
-from worldloom.world_model.encoders.settings import EncoderSettings, SwinSettings, VitSettings
+from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, VitSettings
 
 if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
-    from worldloom.stages.encoder_learner import EncoderLearner, Recipe
+    from worldloom.stages.encoder_learner import EncoderLearner
     from worldloom.stages.labels import Labels
-    from worldloom.world_model.encoders.swin import Swin
-    from worldloom.world_model.encoders.vit import ViT
+    from worldloom.stages.learner import Learner
+    from worldloom.stages.picture_batches import PictureBatches
+    from worldloom.world_model.encoders.build import NetworkSettings
+
+FORM = VitSettings(patch=8, width=192, depth=6, heads=3)
 
 
 class PretrainEncoder(TrainingSettings):
@@ -28,14 +31,22 @@ class PretrainEncoder(TrainingSettings):
     run: Literal["pretrain_encoder"]
     data: DatasetRef
     stream: Annotated[str, StreamName(("image",))] = Field(description="the pictures to learn from; squares")
-    encoder: EncoderSettings = Field(
-        VitSettings(patch=8, width=192, depth=6, heads=3), description="vit or swin; grid and mask_token follow from pictures and objective"
+    init: EncoderRef | None = Field(
+        None, description="name of a stage whose encoder this one goes on from, in its form; null: weights are drawn by the seed"
     )
-    objective: Objective = Field(Dino(), description="supervised, simmim or dino")
+    encoder: EncoderSettings = Field(
+        FORM, description="vit, swin or conv; grid, mask_token and distillation_token follow from pictures and objective"
+    )
+    objective: Objective = Field(Dino(), description="supervised, distill, deit, simmim, dino, dinov2 or coca")
     labels: Annotated[str, StreamName(("text",))] | None = Field(
-        None, description="stream that names each picture's class: taught by under supervised, otherwise figures only; null: no figures"
+        None,
+        description="stream that names each picture's class: taught by under supervised, distill, deit and in coca's first phase, "
+        "otherwise figures only; null: no figures",
     )
     label_by: LabelBy = Field("text", description="what of the text is the class: all of it, or what a caption of shapes tells")
+    labelled: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the pictures that a supervised training sees, as if the others had no labels; always the same ones"
+    )
     batch_size: PositiveInt = Field(64, description="pictures a step, all workers together")
     learning_rate: PositiveFloat = Field(5e-4, description="at its highest, after the warm-up")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -43,13 +54,54 @@ class PretrainEncoder(TrainingSettings):
     )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
     clip: NonNegativeFloat = Field(3.0, description="highest gradient norm; 0 leaves gradients as they are")
+    knn_every: Annotated[NonNegativeInt, NOT_IN_OUTPUT] = Field(
+        100, description="steps between points of the curve of k-NN accuracy on pictures that training does not see; 0: no curve"
+    )
     measured: PositiveInt = Field(2_000, description="pictures of each split that the figures are taken from, at most")
 
     @model_validator(mode="after")
     def _has_what_it_learns_by(self) -> Self:
-        if isinstance(self.objective, Supervised) and self.labels is None:
-            raise ValueError("objective supervised needs labels; set labels to a stream of text, or choose simmim or dino")
+        about = self.objective
+        if isinstance(about, Supervised | Deit) and self.labels is None:
+            others = "simmim or dino" if isinstance(about, Supervised) else "distill, which needs none"
+            raise ValueError(f"objective {about.type} needs labels; set labels to a stream of text, or choose {others}")
+        if isinstance(about, Coca) and about.classify and self.init is None and self.labels is None:
+            raise ValueError(
+                "coca's first phase classifies, and there are no labels; set labels to a stream of text, or init to an encoder that has "
+                "learnt already, or objective.classify to 0"
+            )
+        if isinstance(about, Coca | Dinov2) and self.batch_size < 2:
+            raise ValueError(f"objective {about.type} compares pictures of a batch with each other; set batch_size to 2 or more")
+        if isinstance(about, Coca) and about.classify and self.steps < 2:
+            raise ValueError("coca trains twice, by classes and by captions, and steps is 1; set steps to 2 or more")
+        if self.labelled < 1 and not isinstance(about, Supervised):
+            raise ValueError(f"labelled leaves pictures out of a supervised training, and the objective is {about.type}; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _has_an_encoder_for_it(self) -> Self:
+        about, encoder = self.objective, self.encoder
+        if self.init is not None:
+            if encoder != FORM:
+                raise ValueError("the encoder's form is that of init; leave out encoder, or init")
+            return self
+        if isinstance(about, SimMim) and isinstance(encoder, ConvSettings):
+            raise ValueError("simmim hides patches from its encoder, and a conv encoder has none; set encoder.type to vit or swin")
+        if isinstance(about, Deit | Dinov2) and not isinstance(encoder, VitSettings):
+            raise ValueError(f"objective {about.type} needs an encoder of type vit, got {encoder.type}")
+        if isinstance(about, Deit) and isinstance(encoder, VitSettings) and not encoder.class_token:
+            raise ValueError("objective deit needs a class token; set encoder.class_token")
+        return self
+
+    @property
+    def phases(self) -> tuple["PretrainEncoder", ...]:
+        """The settings of each training in turn: of coca classification comes first, otherwise there is one."""
+        about = self.objective
+        if not isinstance(about, Coca) or not about.classify or self.init is not None:
+            return (self,)
+        steps = min(max(1, round(about.classify * self.steps)), self.steps - 1)
+        first = Supervised(smoothing=about.smoothing, crop_from=about.crop_from, flip=about.flip)
+        return self.model_copy(update={"objective": first, "steps": steps}), self.model_copy(update={"steps": self.steps - steps})
 
 
 def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
@@ -60,30 +112,35 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
 
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.encoder_figures import report_encoder
-    from worldloom.stages.encoder_learner import Recipe
+    from worldloom.stages.encoder_learner import EncoderLearner, Recipe
+    from worldloom.stages.encoder_objectives import Lesson, first_encoder, learner_of
     from worldloom.stages.labels import read_labels
     from worldloom.stages.learner import resolve_precision
-    from worldloom.stages.picture_batches import PictureBatches
-    from worldloom.stages.training import train
-    from worldloom.stages.value_batches import Values
+    from worldloom.stages.training import Before, train
     from worldloom.world_model.encoders.build import build_encoder
-    from worldloom.world_model.encoders.load import save_pretrained
 
     if (out / "card.json").exists():
         return
     dataset = Dataset(inputs["data"])
     labels = read_labels(dataset, settings.labels, settings.label_by) if settings.labels is not None else None
-    about = encoder_of(settings, dataset)
-    encoder = build_encoder(about, torch.Generator().manual_seed(settings.seed))
+    encoder, about = first_encoder(settings, inputs, dataset)
     precision = resolve_precision(settings.precision)
-    recipe = Recipe(settings.steps, settings.seed, settings.learning_rate, settings.betas, settings.weight_decay, precision)
-    learner = learner_of(settings, encoder, labels, dataset, recipe)
-    taught = labels.of["train"] if labels is not None and isinstance(settings.objective, Supervised) else None
-    batches = PictureBatches(Values(dataset, "train", settings.stream), settings.batch_size, settings.seed, worker, taught)
-    # The teacher follows whole parameters, so a profile's ZeRO 3 stops at 2 here.
-    train(learner, settings, batches, out, replace(worker, zero=min(worker.zero, 2)), out.name)
+    before, learner = Before(total=settings.steps), None
+    for phase in settings.phases:
+        if learner is not None:
+            # Not the same module again: DeepSpeed leaves its marks on it.
+            encoder = build_encoder(about, torch.Generator())
+            encoder.load_state_dict(learner.encoder.state_dict())
+        recipe = Recipe(phase.steps, settings.seed, settings.learning_rate, settings.betas, settings.weight_decay, precision)
+        learner = learner_of(Lesson(phase, inputs, dataset, labels, encoder, recipe, worker.world_size))
+        # The teacher follows whole parameters, so a profile's ZeRO 3 stops at 2 here.
+        gang = replace(worker, zero=min(worker.zero, 2))
+        before = train(
+            watched(settings, learner, dataset, labels), phase, batches_of(phase, dataset, labels, worker), out, gang, out.name, before
+        )
+    assert isinstance(learner, EncoderLearner)
     if worker.rank == 0:
-        save_pretrained(out / "encoder", learner.judged, about)
+        learner.save(out, about)
         report_encoder(settings, about, learner, dataset, labels, out, worker.threads)
 
 
@@ -95,42 +152,61 @@ def finish(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path)
     return {"parameters": int(figures[f"{settings.stream}.parameters"]), "steps": settings.steps}
 
 
-def encoder_of(settings: PretrainEncoder, dataset: "Dataset") -> VitSettings | SwinSettings:
-    """The encoder's settings with what follows from pictures and objective written out; ValueError where they do not go together."""
+def side_of(settings: PretrainEncoder, dataset: "Dataset") -> int:
+    """Pixels along the side of a picture; ValueError where they are no squares."""
     stream = dataset.streams[settings.stream]
     assert isinstance(stream, ImageStream)
-    side = stream.height
-    if side != stream.width:
-        raise ValueError(f"encoders learn from squares, the pictures of {settings.stream!r} are {side} x {stream.width}; crop them")
-    changes: dict[str, Any] = {"channels": 3, "mask_token": settings.encoder.mask_token or settings.objective.type == "simmim"}
-    if isinstance(settings.encoder, VitSettings):
-        if side % settings.encoder.patch and settings.encoder.fitting == "error":
-            raise ValueError(f"patches of {settings.encoder.patch} pixels do not divide pictures of {side}; set encoder.patch to a divisor")
-        changes["grid"] = (-(-side // settings.encoder.patch),) * 2
-        if isinstance(settings.objective, Dino):
-            local = settings.objective.local_size or max(side // 2, 8)
-            if local % settings.encoder.patch and settings.encoder.fitting == "error":
-                raise ValueError(
-                    f"patches of {settings.encoder.patch} pixels do not divide local views of {local}; set objective.local_size"
-                )
-    return settings.encoder.model_copy(update=changes)
+    if stream.height != stream.width:
+        raise ValueError(
+            f"encoders learn from squares, the pictures of {settings.stream!r} are {stream.height} x {stream.width}; crop them"
+        )
+    return stream.height
 
 
-def learner_of(
-    settings: PretrainEncoder, encoder: "ViT | Swin", labels: "Labels | None", dataset: "Dataset", recipe: "Recipe"
-) -> "EncoderLearner":
-    """The learner of the objective's type."""
-    from worldloom.stages.encoder_learner import DinoLearner, SimMimLearner, SupervisedLearner
+def encoder_of(settings: PretrainEncoder, dataset: "Dataset", form: "NetworkSettings") -> "NetworkSettings":
+    """`form` with what follows from pictures and objective written out; ValueError where they do not go together."""
+    side, about = side_of(settings, dataset), settings.objective
+    changes: dict[str, Any] = {"channels": 3}
+    if isinstance(about, SimMim | Dinov2):
+        if isinstance(form, ConvSettings) or (isinstance(about, Dinov2) and not isinstance(form, VitSettings)):
+            raise ValueError(f"objective {about.type} hides patches from its encoder, which {form.type} cannot; go on from a vit")
+        changes["mask_token"] = True
+    elif isinstance(about, Deit) and not isinstance(form, VitSettings):
+        raise ValueError(f"objective deit needs an encoder of type vit, got {form.type}; go on from a vit")
+    if isinstance(form, VitSettings):
+        sides = {"pictures": side}
+        if isinstance(about, Dino | Dinov2):
+            sides["local views"] = about.local_size or max(side // 2, 8)
+        for what, length in sides.items():
+            if length % form.patch and form.fitting == "error":
+                way_out = "encoder.patch to a divisor" if what == "pictures" else "objective.local_size"
+                raise ValueError(f"patches of {form.patch} pixels do not divide {what} of {length}; set {way_out}")
+        changes |= {"grid": (-(-side // form.patch),) * 2, "distillation_token": form.distillation_token or isinstance(about, Deit)}
+    return form.model_copy(update=changes)
 
-    stream, about = dataset.streams[settings.stream], settings.objective
-    assert isinstance(stream, ImageStream)
-    side = stream.height
-    if isinstance(about, Supervised):
-        assert labels is not None
-        return SupervisedLearner(encoder, about, len(labels.classes), side, recipe)
-    if isinstance(about, Dino):
-        return DinoLearner(encoder, about, side, recipe)
-    return SimMimLearner(encoder, about, side, recipe)
+
+def watched(settings: PretrainEncoder, learner: "EncoderLearner", dataset: "Dataset", labels: "Labels | None") -> "Learner":
+    """The learner, looked at every so many steps where there are labels and pictures that training does not see."""
+    from worldloom.stages.encoder_figures import UNSEEN
+    from worldloom.stages.encoder_watch import Watched
+    from worldloom.stages.value_batches import Values
+
+    queries = next((values for split in UNSEEN if len(values := Values(dataset, split, settings.stream))), None)
+    if labels is None or queries is None or not settings.knn_every:
+        return learner
+    return Watched(learner, Values(dataset, "train", settings.stream), queries, labels, settings.knn_every)
+
+
+def batches_of(settings: PretrainEncoder, dataset: "Dataset", labels: "Labels | None", worker: Worker) -> "PictureBatches":
+    """The pictures that a training sees, with labels where it is taught by them."""
+    from worldloom.stages.picture_batches import PictureBatches, share_of
+    from worldloom.stages.value_batches import Values
+
+    about, values = settings.objective, Values(dataset, "train", settings.stream)
+    taught = labels.of["train"] if labels is not None and isinstance(about, Supervised | Distill | Deit) else None
+    chosen = share_of(len(values), settings.labelled) if settings.labelled < 1 else None
+    repeats = about.repeats if isinstance(about, Deit) else 1
+    return PictureBatches(values, settings.batch_size, settings.seed, worker, taught, chosen, repeats)
 
 
 STAGE = StageKind(
@@ -139,6 +215,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="encoder",
-    version=1,
+    version=2,
     placement="gang",
 )

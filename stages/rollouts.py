@@ -58,7 +58,7 @@ def rollout(
     codes = {name: _encoded(world, name, np.asarray(values)) for name, values in given.items()}
     rows = len(codes[clock.streams[0]])
     written = Rollout(
-        world.model,
+        world.decoder,
         world.grammar,
         world.prompts(prompts if prompts is not None else [{}] * rows),
         clock.streams,
@@ -100,7 +100,7 @@ def beside(
     ids, known = world.vocabulary, world.grammar
     names = known.arranged([*given[0], *wanted])
     written = Rollout(
-        world.model,
+        world.decoder,
         known,
         prompts,
         names,

@@ -1,9 +1,11 @@
 """What every stage's settings are made of: immutable pydantic models, stream definitions, references to other stages."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+from worldloom.tokenizers.resampling import Resampling
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -32,7 +34,7 @@ NOT_IN_OUTPUT = NotInOutput()
 class Reference:
     """Marks a string field that names another stage; `produces` is what that stage must leave."""
 
-    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "scores"]
+    produces: Literal["dataset", "tokenizer", "tokens", "world_model", "encoder", "features", "scores"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class StreamName:
 DatasetRef = Annotated[str, Reference("dataset"), Field(description="name of a stage that makes or imports a dataset")]
 TokenizerRef = Annotated[str, Reference("tokenizer"), Field(description="name of a stage that trains a tokenizer")]
 TokensRef = Annotated[str, Reference("tokens"), Field(description="name of a stage that encodes a dataset")]
+EncoderRef = Annotated[str, Reference("encoder"), Field(description="name of a stage that trains an encoder")]
+FeaturesRef = Annotated[str, Reference("features"), Field(description="name of a stage that embeds a dataset")]
 WorldRef = Annotated[str, Reference("world_model"), Field(description="name of a stage that trains a world model")]
 
 
@@ -75,7 +79,7 @@ class ImageStream(Sized):
     """RGB pictures, uint8 [height, width, 3]."""
 
     kind: Literal["image"]
-    resample: Literal["lanczos", "nearest"] = Field(
+    resample: Resampling = Field(
         default="lanczos", description="how pictures are brought to their size; nearest keeps the labels of a mask as they are"
     )
 
@@ -121,10 +125,20 @@ class ActionStream(Settings):
     choices: Annotated[int, Field(ge=2, le=65_536)] | None = Field(
         default=None, description="discrete: every number is one of 0 .. choices - 1; null: real numbers"
     )
+    names: tuple[str, ...] | None = Field(default=None, description="what the choices are called, by number: [noop, up, down]")
     clock: Clock = None
     role: Literal["action", "reward", "end"] = Field(
         default="action", description="on a clock: given from outside (action), or what the world says of it (reward, end of the episode)"
     )
+
+    @model_validator(mode="after")
+    def _names_are_of_the_choices(self) -> Self:
+        if self.names is not None and (len(set(self.names)) != len(self.names) or len(self.names) != self.choices):
+            raise ValueError(
+                f"names ({', '.join(self.names)}) must be as many as choices ({self.choices}), each another; "
+                f"set choices to {len(set(self.names))}, or leave names out"
+            )
+        return self
 
 
 Stream = Annotated[TextStream | ImageStream | VideoStream | AudioStream | ActionStream, Field(discriminator="kind")]

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream
 from worldloom.stages.stream_kind import Form, StreamKind
+from worldloom.tokenizers.resampling import RESAMPLING, Resampling
 
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 40_000_000
@@ -62,7 +63,7 @@ def decode(content: bytes | memoryview, stream: ImageStream) -> NDArray[np.uint8
             if image.format == "JPEG":
                 image.draft(image.mode, (2 * max(stream.height, stream.width),) * 2)  # decodes a large photograph at a fraction of its size
             image.load()
-            return np.asarray(fit(_upright(_to_srgb(image)), stream.height, stream.width, stream.resample == "nearest"))
+            return np.asarray(fit(_upright(_to_srgb(image)), stream.height, stream.width, stream.resample))
     except InputRejected:
         raise
     except MemoryError:
@@ -220,7 +221,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def fit(image: Image.Image, height: int, width: int, nearest: bool) -> Image.Image:
+def fit(image: Image.Image, height: int, width: int, resample: Resampling) -> Image.Image:
     """The largest centred part of the aspect of `height` and `width`, resized to them.
 
     Where it is resized its borders may lie between pixels, so that pictures of one scene in several sizes (rgb, depth, mask) are cut alike.
@@ -233,7 +234,7 @@ def fit(image: Image.Image, height: int, width: int, nearest: bool) -> Image.Ima
         return image.crop((first, above, first + width, above + height))
     across, down = min(width * scale, image.width), min(height * scale, image.height)
     left, top = (image.width - across) / 2, (image.height - down) / 2
-    way = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    way = Image.Resampling(RESAMPLING[resample])
     return image.resize((width, height), way, box=(left, top, min(left + across, image.width), min(top + down, image.height)))
 
 

@@ -60,7 +60,7 @@ def _no_frame() -> NDArray[np.uint8]:
 def _fitted(frame: NDArray[np.uint8], stream: VideoStream) -> NDArray[np.uint8]:
     if frame.shape[:2] == (stream.height, stream.width):
         return frame
-    return np.asarray(fit(Image.fromarray(frame), stream.height, stream.width, nearest=False))
+    return np.asarray(fit(Image.fromarray(frame), stream.height, stream.width, "lanczos"))
 
 
 def _npy_frames(content: bytes) -> Iterator[NDArray[np.uint8]]:

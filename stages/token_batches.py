@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from worldloom.stages.dataset import Tokens
 from worldloom.stages.mixture import Mixture, Share, deal
 from worldloom.stages.order import order, uniform
+from worldloom.stages.sights import Sights
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.packing import pack
-from worldloom.world_model.weave import Codes, Woven, document_lengths, spread, weave
+from worldloom.world_model.weave import Codes, Woven, document_lengths, reserve, spread, weave
 
 # What a draw is for; the last counter of each.
 _STREAM_ORDER, _DROP = 1, 2
+_SIGHT = 5  # 3 and 4 are in world_model_learner and mixture
 
 
 class TokenBatch(NamedTuple):
@@ -28,12 +30,13 @@ class TokenBatch(NamedTuple):
 
     woven: Woven
     places: NDArray[np.int64]  # [B]
+    seen: NDArray[np.float32] | None = None  # [rows, W]: what the ids beyond the vocabulary stand for, also of documents not taken
 
     def take(self, documents: NDArray[np.int64]) -> "TokenBatch":
         """Some of the documents, in the order asked for."""
         lengths = self.woven.lengths[documents]
         at = spread((self.woven.lengths.cumsum() - self.woven.lengths)[documents], lengths)
-        return TokenBatch(Woven(self.woven.tokens[at], self.woven.legal[at], lengths), self.places[documents])
+        return TokenBatch(Woven(self.woven.tokens[at], self.woven.legal[at], lengths), self.places[documents], self.seen)
 
 
 class TokenBatches:
@@ -50,8 +53,11 @@ class TokenBatches:
         rank: int = 0,
         world_size: int = 1,
         drop: Mapping[str, float] | None = None,
+        sights: Sights | None = None,
+        unseen: float = 0.0,
     ) -> None:
-        """`drop`: the share of samples in which a stream is left out; a sample keeps at least one stream."""
+        """`drop`: the share of samples in which a stream is left out; a sample keeps at least one stream. `sights`: what is seen of a
+        sample, in all but the share `unseen`."""
         if rows % world_size:
             raise ValueError(f"rows ({rows}) cannot be shared by {world_size} training workers; make it a multiple of {world_size}")
         if unknown := sorted(set(drop or {}) - set(grammar.streams)):
@@ -71,8 +77,9 @@ class TokenBatches:
         self._drop = np.array([(drop or {}).get(name, 0.0) for name in self.names])
         # [samples, streams]; what the grammar leaves out is as good as missing.
         self._lengths = np.stack([tokens.lengths(split, name) * (name in grammar.streams) for name in self.names], axis=1).astype(np.int32)
+        self.sights, self.unseen = sights, unseen
         self._around = np.array([2 * max(stream.steps, 1) for stream in grammar.vocabulary.streams])  # tokens beside the codes
-        longest = int(np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1).max()) + 2
+        longest = int(np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1).max()) + 2 + grammar.vocabulary.ahead
         if longest > row_length:
             raise ValueError(
                 f"the longest sample of {split!r} makes {longest} tokens, a row has {row_length}; set row_length to at least {longest}"
@@ -85,12 +92,20 @@ class TokenBatches:
         for _ in count():
             places, streams, rows = self._plan(taken, expected)
             mine = (rows >= self.mine.start) & (rows < self.mine.stop)
-            yield TokenBatch(self._weave(places[mine], streams[mine]), places[mine]), {"places": taken + len(places)}
+            yield self._batch(places[mine], streams[mine]), {"places": taken + len(places)}
             taken, expected = taken + len(places), len(places)
 
     def at(self, places: NDArray[np.int64]) -> TokenBatch:
         """The documents of any places."""
-        return TokenBatch(self._weave(places, self._streams(places)), places)
+        return self._batch(places, self._streams(places))
+
+    def _batch(self, places: NDArray[np.int64], streams: NDArray[np.int64]) -> TokenBatch:
+        woven = self._weave(places, streams)
+        if self.sights is None:
+            return TokenBatch(woven, places)
+        seen = self.sights.of(self.split, self.sample(places))
+        seen[uniform(self.seed, places, _SIGHT) < self.unseen] = np.nan
+        return TokenBatch(reserve(woven, self.grammar.vocabulary), places, seen.reshape(-1, self.sights.width))
 
     def sample(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which sample stands at each place."""
@@ -110,7 +125,7 @@ class TokenBatches:
         while True:
             places = np.arange(first, first + many)
             streams = self._streams(places)
-            lengths = document_lengths(self.grammar, streams, self._lengths[self.sample(places)])
+            lengths = document_lengths(self.grammar, streams, self._lengths[self.sample(places)]) + self.grammar.vocabulary.ahead
             rows = pack(lengths, self.rows, self.row_length)
             if len(rows) < many:
                 return places[: len(rows)], streams[: len(rows)], rows
@@ -149,4 +164,4 @@ class TokenBatches:
 
     def _mean_length(self) -> float:
         some = self._lengths[: 1 << 16]
-        return float(np.where(some > 0, some + self._around, 0).sum(axis=1).mean()) + 2
+        return float(np.where(some > 0, some + self._around, 0).sum(axis=1).mean()) + 2 + self.grammar.vocabulary.ahead

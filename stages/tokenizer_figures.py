@@ -8,22 +8,21 @@ import torch
 from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Curves, Picture, Table, write_card, write_figures, write_picture
-from worldloom.stages.code_figures import CodeUse, bits, markdown_table, rate, use_of, write_rates
+from worldloom.stages.code_figures import CodeUse, bits, loss_curves, markdown_table, rate, use_of, write_rates
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.train_tokenizer import TrainTokenizer
-from worldloom.stages.value_batches import Values, spaced
+from worldloom.stages.value_batches import Frames, Values, pictures_of, spaced
 from worldloom.tokenizers.image import ImageTokenizer
 from worldloom.tokenizers.image_settings import VqGan
 from worldloom.tokenizers.measures import frechet_distance, ms_ssim, psnr, ssim
-from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
+from worldloom.tokenizers.perceptual import PerceptualLoss
 from worldloom.tokenizers.pixels import to_signed
 
 AT_ONCE = 64  # pictures
 SHOWN = 12
 SHOWN_SIDE = 64  # pixels of a shown picture, at least
 SPLITS = ("held_out", "validation", "train")  # the first that there is gives the main figures
-CURVES = ("loss/l1", "loss/reconstruction", "loss/nll", "loss/kl", "loss/codebook", "loss/random_vgg", "loss/lpips_vgg", "loss/adversarial")
 
 
 class Measured(NamedTuple):
@@ -39,20 +38,15 @@ class Measured(NamedTuple):
     use: CodeUse
 
 
-def eye_of(settings: TrainTokenizer) -> PerceptualLoss:
-    """The network whose features distances are taken of: the one that it was trained with, or the random one."""
-    weights = settings.tokenizer.perceptual_weights if isinstance(settings.tokenizer, VqGan) else None
-    return lpips_perceptual(Path(weights)) if weights else random_perceptual()
-
-
-def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
+def report_tokenizer(
+    settings: TrainTokenizer, tokenizer: ImageTokenizer, dataset: Dataset, out: Path, threads: int, *, judge: PerceptualLoss
+) -> None:
     """Measures every split but the training's (that one too, where there is no other) and writes figures.json, pictures and card.json."""
     name = settings.stream
-    splits = {split: pictures for split in SPLITS if len(pictures := Values(dataset, split, name))}
+    splits = {split: found for split in SPLITS if len(found := pictures_of(dataset, split, name))}
     unseen = [split for split in splits if split != "train"] or ["train"]
-    eye = eye_of(settings)
     with deterministic(threads):
-        measured = {split: measure(tokenizer, splits[split], settings.measured, eye) for split in unseen}
+        measured = {split: measure(tokenizer, splits[split], settings.measured, judge) for split in unseen}
         some = splits[unseen[0]][spaced(len(splits[unseen[0]]), AT_ONCE)]
         codes = tokenizer.encode(some)
         rates = {
@@ -68,8 +62,8 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
         f"{name}.psnr_pooled": main.psnr_pooled,
         f"{name}.ssim": main.ssim,
         f"{name}.ms_ssim": main.ms_ssim,
-        f"{name}.{eye.name}": main.distance,
-        f"{name}.frechet_{eye.name}": main.frechet,
+        f"{name}.{judge.name}": main.distance,
+        f"{name}.frechet_{judge.name}": main.frechet,
         f"{name}.bits_per_pixel": bits(tokenizer) / (tokenizer.height * tokenizer.width),
         f"{name}.codebook_use": main.use.share,
         f"{name}.perplexity": main.use.perplexity,
@@ -78,17 +72,17 @@ def report_tokenizer(settings: TrainTokenizer, tokenizer: ImageTokenizer, datase
         figures[f"{name}.psnr_validation"] = measured["validation"].psnr
     write_figures(out, {figure: round(value, 4) for figure, value in figures.items()})
     picture = write_picture(out, "reconstructions", _rows(shown, rebuilt))
-    write_card(out, _card(settings, tokenizer, measured, picture, eye.name))
+    write_card(out, _card(settings, tokenizer, measured, picture, judge.name))
 
 
-def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, eye: PerceptualLoss) -> Measured:
+def measure(tokenizer: ImageTokenizer, values: Values | Frames, most: int, judge: PerceptualLoss) -> Measured:
     """Encodes and decodes up to `most` pictures, evenly spaced over the split."""
-    index = spaced(len(pictures), most)
+    index = spaced(len(values), most)
     ratios, similarities, over_scales, errors, distances = [], [], [], [], []
     features: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
     chosen: list[NDArray[np.int64]] = []
     for part in np.array_split(index, -(-len(index) // AT_ONCE)):
-        real = pictures[part]
+        real = values[part]
         codes = tokenizer.encode(real)
         chosen.append(codes)
         before, after = torch.from_numpy(real), torch.from_numpy(tokenizer.decode(codes))
@@ -97,9 +91,9 @@ def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, eye: Percept
         over_scales.append(ms_ssim(before, after))
         with torch.inference_mode():
             signed = [to_signed(x) for x in (before, after)]
-            distances.append(float(eye(*signed)) * len(part))
+            distances.append(float(judge(*signed)) * len(part))
             for side, x in zip(features, signed, strict=True):
-                side.append(eye.pooled(x))
+                side.append(judge.pooled(x))
         errors.append((before.double() - after.double()).square().mean().item() * len(part))
     error = sum(errors) / len(index)
     return Measured(
@@ -114,11 +108,13 @@ def measure(tokenizer: ImageTokenizer, pictures: Values, most: int, eye: Percept
     )
 
 
-def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str, eye: str) -> Card:
+def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[str, Measured], picture: str, judge: str) -> Card:
     name, (split, main) = settings.stream, next(iter(measured.items()))
     height, width = tokenizer.shape[:2]
     distance = ""
-    if isinstance(settings.tokenizer, VqGan) and settings.tokenizer.perceptual_weight and settings.tokenizer.perceptual_weights is None:
+    if settings.perceptual is not None:
+        distance = f" Pictures are compared by the encoder {settings.perceptual}."
+    elif isinstance(settings.tokenizer, VqGan) and settings.tokenizer.perceptual_weight and settings.tokenizer.perceptual_weights is None:
         distance = " The perceptual network is random with a fixed seed."
     rows = tuple(
         (
@@ -128,18 +124,17 @@ def _card(settings: TrainTokenizer, tokenizer: ImageTokenizer, measured: dict[st
         for each, found in measured.items()
     )
     table = Table(
-        columns=("split", "pictures", "PSNR (dB)", "SSIM", "MS-SSIM", eye, f"Frechet ({eye})", "codebook use", "perplexity"), rows=rows
+        columns=("split", "pictures", "PSNR (dB)", "SSIM", "MS-SSIM", judge, f"Frechet ({judge})", "codebook use", "perplexity"), rows=rows
     )
     tokenizer.measured = markdown_table(table.columns, table.rows)
     blocks: tuple[Block, ...] = (
         Picture(file=picture, caption=f"{split}: pictures above, what is left of them after {height} x {width} codes below.{distance}"),
         table,
         Bars(values=main.use.bars(), title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
-        Curves(series=CURVES, title=f"Losses of {name}"),
+        *loss_curves(name, tokenizer.settings, *((judge,) if settings.perceptual is not None else ())),
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
         Curves(series=("perplexity",), title=f"Perplexity of the codes, {tokenizer.codebook_size:,} if all are used alike ({name})"),
-        Curves(series=("gradient_ratio",), title=f"Gradient of the reconstruction over that of the discriminator, last layer ({name})"),
         Curves(series=("oldest_idle_code", "dead_code_age"), title=f"Updates since idle and dead codes were chosen ({name})"),
     )
     return Card(title=f"Tokenizer of {name}", blocks=blocks, headline=(f"{name}.psnr", f"{name}.codebook_use", f"{name}.perplexity"))

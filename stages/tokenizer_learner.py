@@ -5,7 +5,6 @@ Parameters stay float32; under precision bf16 the networks compute in bfloat16 b
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from worldloom.tokenizers.image_settings import Dvae, VqGan, VqVae
 from worldloom.tokenizers.learned import LearnedTokenizer
 from worldloom.tokenizers.lecam import LeCam
 from worldloom.tokenizers.measures import psnr
-from worldloom.tokenizers.perceptual import PerceptualLoss, lpips_perceptual, random_perceptual
+from worldloom.tokenizers.perceptual import PerceptualLoss, random_perceptual
 from worldloom.tokenizers.quantizers.codebooks import health
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.video import VideoTokenizer, fold_frames
@@ -53,14 +52,16 @@ class VqGanLearner:
         weight_decay: float,
         seed: int,
         precision: Precision,
+        judge: PerceptualLoss | None = None,
     ) -> None:
+        """`judge` compares pictures, where the perceptual loss counts; None: a random network does."""
         self.tokenizer = tokenizer
         self.autoencoder = autoencoder = tokenizer.autoencoder
         self.settings = settings
         self.precision = precision
         self.start = round(settings.adversarial_from * steps)
         self.ramp = round(settings.adversarial_ramp * steps)
-        self.perceptual = _perceptual(settings) if settings.perceptual_weight else None
+        self.perceptual = (judge or random_perceptual()) if settings.perceptual_weight else None
         self.discriminator: PatchDiscriminator | None = None
         self.lecam = LeCam() if settings.lecam_weight else None
         players = [Player("generator", autoencoder, learning_rate, betas, weight_decay)]
@@ -214,10 +215,6 @@ class DvaeLearner:
 def image_tokenizer(settings: TrainTokenizer, stream: ImageStream) -> ImageTokenizer:
     """The untrained tokenizer that the settings ask for; ValueError where the cells do not divide the stream's pictures."""
     assert isinstance(settings.tokenizer, VqGan | VqVae | Dvae)
-    if settings.tokenizer.time_stride is not None:
-        raise ValueError(
-            f"tokenizer.time_stride ({settings.tokenizer.time_stride}) is for clips, and {settings.stream!r} is of pictures; leave it out"
-        )
     form = {"height": stream.height, "width": stream.width, "resample": stream.resample}
     return ImageTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed, NETWORKS)
 
@@ -229,13 +226,15 @@ def video_tokenizer(settings: TrainTokenizer, stream: VideoStream) -> VideoToken
     return VideoTokenizer.build(settings.tokenizer.resolved(settings.steps), form, settings.seed, NETWORKS)
 
 
-def learner_of(settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: ValueBatches) -> Learner:
-    """The learner of the tokenizer's type."""
+def learner_of(
+    settings: TrainTokenizer, tokenizer: LearnedTokenizer, batches: ValueBatches, judge: PerceptualLoss | None = None
+) -> Learner:
+    """The learner of the tokenizer's type; `judge` compares pictures."""
     about = settings.tokenizer
     precision = resolve_precision(settings.precision)
     rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
     if isinstance(about, VqGan):
-        return VqGanLearner(tokenizer, about, settings.steps, rate, betas, decay, settings.seed, precision)
+        return VqGanLearner(tokenizer, about, settings.steps, rate, betas, decay, settings.seed, precision, judge)
     if isinstance(about, VqVae):
         return VqVaeLearner(tokenizer, about, variance(batches), rate, betas, decay, precision)
     assert isinstance(about, Dvae)
@@ -253,10 +252,6 @@ def _input(tokenizer: LearnedTokenizer, batch: Any) -> Tensor:
 
 def _autocast(x: Tensor, precision: Precision) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def _perceptual(settings: VqGan) -> PerceptualLoss:
-    return lpips_perceptual(Path(settings.perceptual_weights)) if settings.perceptual_weights else random_perceptual()
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.stages.kind import StageKind
-from worldloom.stages.settings import NOT_IN_OUTPUT, Settings, TokensRef
+from worldloom.stages.settings import NOT_IN_OUTPUT, FeaturesRef, Settings, TokensRef
 from worldloom.stages.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from worldloom.stages.artifact import Artifact
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
+    from worldloom.stages.sights import Sights
     from worldloom.stages.training import Before
     from worldloom.stages.worker import Worker
     from worldloom.world_model.grammar import Grammar
@@ -58,6 +59,13 @@ class Context(Settings):
     weights: dict[str, NonNegativeFloat] | None = Field(default=None, description="as in the stage; null: those of the stage")
 
 
+class Sees(Settings):
+    """Features of a picture ahead of each document: vectors, and no codes, in places that are reserved for them."""
+
+    features: FeaturesRef = Field(description="name of a stage that embeds the dataset of the tokens")
+    unseen: Annotated[float, Field(ge=0, lt=1, description="share of the documents that learn to go without")] = 0.1
+
+
 class TrainWorldModel(TrainingSettings):
     """One training; a step learns from `rows` x `row_length` tokens, all workers together."""
 
@@ -80,8 +88,11 @@ class TrainWorldModel(TrainingSettings):
     stages: tuple[Context, ...] = Field(
         (), description="trainings on longer and longer rows, each from what the last one left; in place of steps and row_length"
     )
+    sees: Sees | None = Field(None, description="features of a picture, projected into the stream ahead of all segments; null: nothing")
     drop: dict[str, Share] = Field({}, description="stream -> the share of samples in which it is left out")
-    full_share: Annotated[float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary")] = 1 / 16
+    full_share: Annotated[
+        float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary, for all of them")
+    ] = 1 / 16
     parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
         1, description="backward passes that a worker's rows are split into, to save memory"
     )
@@ -98,6 +109,12 @@ class TrainWorldModel(TrainingSettings):
         True, description="where a loss leaps and stays up: goes back to a checkpoint from before, and passes over the batches that did it"
     )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
+
+    @model_validator(mode="after")
+    def _sees_one_dataset(self) -> Self:
+        if self.sees is not None and not isinstance(self.tokens, str):
+            raise ValueError(f"sees.features ({self.sees.features}) are of one dataset, and tokens names {len(self.tokens)} sets; name one")
+        return self
 
     @model_validator(mode="after")
     def _steps_are_said_once(self) -> Self:
@@ -127,26 +144,24 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     import torch
 
     from worldloom.stages.training import Before
-    from worldloom.world_model.grammar import Grammar
     from worldloom.world_model.load import save_pretrained
     from worldloom.world_model.transformer import WorldModel
-    from worldloom.world_model.vocabulary import Vocabulary
 
     if (out / "card.json").exists():
         return
-    tokens = _tokens(settings, inputs)
-    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
-    grammar = Grammar(Vocabulary.of(streams, tokens.clock, SENTINELS if "span" in settings.objectives else 0))
+    tokens = tokens_of(settings, inputs)
+    sights = sights_of(settings, inputs, tokens)
+    grammar = grammar_of(settings, tokens, sights)
     generator = torch.Generator().manual_seed(settings.seed)
     model: WorldModel | None = None
     before = Before(total=sum(stage.steps for stage in settings.all_stages))
     for stage in settings.all_stages:
         # Not the same module again: DeepSpeed leaves its marks on it.
-        longer = WorldModel(shape_of(stage.model, grammar.vocabulary.size), generator)
+        longer = WorldModel(shape_of(stage.model, grammar.vocabulary.size, sights), generator)
         if model is not None:
             longer.load_state_dict(model.state_dict())
         model = longer
-        before = _train(stage, tokens, grammar, model, out, worker, before)
+        before = _train(stage, tokens, sights, grammar, model, out, worker, before)
     assert model is not None
     if worker.rank == 0:
         save_pretrained(out / "world", model, grammar)
@@ -156,6 +171,7 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
 def _train(
     settings: TrainWorldModel,
     tokens: "Tokens | Mixture",
+    sights: "Sights | None",
     grammar: "Grammar",
     model: "WorldModel",
     out: Path,
@@ -169,7 +185,17 @@ def _train(
     from worldloom.stages.world_model_learner import WorldModelLearner, objectives
 
     batches = TokenBatches(
-        tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, worker.rank, worker.world_size, settings.drop
+        tokens,
+        grammar,
+        "train",
+        settings.rows,
+        settings.row_length,
+        settings.seed,
+        worker.rank,
+        worker.world_size,
+        settings.drop,
+        sights,
+        settings.sees.unseen if settings.sees is not None else 0.0,
     )
     model.recompute = settings.checkpoint_activations
     precision = resolve_precision(settings.precision)
@@ -188,7 +214,18 @@ def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Pat
     return {"parameters": int(figures["world.parameters"]), "steps": steps, "tokens": int(figures["world.tokens_seen"])}
 
 
-def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+def grammar_of(settings: TrainWorldModel, tokens: "Tokens | Mixture", sights: "Sights | None") -> "Grammar":
+    """The grammar of a world that learns from the tokens, and sees features ahead of them."""
+    from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.vocabulary import Vocabulary
+
+    streams = {name: stream._asdict() for name, stream in tokens.streams.items()}
+    sentinels = SENTINELS if "span" in settings.objectives else 0
+    return Grammar(Vocabulary.of(streams, tokens.clock, sentinels, sights.count if sights is not None else 0))
+
+
+def tokens_of(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tokens | Mixture":
+    """What it learns from, by the fields of its settings."""
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
 
@@ -198,8 +235,19 @@ def _tokens(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"]) -> "Tok
     return Mixture({name: Tokens(inputs[f"tokens.{name}"]) for name in sorted(settings.tokens)}, settings.tokens)
 
 
-def shape_of(model: Model, vocab_size: int) -> "Shape":
-    """The transformer that `model` describes, for a vocabulary."""
+def sights_of(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], tokens: "Tokens | Mixture") -> "Sights | None":
+    """The features of the pictures that it sees ahead of the tokens, by the fields of its settings."""
+    from worldloom.stages.dataset import Tokens
+    from worldloom.stages.sights import Sights
+
+    if settings.sees is None:
+        return None
+    assert isinstance(tokens, Tokens), "settings see to it"
+    return Sights(inputs["sees.features"], tokens)
+
+
+def shape_of(model: Model, vocab_size: int, sights: "Sights | None" = None) -> "Shape":
+    """The transformer that `model` describes, for a vocabulary, and for what is seen."""
     from worldloom.world_model.transformer import Shape
 
     return Shape(
@@ -212,6 +260,8 @@ def shape_of(model: Model, vocab_size: int) -> "Shape":
         head_width=model.width // model.heads,
         rope_theta=model.rope_theta,
         tied=model.tied,
+        ahead=sights.count if sights is not None else 0,
+        seen_width=sights.width if sights is not None else 0,
     )
 
 
@@ -256,6 +306,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="world_model",
-    version=2,
+    version=3,
     placement="gang",
 )

@@ -109,7 +109,8 @@ def _run(
     if guard is not None and saved is None:
         checkpoints.save(engines, 0, position, learner.state(), {"tallies": tallies.state(), "guard": guard.state()})
     if step < training.steps and checkpoints.roll_backs:
-        tallies.set_total("roll_backs", len(checkpoints.roll_backs))
+        # Of this training alone, as its checkpoints are: those of an earlier one stay in the metrics under its name.
+        tallies.set_total(f"roll_backs/stage-{before.number}" if before.number else "roll_backs", len(checkpoints.roll_backs))
     if step < training.steps:
         metrics = Metrics(out / "logs", before.steps + step) if worker.rank == 0 else None
         patience = training.hang_seconds if worker.world_size > 1 else None

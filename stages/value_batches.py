@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from worldloom.stages.ahead import ahead
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.order import order
+from worldloom.stages.settings import ImageStream, VideoStream
 from worldloom.stages.streams import kind_of
 from worldloom.stages.worker import Worker
 
@@ -21,17 +22,18 @@ class ValueBatches:
     """This rank's part of every global batch of `batch_size` values [b, *shape]; the position is {"values": seen so far}."""
 
     def __init__(self, dataset: Dataset, split: str, streams: Sequence[str], batch_size: int, seed: int, worker: Worker) -> None:
-        """Values of several streams, of one kind and form, are mixed as if they were one long stream."""
+        """Values of several streams, of one kind and form, are mixed as if they were one long stream; clips beside pictures by frames."""
         if batch_size % worker.world_size:
             raise ValueError(
                 f"batch_size ({batch_size}) must be a multiple of the {worker.world_size} training workers; "
                 f"set it to {-(-batch_size // worker.world_size) * worker.world_size}"
             )
-        parts = [Values(dataset, split, stream) for stream in streams]
+        of_pictures = isinstance(dataset.streams[streams[0]], ImageStream)
+        parts = [(pictures_of if of_pictures else Values)(dataset, split, stream) for stream in streams]
         for stream, part in zip(streams, parts, strict=True):
             if not len(part):
                 raise ValueError(f"no sample of the split {split!r} has the stream {stream!r}; there is nothing to train on")
-        self.values: Values | Pooled = parts[0] if len(parts) == 1 else Pooled(parts)
+        self.values: Values | Frames | Pooled = parts[0] if len(parts) == 1 else Pooled(parts)
         self.batch_size = batch_size
         self.seed = seed
         self.part = batch_size // worker.world_size
@@ -93,10 +95,35 @@ class Values:
         return self._cache[index]
 
 
+class Frames:
+    """The frames of clips as single pictures: all of the first clip, then all of the next."""
+
+    def __init__(self, clips: Values) -> None:
+        self.clips = clips
+        self.frames, *shape = clips.shape
+        self.shape, self.dtype = tuple(shape), clips.dtype
+
+    def __len__(self) -> int:
+        return len(self.clips) * self.frames
+
+    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[Any]:
+        """[B, *shape] in the order asked for."""
+        clip, frame = np.divmod(index, self.frames)
+        read, at = np.unique(clip, return_inverse=True)
+        chosen: NDArray[Any] = self.clips[read][at, frame]
+        return chosen
+
+
+def pictures_of(dataset: Dataset, split: str, stream: str) -> Values | Frames:
+    """The pictures of a stream, or the frames of its clips."""
+    values = Values(dataset, split, stream)
+    return Frames(values) if isinstance(dataset.streams[stream], VideoStream) else values
+
+
 class Pooled:
     """Values of several streams one behind the other; all have one shape and type."""
 
-    def __init__(self, parts: Sequence[Values]) -> None:
+    def __init__(self, parts: Sequence[Values | Frames]) -> None:
         self.parts = tuple(parts)
         self.ends = np.cumsum([len(part) for part in parts])
 

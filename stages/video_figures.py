@@ -20,7 +20,7 @@ from worldloom.stages.card import (
     write_figures,
     write_picture,
 )
-from worldloom.stages.code_figures import bits, markdown_table, rate, use_of, write_rates
+from worldloom.stages.code_figures import bits, loss_curves, markdown_table, rate, use_of, write_rates
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
 from worldloom.stages.train_tokenizer import TrainTokenizer
@@ -31,7 +31,6 @@ from worldloom.tokenizers.video import VideoTokenizer
 SPLITS = ("held_out", "validation", "train")
 MOST = 256  # clips, at most, however many are to be measured: frames are many
 SHOWN, MOVING, SIDE = 2, 4, 48  # strips, moving pictures, pixels of a shown frame at least
-LOSSES = ("loss/l1", "loss/reconstruction", "loss/nll", "loss/codebook", "loss/random_vgg", "loss/lpips_vgg", "loss/adversarial")
 
 
 def report_video(settings: TrainTokenizer, tokenizer: VideoTokenizer, dataset: Dataset, out: Path, threads: int) -> None:
@@ -116,7 +115,7 @@ def _card(
         Gallery(items=items, title="Before and after, moving"),
         table,
         Bars(values=bars, title=f"Choices of the codes of {name}, from the most to the least chosen ({split})"),
-        Curves(series=LOSSES, title=f"Losses of {name}"),
+        *loss_curves(name, tokenizer.settings),
         Curves(series=("psnr",), title=f"PSNR of the training batch ({name})", unit="dB"),
         Curves(series=("codebook_use",), title=f"Share of the codes used in the last 100 steps ({name})"),
     )

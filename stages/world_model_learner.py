@@ -70,6 +70,7 @@ class WorldModelLearner:
     def turns(self, batch: TokenBatch, step: int) -> Iterator[Turn]:
         """One turn for each part of the batch."""
         device = next(self.model.parameters()).device
+        seen = None if batch.seen is None else torch.from_numpy(batch.seen).to(device)
         shares = [batch.take(part) for part in np.array_split(np.arange(len(batch.places)), self.parts)]
         parts = [self._examples(share) for share in shares]
         counted = [self._weights(example) for examples in parts for example in examples.values()]
@@ -83,7 +84,7 @@ class WorldModelLearner:
             there = {name: example.to(device) for name, example in examples.items()}
             # Every token but a document's first is predicted; examples leave out some whose prediction cannot be wrong.
             predicted = int(share.woven.lengths.sum()) - len(share.places)
-            yield self._turn(there, weight, predicted, last=number == len(parts) - 1)
+            yield self._turn(there, weight, predicted, number == len(parts) - 1, seen)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -114,11 +115,11 @@ class WorldModelLearner:
         streams = len(self.grammar.vocabulary.streams)
         return torch.where((example.legal >= 0) & (example.legal < streams), example.legal, streams)
 
-    def _turn(self, examples: Mapping[str, Example], weight: float, predicted: int, last: bool) -> Turn:
+    def _turn(self, examples: Mapping[str, Example], weight: float, predicted: int, last: bool, seen: Tensor | None) -> Turn:
         metrics: dict[str, Mean] = {}
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         example = join(examples)
-        found = self.model.losses(example)
+        found = self.model.losses(example, seen)
         for choice, nats, labels in zip(example.choices, found.sums, found.counts, strict=True):
             objective, _, stream = choice.name.partition(".")
             plain = stream if objective == "next_token" else choice.name

@@ -1,9 +1,17 @@
-"""What several test files share: a whole run as a folder, made in seconds, whose image tokenizer and world model never learnt anything."""
+"""What several test files share: a whole run as a folder, made in seconds, whose image tokenizer and world model never learnt anything; and
+two ranks that find each other.
+"""
 
+import importlib.util
+import inspect
 import json
-from collections.abc import Mapping
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -11,6 +19,9 @@ from worldloom.stages.artifact import Artifact
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import DatasetRef, StageSettings, TokensRef
 from worldloom.stages.worker import Worker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Untrained(StageSettings):
@@ -114,6 +125,31 @@ def clocked_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _run(tmp_path_factory.mktemp("clocked"), streams, tokenizers)
 
 
+@pytest.fixture(scope="session")
+def studio_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_root`, with streams of all five kinds: words, view, and clip, push and sound on a clock of five steps."""
+    from worldloom.stages import train_action_tokenizer, train_text_tokenizer
+    from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, TextStream, VideoStream
+    from worldloom.stages.train_action_tokenizer import TrainActionTokenizer
+    from worldloom.stages.train_text_tokenizer import TrainTextTokenizer
+
+    streams = {
+        "words": TextStream(kind="text"),
+        "view": ImageStream(kind="image", size=24),
+        "clip": VideoStream(kind="video", size=16, frames=5, frame_rate=8.0, clock="step"),
+        "push": ActionStream(kind="action", steps=4, choices=5, clock="step"),
+        "sound": AudioStream(kind="audio", sample_rate=4000, seconds=0.64, clock="step"),
+    }
+    tokenizers = {
+        "words": (train_text_tokenizer.STAGE, TrainTextTokenizer(run="train_text_tokenizer", data="data", stream="words", vocab_size=300)),
+        "view": (TOKENIZER, UntrainedTokenizer(run="untrained", data="data", size=24)),
+        "clip": (TOKENIZER, UntrainedTokenizer(run="untrained", data="data", size=16)),
+        "push": (train_action_tokenizer.STAGE, TrainActionTokenizer(run="train_action_tokenizer", data="data", stream="push")),
+        "sound": (SOUND, UntrainedSound(run="untrained", data="data")),
+    }
+    return _run(tmp_path_factory.mktemp("studio"), streams, tokenizers)
+
+
 def _run(root: Path, streams: dict[str, Any], tokenizers: dict[str, tuple[StageKind, StageSettings]]) -> Path:
     from worldloom.stages import encode_dataset, make_shapes
     from worldloom.stages.artifact import execute
@@ -150,3 +186,59 @@ def tiny_world(tiny_root: Path) -> Artifact:
 def clocked_world(clocked_root: Path) -> Artifact:
     """The untrained world model of `clocked_root`."""
     return Artifact.open(clocked_root / "artifacts" / "world" / "0123456789abcdef")
+
+
+@pytest.fixture(scope="session")
+def gang() -> Callable[..., None]:
+    """Runs a Python file with some arguments as ranks 0 and 1 of one group; both must end with the code `expected`, 0 by default."""
+
+    def run(file: str | Path, *arguments: str, expected: int = 0) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", str(file), *arguments], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
+            for rank in range(2)
+        ]
+        try:
+            assert [rank.wait(timeout=1_800) for rank in ranks] == [expected, expected]
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+    return run
+
+
+@pytest.fixture
+def of_two_ranks(gang: Callable[..., None], tmp_path: Path) -> Callable[..., list[dict[str, "Tensor"]]]:
+    """What a test file's function (rank, ranks) -> tensors by name gives in each of two ranks."""
+
+    def called(function: Callable[[int, int], Mapping[str, "Tensor"]]) -> list[dict[str, "Tensor"]]:
+        from safetensors.torch import load_file
+
+        gang(__file__, str(inspect.getsourcefile(function)), function.__name__, str(tmp_path))
+        return [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+
+    return called
+
+
+def _as_a_rank(file: str, name: str, folder: str) -> None:
+    """The other end of `of_two_ranks`."""
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    spec = importlib.util.spec_from_file_location("in_ranks", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    dist.init_process_group("gloo")
+    made = getattr(module, name)(dist.get_rank(), dist.get_world_size())
+    save_file({name: value.detach().clone().contiguous() for name, value in made.items()}, Path(folder) / f"{dist.get_rank()}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _as_a_rank(*sys.argv[1:])

@@ -27,6 +27,8 @@ DOORS = {
     "transformers": (),
     "tensorboardX": ("stages/metrics.py",),
     "gymnasium": ("stages/dream_env.py",),
+    "ale_py": ("stages/arcade.py",),
+    "faiss": ("stages/nearest.py",),
 }
 UNSAFE = re.compile(r"pickle\.loads?\(|yaml\.(unsafe_|full_)?load\(|shell=True|extractall|weights_only=False|allow_pickle=True")
 

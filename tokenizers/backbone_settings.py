@@ -26,6 +26,9 @@ class VitBackbone(_Settings):
     )
     heads: Annotated[int, Field(ge=1, le=64, description="heads of the attention; they divide width")] = 6
     mlp_ratio: PositiveFloat = Field(default=4.0, description="width of the hidden layers over width")
+    class_token: bool = Field(
+        default=False, description="a token of no cell beside the encoder's, as encoders of pictures have; codes are made of the others"
+    )
     positions: Literal["learned", "sine"] = Field(default="learned", description="learned for each place, or fixed sines and cosines")
 
     @model_validator(mode="after")

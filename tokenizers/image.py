@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -21,6 +21,7 @@ from worldloom.tokenizers.quantizers.build import build_quantizer, upkeep_of
 from worldloom.tokenizers.quantizers.gumbel_quantizer import GumbelQuantizer
 from worldloom.tokenizers.quantizers.quantized import Quantizer
 from worldloom.tokenizers.quantizers.settings import Gradient
+from worldloom.tokenizers.resampling import Resampling
 from worldloom.tokenizers.taming_settings import Taming
 
 CACHED = 1 << 22  # numbers of a batch at full resolution, above which a CPU waits for memory
@@ -40,7 +41,7 @@ class ImageTokenizer(LearnedTokenizer):
         settings: VqGan | VqVae | Dvae | Taming,
         height: int,
         width: int,
-        resample: Literal["lanczos", "nearest"] = "lanczos",
+        resample: Resampling = "lanczos",
     ) -> None:
         """`resample` is how files of other sizes were brought to these."""
         super().__init__(autoencoder, settings)

@@ -103,6 +103,11 @@ class VqGan(_VectorQuantized):
     def _lecam_has_a_discriminator(self) -> Self:
         if self.lecam_weight and not self.adversarial_weight:
             raise ValueError("lecam_weight regularises the discriminator, and adversarial_weight is 0: there is none; set one of them")
+        if self.lecam_weight and self.adversarial_from >= 1:
+            raise ValueError(
+                f"lecam_weight ({self.lecam_weight:g}) regularises the discriminator, which with an adversarial_from of "
+                f"{self.adversarial_from:g} never joins; set adversarial_from below 1, or lecam_weight to 0"
+            )
         return self
 
 

@@ -1,12 +1,13 @@
-"""A perceptual distance: squared differences of unit-normalised features of a VGG-like network (LPIPS, arXiv:1801.03924).
+"""A perceptual distance: squared differences of unit-normalised features of a network (LPIPS, arXiv:1801.03924).
 
-Without weights the network is random with a fixed seed, and named so in the metrics: random convolutions still compare edges and textures
+The network is passed in: anything with features at several depths, such as a trained encoder of pictures. Those made here are like VGG.
+Without weights that network is random with a fixed seed, and named so in the metrics: random convolutions still compare edges and textures
 over neighbourhoods, which pixels alone do not. With LPIPS weights it is VGG16 with the learnt weights of each channel.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -31,48 +32,83 @@ class Features(NamedTuple):
     stages: tuple[Tensor, ...]  # each [B, C, h, w]
 
 
-class PerceptualLoss(nn.Module):
-    """Distance between batches of pictures [B, 3, H, W] in [-1, 1]; frozen. Zero for equal pictures, symmetric."""
+class Depths(Protocol):
+    """A module that gives its features at several depths."""
+
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] each."""
+        ...
+
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """[B, D]: one vector for a picture."""
+        ...
+
+
+class Chain(nn.Module):
+    """Stages one behind the other, of pictures standardised as ImageNet's."""
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, stages: list[nn.Sequential], heads: list[Tensor], name: str) -> None:
-        """`heads` are the weights [C] of each stage's channels; `name` says in the metrics what the distance is."""
+    def __init__(self, stages: list[nn.Sequential]) -> None:
         super().__init__()
-        self.name = name
         self.stages = nn.ModuleList(stages)
-        for index, head in enumerate(heads):
-            self.register_buffer(f"head_{index}", head.view(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
-        self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def features(self, pictures: Tensor) -> Features:
-        """What `distance` compares: compute it once for the real pictures."""
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         x = ((pictures - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         found = []
         for stage in self.stages:
             x = stage(x)
-            wide = x.float()
-            found.append(wide * (wide.square().sum(1, keepdim=True) + 1e-10).rsqrt())
-        return Features(tuple(found))
+            found.append(x)
+        return tuple(found)
+
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """[B, D]: mean unit-normalised features of all stages side by side."""
+        return torch.cat([_unit(stage).mean((2, 3)) for stage in self(pictures)], dim=1)
+
+
+class PerceptualLoss(nn.Module):
+    """Distance between batches of pictures [B, 3, H, W] in [-1, 1]; frozen. Zero for equal pictures, symmetric."""
+
+    def __init__(self, network: Depths, heads: list[Tensor] | None, name: str) -> None:
+        """`heads` are the weights [C] of each stage's channels, None: every stage counts the same, as do its channels; `name` says in
+        the metrics what the distance is."""
+        super().__init__()
+        assert isinstance(network, nn.Module)
+        self.name, self.network = name, network
+        self.weighed = heads is not None
+        for index, head in enumerate(heads or ()):
+            self.register_buffer(f"head_{index}", head.view(1, -1, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def features(self, pictures: Tensor) -> Features:
+        """What `distance` compares: compute it once for the real pictures."""
+        return Features(tuple(_unit(stage) for stage in self.network(pictures)))
 
     def distance(self, left: Features, right: Features) -> Tensor:
         """Scalar: squared differences, weighed by channel, averaged over batch and places, summed over stages."""
         parts = [
-            ((a - b).square() * self.get_buffer(f"head_{index}")).sum(1).mean()
+            ((a - b).square() * (self.get_buffer(f"head_{index}") if self.weighed else 1 / len(left.stages))).sum(1).mean()
             for index, (a, b) in enumerate(zip(left.stages, right.stages, strict=True))
         ]
         return torch.stack(parts).sum()
 
     def pooled(self, pictures: Tensor) -> Tensor:
-        """[B, D]: mean features of all stages side by side, for distances between sets of pictures."""
-        return torch.cat([stage.mean((2, 3)) for stage in self.features(pictures).stages], dim=1)
+        """[B, D]: one vector for a picture, for distances between sets of pictures."""
+        found: Tensor = self.network.pooled(pictures)
+        return found
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self.distance(self.features(left), self.features(right))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Features [B, C, h, w] of length one at every place, in float32."""
+    wide = x.float()
+    return wide * (wide.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
 def random_perceptual(widths: tuple[int, ...] = (16, 32, 64)) -> PerceptualLoss:
@@ -83,7 +119,7 @@ def random_perceptual(widths: tuple[int, ...] = (16, 32, 64)) -> PerceptualLoss:
         stages.append(nn.Sequential(_conv(before, width, generator), nn.LeakyReLU(0.1)))
         before = width
     heads = [torch.full((width,), 1 / len(widths)) for width in widths]
-    return PerceptualLoss(stages, heads, name="random_vgg")
+    return PerceptualLoss(Chain(stages), heads, name="random_vgg")
 
 
 def lpips_perceptual(path: Path) -> PerceptualLoss:
@@ -104,7 +140,7 @@ def lpips_perceptual(path: Path) -> PerceptualLoss:
             before = width
         stages.append(nn.Sequential(*layers))
         heads.append(_take(weights, f"lin{index}.model.1.weight", (1, before, 1, 1), path).flatten())
-    return PerceptualLoss(stages, heads, name="lpips_vgg")
+    return PerceptualLoss(Chain(stages), heads, name="lpips_vgg")
 
 
 def _take(weights: Mapping[str, Tensor], key: str, shape: tuple[int, ...], path: Path) -> Tensor:

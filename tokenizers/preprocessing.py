@@ -11,9 +11,9 @@ from typing import Any
 from worldloom.tokenizers.audio_settings import Mel
 from worldloom.tokenizers.image_settings import is_mapped
 from worldloom.tokenizers.pixels import EPS
+from worldloom.tokenizers.resampling import RESAMPLING
 
 FILE = "preprocessor_config.json"
-RESAMPLING = {"nearest": 0, "lanczos": 1}  # Pillow's numbers
 
 
 def preprocessing_of(kind: str, settings: Any, form: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worldloom.tokenizers.autoencoder import DiscreteAutoencoder
 from worldloom.tokenizers.image import ImageTokenizer, build_autoencoder
+from worldloom.tokenizers.resampling import Resampling
 from worldloom.tokenizers.taming_settings import Taming
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -23,8 +24,11 @@ IGNORED = ("loss.", "model_ema.")  # the discriminator and perceptual network of
 ADVICE = "import_tokenizer reads VQ-GANs in the key layout of taming-transformers"
 
 
-def read_taming(path: Path, height: int, width: int, precision: str = "fp32") -> ImageTokenizer:
-    """The checkpoint in `path` as a tokenizer of pictures [height, width, 3]; ValueError where it is none, FileNotFoundError."""
+def read_taming(path: Path, height: int, width: int, precision: str = "fp32", resample: Resampling = "lanczos") -> ImageTokenizer:
+    """The checkpoint in `path` as a tokenizer of pictures [height, width, 3]; ValueError where it is none, FileNotFoundError.
+
+    No checkpoint says how the pictures that it learnt from were brought to their size, so `resample` does.
+    """
     weights = read_weights(path)
     try:
         settings = architecture(weights).model_copy(update={"precision": precision})
@@ -33,7 +37,7 @@ def read_taming(path: Path, height: int, width: int, precision: str = "fp32") ->
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     autoencoder.eval().requires_grad_(False)
-    return ImageTokenizer(autoencoder, settings, height, width)
+    return ImageTokenizer(autoencoder, settings, height, width, resample)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -26,23 +26,25 @@ class Attention(Protocol):
 class PackedAttention:
     """Documents one behind the other; each run of one length is one dense batch, a view of the packed layout."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = tuple(runs)
+    def __init__(self, runs: Sequence[Run], scale: float | None = None) -> None:
+        """`scale`: what scores are multiplied by; None takes 1 / sqrt(E)."""
+        self.runs, self.scale = tuple(runs), scale
 
     def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
         if qkv.device.type == "cpu":
-            mixed: Tensor = _BlockedAttention.apply(qkv, kv_heads, self.runs)  # type: ignore[no-untyped-call]
+            scale = 1 / sqrt(qkv.shape[2]) if self.scale is None else self.scale
+            mixed: Tensor = _BlockedAttention.apply(qkv, kv_heads, self.runs, scale)  # type: ignore[no-untyped-call]
             return mixed
-        return _attention(qkv, kv_heads, self.runs)
+        return _attention(qkv, kv_heads, self.runs, self.scale)
 
 
-def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run]) -> Tensor:
+def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run], scale: float | None) -> Tensor:
     H, mixed, first = qkv.shape[1] - 2 * kv_heads, [], 0
     for documents, length, causal in runs:
         last = first + documents * length
         heads = qkv[first:last].view(documents, length, *qkv.shape[1:]).transpose(1, 2)
         query, key, value = torch.split(heads, [H, kv_heads, kv_heads], dim=1)
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=kv_heads != H)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=kv_heads != H)
         mixed.append(out.transpose(1, 2).flatten(0, 1))
         first = last
     # Without documents, when a batch was split into more parts than it has, an empty part of the queries keeps the graph whole.
@@ -50,12 +52,12 @@ def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run]) -> Tensor:
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """softmax(q k / sqrt(E)) v by batched products, a block of queries at a time, so that what a causal block cannot see is never
+    """softmax(scale q k) v by batched products, a block of queries at a time, so that what a causal block cannot see is never
     computed. On CPUs twice as fast as torch's kernel in bf16, most of all on the way back. Memory grows linearly with a document's length.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, kv_heads: int, runs: tuple[Run, ...]) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, kv_heads: int, runs: tuple[Run, ...], scale: float) -> Tensor:
         N, heads, E = qkv.shape
         H = heads - 2 * kv_heads
         out = qkv.new_empty(N, H, E)
@@ -63,7 +65,7 @@ class _BlockedAttention(torch.autograd.Function):
         for run in runs:
             last = first + run.documents * run.length
             query, key, value = (_gather(x, run.documents, kv_heads) for x in torch.split(qkv[first:last], [H, kv_heads, kv_heads], dim=1))
-            query, key, value = query * (1 / sqrt(E)), key[:, 0], value[:, 0]
+            query, key, value = query if scale == 1 else query * scale, key[:, 0], value[:, 0]
             mixed = torch.empty_like(query)
             kept += [query, key, value]
             for begin, end, reach in _query_blocks(run):
@@ -74,11 +76,11 @@ class _BlockedAttention(torch.autograd.Function):
             _scatter(out[first:last], mixed, run.documents, kv_heads)
             first = last
         ctx.save_for_backward(*kept)
-        ctx.runs, ctx.kv_heads = runs, kv_heads
+        ctx.runs, ctx.kv_heads, ctx.scale = runs, kv_heads, scale
         return out
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None, None]:
         N, H, E = d.shape
         K = ctx.kv_heads
         d_qkv = d.new_empty(N, H + 2 * K, E)
@@ -98,11 +100,11 @@ class _BlockedAttention(torch.autograd.Function):
                 d_query[:, :, begin:end] = (d_scores @ key[:, :reach]).view(*query.shape[:2], end - begin, E)
                 d_key[:, :reach] += d_scores.transpose(1, 2) @ asked
                 d_value[:, :reach] += p.transpose(1, 2) @ d_out
-            parts = (d_query.mul_(1 / sqrt(E)), d_key[:, None], d_value[:, None])
+            parts = (d_query.mul_(ctx.scale), d_key[:, None], d_value[:, None])
             for part, target in zip(parts, torch.split(d_qkv[first:last], [H, K, K], dim=1), strict=True):
                 _scatter(target, part, run.documents, K)
             first = last
-        return d_qkv, None, None
+        return d_qkv, None, None, None
 
 
 def _query_blocks(run: Run) -> Iterator[tuple[int, int, int]]:
@@ -140,34 +142,3 @@ def _probabilities(scores: Tensor, queries: int, causal: bool) -> Tensor:
         unseen = torch.full((queries, queries), -torch.inf, dtype=scores.dtype).triu_(1)
         scores.view(-1, queries, scores.shape[-1])[..., -queries:] += unseen
     return torch.softmax(scores, dim=-1)
-
-
-class CachedAttention:
-    """B rows that grow token by token, each at its own place; the keys and values of earlier tokens are kept.
-
-    What stands behind a row's own position is never seen, so rows of different lengths lie side by side, aligned at the left.
-    """
-
-    def __init__(self, depth: int, rows: int, length: int, kv_heads: int, head_width: int, like: Tensor) -> None:
-        """Room for `length` tokens a row, in the type and on the device of `like`."""
-        self.keys = [like.new_zeros(rows, kv_heads, length, head_width) for _ in range(depth)]
-        self.values = [like.new_zeros(rows, kv_heads, length, head_width) for _ in range(depth)]
-        self.positions = torch.zeros(rows, 0, dtype=torch.int64, device=like.device)
-        self.reach = 0
-
-    def at(self, positions: Tensor, reach: int) -> "CachedAttention":
-        """The next call writes tokens at `positions` [B, Q], all below `reach`; every token attends to what stands at or before it."""
-        self.positions, self.reach = positions, reach
-        return self
-
-    def __call__(self, layer: int, qkv: Tensor, kv_heads: int) -> Tensor:
-        B, Q = self.positions.shape
-        H, E = qkv.shape[1] - 2 * kv_heads, qkv.shape[2]
-        query, key, value = torch.split(qkv.view(B, Q, -1, E), [H, kv_heads, kv_heads], dim=2)
-        rows = torch.arange(B, device=qkv.device)[:, None]
-        self.keys[layer][rows, :, self.positions] = key
-        self.values[layer][rows, :, self.positions] = value
-        keys, values = self.keys[layer][:, :, : self.reach], self.values[layer][:, :, : self.reach]
-        seen = torch.arange(self.reach, device=qkv.device) <= self.positions[:, None, :, None]
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=seen, enable_gqa=kv_heads != H)
-        return mixed.transpose(1, 2).reshape(B * Q, H, E)

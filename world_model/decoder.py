@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Run, runs_of
+from worldloom.world_model.kernels import kernels_for
 from worldloom.world_model.transformer import Block, Shape, WorldModel, rotary
 
 Attention = Callable[[int, Tensor], Tensor]  # (layer, queries, keys and values [N, H + 2K, E]) -> [N, H E]
@@ -39,29 +40,39 @@ class Decoder:
         with torch.no_grad():
             self.layers = [_Layer(cast(Block, block), self.dtype) for block in model.blocks]
             self.embedding = model.embedding.detach().to(self.dtype)
+            if self.shape.ahead:  # ids beyond the vocabulary: nothing seen, then what `look` is given
+                self.embedding = torch.cat([self.embedding, model.unseen.detach().to(self.dtype).expand(self.shape.ahead, -1)])
             self.output = _behind(model.norm, model.output).to(self.dtype)
-            self._head_norms = torch.stack([layer.head_norm for layer in self.layers])[:, None]  # [layers, 1, J, E]
-            self._partner_norms = self._head_norms.roll(self.shape.head_width // 2, -1)
         self._eps = torch.tensor(self.shape.norm_eps, device=self.device)
-        self._cos = self._sin = torch.empty(0)
+        self._cos = self._sin = torch.empty(0, 0)
+        self.kernels = kernels_for(self.dtype, self.device, self.shape.head_width)
         self._rows: dict[tuple[range, ...], _Matrix] = {}
+
+    @torch.no_grad()
+    def look(self, seen: Tensor) -> list[int]:
+        """Ids that stand for vectors [ahead, W] ahead of <bos>, until `forget`."""
+        if seen.shape != (self.shape.ahead, self.shape.seen_width):
+            raise ValueError(
+                f"this world sees {self.shape.ahead} vectors of {self.shape.seen_width} numbers, got {tuple(seen.shape)}; "
+                f"take the encoder that it learnt with"
+            )
+        first = len(self.embedding)
+        self.embedding = torch.cat([self.embedding, self.model.look(seen.to(self.device)).to(self.dtype)])
+        return list(range(first, len(self.embedding)))
+
+    def forget(self) -> None:
+        """Frees what `look` was given."""
+        self.embedding = self.embedding[: self.shape.vocab_size + self.shape.ahead]
 
     def through(self, tokens: Tensor, positions: Tensor, reach: int, attention: Attention) -> Tensor:
         """Hidden states [N, D] of `tokens` [N] at `positions` [N], all below `reach`: normed as WorldModel's are, but not weighted."""
-        shape = self.shape
-        J, E = shape.heads + shape.kv_heads, shape.head_width
-        # [layers, N, J, E]: a feature of a head times one, plus its partner times the other, is weighted and turned.
-        cos, sin = self._turns(reach)
-        straight, crossed = self._head_norms * cos[positions], self._partner_norms * sin[positions]
+        turn = self._turn(positions, reach)
         x = F.embedding(tokens, self.embedding)
         for number, layer in enumerate(self.layers):
-            qkv = layer.qkv(self._normed(x)).view(len(x), -1, E)
-            heads = qkv[:, :J]
-            turned = torch.addcmul(heads * straight[number], heads.roll(E // 2, -1), crossed[number])
-            torch.mul(turned, self._scale(heads), out=heads)
+            qkv = layer.qkv(self._normed(x)).view(len(x), -1, self.shape.head_width)
+            turn(qkv, layer.head_norm)
             x = layer.out.added(attention(number, qkv), x)
-            gate, up = layer.gate_up(self._normed(x)).chunk(2, dim=-1)
-            x = layer.down.added(F.silu(gate).mul_(up), x)
+            x = layer.down.added(self._gated(layer.gate_up(self._normed(x))), x)
         return self._normed(x)
 
     def logits(self, hidden: Tensor, ids: tuple[range, ...]) -> Tensor:
@@ -73,7 +84,33 @@ class Decoder:
 
     def _normed(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) of [N, D]."""
+        if self.kernels is not None:
+            return self.kernels.norm(x, self.shape.norm_eps)
         return torch.mul(x, self._scale(x), out=torch.empty_like(x))
+
+    def _gated(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) up, [N, F] from [N, 2F]."""
+        if self.kernels is not None:
+            return self.kernels.gate(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def _turn(self, positions: Tensor, reach: int) -> Callable[[Tensor, Tensor], None]:
+        """What norms queries and keys of [N, J + K, E], weighs them by [J, E] and turns them to `positions`, in place."""
+        cos, sin = self._turns(reach)
+        J, E, kernels, eps = self.shape.heads + self.shape.kv_heads, self.shape.head_width, self.kernels, self.shape.norm_eps
+        if kernels is not None:
+            return lambda qkv, weights: kernels.turn(qkv, weights, cos, sin, positions, eps)
+        # A feature of a head times one, plus its partner times the other, is weighted and turned.
+        straight, crossed = (torch.cat([low, high], dim=-1)[positions][:, None] for low, high in ((cos, cos), (-sin, sin)))
+
+        def turn(qkv: Tensor, weights: Tensor) -> None:
+            heads = qkv[:, :J]
+            partners = heads.roll(E // 2, -1)
+            turned = torch.addcmul(heads * (straight * weights), partners, crossed * weights.roll(E // 2, -1))
+            torch.mul(turned, self._scale(heads), out=heads)
+
+        return turn
 
     def _scale(self, x: Tensor) -> Tensor:
         """1 / sqrt(mean(x^2) + eps), fp32 [..., 1]."""
@@ -81,11 +118,12 @@ class Decoder:
         return torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
     def _turns(self, reach: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of at least `reach` positions, fp32 [.., 1, E]: in full, the sines with the sign that a partner comes with."""
+        """Cosines and sines of at least `reach` positions, fp32 [.., E/2]."""
         if len(self._cos) < reach:
             places = torch.arange(max(reach, 2 * len(self._cos)), device=self.device)
-            cos, sin = rotary(places, self.shape.head_width, self.shape.rope_theta, torch.float32)
-            self._cos, self._sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+            self._cos, self._sin = (
+                table[:, 0].contiguous() for table in rotary(places, self.shape.head_width, self.shape.rope_theta, torch.float32)
+            )
         return self._cos, self._sin
 
 
@@ -102,7 +140,7 @@ class Cache:
         self._grow(REACH)
 
     def begin(self, documents: Sequence[Sequence[int]]) -> Tensor:
-        """Takes the first tokens of every row, at least one each; hidden states [B, D] behind the last of each."""
+        """Takes the first tokens of every row, at least one each, whatever was there; hidden states [B, D] behind the last of each."""
         lengths = torch.tensor([len(tokens) for tokens in documents])
         self._grow(int(lengths.max()))
         order = torch.argsort(lengths, stable=True)
@@ -110,7 +148,7 @@ class Cache:
         rows = order.repeat_interleave(lengths[order]).to(device)
         positions = torch.cat([torch.arange(length) for length in lengths[order].tolist()]).to(device)
         tokens = torch.tensor([token for row in order.tolist() for token in documents[row]]).to(device)
-        attention = _Prefill(self, self._slots(rows, positions), runs_of(lengths[order].numpy()))
+        attention = _Prefill(self, self.slots(rows, positions), runs_of(lengths[order].numpy()))
         hidden = self.decoder.through(tokens, positions, self.length, attention)
         last = torch.empty(len(documents), dtype=torch.int64)
         last[order] = lengths[order].cumsum(0) - 1
@@ -118,13 +156,17 @@ class Cache:
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Takes one token more in every row, [B] at `positions` [B]; hidden states [B, D]."""
-        self._grow(int(positions.max()) + 1)
-        device = self.decoder.device
-        seen = torch.arange(self.length, device=device) <= positions[:, None]
-        unseen = torch.zeros(self.rows, 1, 1, self.length, dtype=self.decoder.dtype, device=device)
-        unseen.masked_fill_(~seen[:, None, None], -torch.inf)
-        rows = torch.arange(self.rows, device=device)
-        return self.decoder.through(tokens, positions, self.length, _Step(self, self._slots(rows, positions), unseen))
+        return self.go_on(tokens[:, None], positions[:, None], int(positions.max()) + 1)
+
+    def go_on(self, tokens: Tensor, positions: Tensor, reach: int) -> Tensor:
+        """Takes Q tokens more in every row, [B, Q] at `positions` [B, Q], all below `reach`; hidden states [B, D] behind the last of each.
+
+        A token sees its row up to itself, and nothing of what stands behind that from before.
+        """
+        self._grow(reach)
+        attention = (_Step if self.decoder.kernels is None else _CompiledStep)(self, positions)
+        hidden = self.decoder.through(tokens.flatten(), positions.flatten(), self.length, attention)
+        return hidden.view(*tokens.shape, -1)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but `rows` (int64, in the new order)."""
@@ -147,7 +189,7 @@ class Cache:
         heads = torch.arange(2 * K, device=self.decoder.device)
         self._heads = (heads // K * self.rows * K + heads % K) * self.length
 
-    def _slots(self, rows: Tensor, positions: Tensor) -> Tensor:
+    def slots(self, rows: Tensor, positions: Tensor) -> Tensor:
         """int64 [N 2K]: where the keys and the values of N tokens go."""
         first = rows * (self.decoder.shape.kv_heads * self.length) + positions
         return (first[:, None] + self._heads).flatten()
@@ -162,19 +204,17 @@ class _Layer:
         self.gate_up = _Matrix(_behind(block.ff_norm, block.gate_up).to(dtype))
         self.down = _Matrix(block.down.detach().to(dtype))
         query, key = block.query_norm.detach().float() / sqrt(len(block.query_norm)), block.key_norm.detach().float()
-        self.head_norm = torch.cat([query.expand(block.heads, -1), key.expand(block.kv_heads, -1)])  # [J, E]
+        self.head_norm = torch.cat([query.expand(block.heads, -1), key.expand(block.kv_heads, -1)]).contiguous()  # fp32 [J, E]
 
 
 class Whole:
     """Whole documents one behind the other, each seeing itself."""
 
     def __init__(self, shape: Shape, runs: Sequence[Run]) -> None:
-        self.shape, self.attention = shape, PackedAttention(runs)
+        self.kv_heads, self.attention = shape.kv_heads, PackedAttention(runs, scale=1.0)
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        H = self.shape.heads
-        unscaled = torch.cat([qkv[:, :H] * sqrt(self.shape.head_width), qkv[:, H:]], dim=1)
-        return self.attention(layer, unscaled, self.shape.kv_heads).flatten(1)
+        return self.attention(layer, qkv, self.kv_heads).flatten(1)
 
 
 class _Prefill:
@@ -190,20 +230,41 @@ class _Prefill:
 
 
 class _Step:
-    """One token of every row against all that its row has kept: softmax(q k) v, [B, H E]."""
+    """Q tokens of every row against all that its row has kept: softmax(q k) v, [B Q, H E]."""
 
-    def __init__(self, cache: Cache, slots: Tensor, unseen: Tensor) -> None:
-        """`unseen`: 0 where a key may be seen and -inf elsewhere, [B, 1, 1, T]."""
-        self.cache, self.slots, self.unseen = cache, slots, unseen
+    def __init__(self, cache: Cache, positions: Tensor) -> None:
+        """`positions` [B, Q]."""
+        self.cache = cache
+        B, Q = positions.shape
+        device = positions.device
+        self.slots = cache.slots(torch.arange(B, device=device).repeat_interleave(Q), positions.flatten())
+        seen = torch.arange(cache.length, device=device) <= positions[:, :, None]
+        # 0 where a key may be seen and -inf elsewhere.
+        self.unseen = torch.zeros(B, 1, Q, 1, cache.length, dtype=cache.decoder.dtype, device=device)
+        self.unseen.masked_fill_(~seen[:, None, :, None], -torch.inf)
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         cache, shape = self.cache, self.cache.decoder.shape
-        B, H, K, E = cache.rows, shape.heads, shape.kv_heads, shape.head_width
+        B, Q, H, K, E = cache.rows, self.unseen.shape[2], shape.heads, shape.kv_heads, shape.head_width
         cache.kept[layer].view(-1, E).index_copy_(0, self.slots, qkv[:, H:].reshape(-1, E))
         keys, values = cache.kept[layer].view(2, B * K, cache.length, E)
-        scores = torch.bmm(qkv[:, :H].reshape(B * K, H // K, E), keys.transpose(1, 2))
-        scores.view(B, K, H // K, cache.length).add_(self.unseen)
-        return torch.bmm(torch.softmax(scores, dim=-1), values).view(B, H * E)
+        query = qkv[:, :H].reshape(B, Q, K, H // K, E).transpose(1, 2).reshape(B * K, -1, E)
+        scores = torch.bmm(query, keys.transpose(1, 2))
+        scores.view(B, K, Q, H // K, cache.length).add_(self.unseen)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
+        return mixed.view(B, K, Q, -1).transpose(1, 2).reshape(B * Q, H * E)
+
+
+class _CompiledStep:
+    """The same by a compiled kernel, which looks at no more than there is."""
+
+    def __init__(self, cache: Cache, positions: Tensor) -> None:
+        assert cache.decoder.kernels is not None
+        self.cache, self.positions, self.kernels = cache, positions.contiguous(), cache.decoder.kernels
+        self.scores = torch.empty(positions.numel() * cache.decoder.shape.heads * cache.length)
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        return self.kernels.attend(qkv, self.cache.kept[layer], self.positions, self.scores)
 
 
 class _Matrix:

@@ -20,6 +20,14 @@ class Run(NamedTuple):
     causal: bool = True  # whether a position sees only what stands at or before it, or its whole document
 
 
+class Legal(NamedTuple):
+    """Neighbouring places of a choice whose labels were chosen from the same ids, fewer than the choice's softmax is over."""
+
+    places: int  # how many
+    ranges: tuple[tuple[int, int], ...]  # the ids [first, last), none where the label was the only one
+    allowed: Tensor | None  # bool [places, those ids]; None where every one is
+
+
 class Choice(NamedTuple):
     """Positions whose labels were chosen from the same ids, so that one small softmax serves them all."""
 
@@ -29,6 +37,10 @@ class Choice(NamedTuple):
     labels: Tensor  # int64 [n]: columns
     allowed: Tensor | None  # bool [n, columns]; None where every column is
     smoothing: float = 0.0  # share of the label's probability that is spread over all columns; never together with `allowed`
+    # With these the softmax is over all ids, and -log of the probability of all legal ones together, a part of the cross-entropy,
+    # counts `legality` times.
+    legal: tuple[Legal, ...] = ()  # together all places, in order
+    legality: float = 1.0
 
 
 class Example(NamedTuple):
@@ -54,6 +66,7 @@ class Example(NamedTuple):
                 places=choice.places.to(device),
                 labels=choice.labels.to(device),
                 allowed=None if choice.allowed is None else choice.allowed.to(device),
+                legal=tuple(one._replace(allowed=None if one.allowed is None else one.allowed.to(device)) for one in choice.legal),
             )
             for choice in self.choices
         )

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.grammar import END, Grammar
-from worldloom.world_model.sampling import Ranges, Row, Rules, write
+from worldloom.world_model.sampling import Ranges, Row, Rules, prompt, write
 
 
 def legal_share(decoder: Decoder, grammar: Grammar, seeds: Sequence[int], temperature: float = 1.0) -> float:
@@ -16,14 +14,14 @@ def legal_share(decoder: Decoder, grammar: Grammar, seeds: Sequence[int], temper
     """
     rows = [_Free(grammar, seed) for seed in seeds]
     write(decoder, Rules(grammar, temperature, 0, 1.0), rows)
-    return sum(len(row.tokens) - 1 - row.astray for row in rows) / sum(len(row.tokens) - 1 for row in rows)
+    return sum(len(row.tokens) - row.prompted - row.astray for row in rows) / sum(len(row.tokens) - row.prompted for row in rows)
 
 
 class _Free(Row):
     """A sample that may say anything."""
 
     def __init__(self, grammar: Grammar, seed: int) -> None:
-        super().__init__(np.array([grammar.vocabulary.bos]), seed)
+        super().__init__(prompt(grammar, []), seed)
         self.grammar = grammar
         self.state = grammar.step(grammar.start(), grammar.vocabulary.bos)
         self.astray = False

@@ -89,6 +89,8 @@ def _expected(grammar: Grammar, tokens: np.ndarray) -> dict[int, tuple[int, Rang
     found: dict[int, tuple[int, Ranges]] = {}
     state = grammar.start()
     for at, token in enumerate(tokens.tolist()):
+        if token >= ids.size:
+            continue
         if token == ids.mask and state.stream >= 0:
             codes = ids.level(state.stream, state.codes % ids.streams[state.stream].levels)
             found[at] = state.stream, (codes,)

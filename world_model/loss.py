@@ -6,13 +6,13 @@ kept. The softmax is in fp32 whatever the weights are.
 N positions, D width, V vocabulary, n positions of a chunk, C ids of a choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldloom.world_model.example import Choice
+from worldloom.world_model.example import Choice, Legal
 
 CHUNK = 1 << 20  # logits held at a time
 LEAST_ROWS = 64  # positions of a chunk, whatever that holds
@@ -25,7 +25,7 @@ class Losses(NamedTuple):
     """Cross-entropy in nats; only `total` carries a gradient."""
 
     total: Tensor  # fp32 scalar: the sum over positions of weight x cross-entropy
-    sums: Tensor  # fp32 [choices]: the sum of the cross-entropy for every choice, weights and smoothing left out
+    sums: Tensor  # fp32 [choices]: the sum of the cross-entropy for every choice, weights, smoothing and `legality` left out
     counts: Tensor  # int64 [choices]: positions of every choice
 
 
@@ -64,10 +64,18 @@ class _CrossEntropy(torch.autograd.Function):
                 sums[number] += ce_n1.sum()
                 if choice.smoothing:
                     ce_n1 = (1 - choice.smoothing) * ce_n1 - choice.smoothing * log_p_nC.mean(dim=1, keepdim=True)
+                parts = list(_parts(choice, at, at + len(places))) if choice.legality != 1 else []
+                among = [_among(log_p_nC[rows], legal, labels[rows]) for rows, legal in parts]
+                if among:
+                    ce_n1 = ce_n1 - (choice.legality - 1) * torch.cat([log_p_n1 for log_p_n1, _ in among])
                 total += (ce_n1 * weights_n1).sum()
                 if d_hidden is None or d_weight is None:
                     continue
                 d_logits_nC = log_p_nC.exp_()
+                if among:
+                    d_logits_nC *= choice.legality
+                    for (rows, legal), (_, p_nc) in zip(parts, among, strict=True):
+                        _subtract(d_logits_nC[rows], legal, labels[rows], p_nc * (choice.legality - 1))
                 d_logits_nC.scatter_add_(1, labels, torch.full_like(ce_n1, choice.smoothing - 1.0))
                 if choice.smoothing:
                     d_logits_nC -= choice.smoothing / d_logits_nC.shape[1]
@@ -88,6 +96,40 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return (d_hidden * d_total).to(d_hidden.dtype), (d_weight * d_total).to(ctx.weight_dtype), None, None, None
+
+
+def _parts(choice: Choice, first: int, last: int) -> Iterator[tuple[slice, Legal]]:
+    """What of each legal set lies in the chunk [first, last) of the choice's places: rows of the chunk, and the set of just those."""
+    at = 0
+    for legal in choice.legal:
+        begin, end = max(at, first), min(at + legal.places, last)
+        if begin < end:
+            allowed = None if legal.allowed is None else legal.allowed[begin - at : end - at]
+            yield slice(begin - first, end - first), Legal(end - begin, legal.ranges, allowed)
+        at += legal.places
+
+
+def _among(log_p_nC: Tensor, legal: Legal, labels_n1: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the probability of all legal ids together, [n, 1], and the probabilities of each among them, [n, c]."""
+    if not legal.ranges:
+        log_p_n1 = log_p_nC.gather(1, labels_n1)
+        return log_p_n1, torch.ones_like(log_p_n1)
+    log_p_nc = torch.cat([log_p_nC[:, first:last] for first, last in legal.ranges], dim=1)
+    if legal.allowed is not None:
+        log_p_nc = log_p_nc.masked_fill(~legal.allowed, -torch.inf)
+    log_p_n1 = log_p_nc.logsumexp(1, keepdim=True)
+    return log_p_n1, (log_p_nc - log_p_n1).exp_()
+
+
+def _subtract(d_logits_nC: Tensor, legal: Legal, labels_n1: Tensor, values_nc: Tensor) -> None:
+    """Takes `values`, as _among orders them, from their ids."""
+    if not legal.ranges:
+        d_logits_nC.scatter_add_(1, labels_n1, -values_nc)
+        return
+    for (first, last), part in zip(
+        legal.ranges, torch.split(values_nc, [last - first for first, last in legal.ranges], dim=1), strict=True
+    ):
+        d_logits_nC[:, first:last] -= part
 
 
 def _rows(weight: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:

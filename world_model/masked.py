@@ -54,9 +54,9 @@ def masked(
 
 
 def _is_code(grammar: Grammar, woven: Woven) -> np.ndarray:
-    """bool [N]: every token that is no control."""
+    """bool [N]: every token that is no control, nor ahead of the document."""
     ids = grammar.vocabulary
-    is_code: np.ndarray = (woven.tokens < ids.text_size) | (woven.tokens >= ids.text_size + len(ids.controls))
+    is_code: np.ndarray = (woven.tokens < ids.text_size) | (woven.tokens >= ids.text_size + len(ids.controls)) & (woven.tokens < ids.size)
     return is_code
 
 

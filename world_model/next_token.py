@@ -2,14 +2,16 @@
 
 Most positions take the softmax over the legal ids only, which is cheap and learns fast; a token that nothing could replace costs nothing.
 That leaves illegal logits untrained, so a small share of positions, forced ones among them, takes the softmax over the whole vocabulary.
+There -log of the probability that the legal ids have together counts 1 / share times, as if every position had it: on average the loss is
+the cross-entropy over the whole vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from worldloom.world_model.example import Choice, Example, runs_of
+from worldloom.world_model.example import Choice, Example, Legal, runs_of
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.weave import FORCED, Woven, spread
 
@@ -35,7 +37,7 @@ def next_token(
     starts = np.cumsum(woven.lengths) - woven.lengths
     places = spread(np.zeros_like(starts), woven.lengths)
     # `full` of a token says that the position before it, which predicts it, takes the full softmax.
-    full = (uniform(seed, np.repeat(np.asarray(numbers), woven.lengths), places) < full_share) & (places > 0)
+    full = (uniform(seed, np.repeat(np.asarray(numbers), woven.lengths), places) < full_share) & (places > grammar.vocabulary.ahead)
     # Nothing is to be learnt behind the last label that costs anything, so the document ends there.
     lengths = _last(places * (full | (woven.legal != FORCED)), starts)
     by_length = np.argsort(lengths, kind="stable")
@@ -49,7 +51,7 @@ def next_token(
         weights=torch.from_numpy(weights_of(grammar, legal, weights or {})),
         legal=torch.from_numpy(legal),
         runs=runs_of(lengths),
-        choices=_choices(grammar, labels, legal, full),
+        choices=_choices(grammar, labels, legal, full, full_share),
     )
 
 
@@ -93,13 +95,22 @@ def weights_of(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]
     return result
 
 
-def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.ndarray) -> tuple[Choice, ...]:
+def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.ndarray, full_share: float) -> tuple[Choice, ...]:
+    opened = _restricted(grammar, labels, np.where(full, legal, FORCED))
+    forced = np.flatnonzero(full & (legal == FORCED))
+    return (
+        *_restricted(grammar, labels, np.where(full, FORCED, legal)),
+        full_choice(opened, forced, labels, grammar.vocabulary.size, full_share),
+    )
+
+
+def _restricted(grammar: Grammar, labels: np.ndarray, legal: np.ndarray) -> list[Choice]:
+    """Every position, but forced ones, among the choices of its own legal set."""
     ids = grammar.vocabulary
     S = len(ids.streams)
-    restricted = np.where(full, -1, legal)
     choices = []
     for s, stream in enumerate(ids.streams):
-        index = np.flatnonzero(restricted == s)
+        index = np.flatnonzero(legal == s)
         level = (labels[index] - ids.span(s).start) // stream.codebook_size  # of one level only, the closing token counts to it
         for number in range(stream.levels):
             span = ids.level(s, number)
@@ -107,15 +118,23 @@ def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.n
             if not stream.fixed:
                 ranges.append((ids.closing(s), ids.closing(s) + 1))
             choices.append(choice_of(stream.name, index if stream.levels == 1 else index[level == number], ranges, labels, None))
-    index = np.flatnonzero(restricted >= S)
-    bits = restricted[index] - S
+    index = np.flatnonzero(legal >= S)
+    bits = legal[index] - S
     indicators = [(ids.indicator(s), ids.indicator(s) + 1) for s in range(S)]
     openable = (bits[:, None] >> np.arange(S)) & 1 > 0
     may_end = (bits[:, None] >> S) & 1 == 0
     allowed = np.concatenate([may_end, openable], axis=1)
-    choices.append(choice_of(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed))
-    choices.append(choice_of(FULL, np.flatnonzero(full), [(0, ids.size)], labels, None))
-    return tuple(choices)
+    return [*choices, choice_of(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed)]
+
+
+def full_choice(opened: Sequence[Choice], forced: np.ndarray, labels: np.ndarray, size: int, share: float) -> Choice:
+    """The places of restricted choices, and `forced` ones, with the softmax over all `size` ids; they are a `share` of all."""
+    places = torch.cat([*(choice.places for choice in opened), torch.from_numpy(forced)])
+    legal = tuple(Legal(len(choice.places), choice.ranges, choice.allowed) for choice in opened if len(choice.places))
+    legality = 1 / share if share else 1.0
+    return Choice(
+        FULL, places, ((0, size),), torch.from_numpy(labels)[places], None, legal=(*legal, Legal(len(forced), (), None)), legality=legality
+    )
 
 
 def choice_of(name: str, index: np.ndarray, ranges: list[tuple[int, int]], labels: np.ndarray, allowed: np.ndarray | None) -> Choice:

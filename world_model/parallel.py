@@ -75,7 +75,7 @@ def fill_in(
             ids = grammar.vocabulary.level(number, level)
             logits = seen.logits(decoder, {at: rows[at].at[each] for at, each in places.items()}, ids)
             if free is not None:
-                alone = {at: rows[at].at[each] - rows[at].prompted + 1 for at, each in places.items()}
+                alone = {at: rows[at].at[each] - rows[at].prompted + len(rows[at].first) for at, each in places.items()}
                 unguided = free.logits(decoder, alone, ids)
                 logits = unguided + guidance * (logits - unguided)
             noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
@@ -131,7 +131,7 @@ class _Row:
         if given and not {stream, *given} <= {*clock}:
             raise ValueError(f"only streams of one clock stand beside each other; {stream} and {', '.join(given)} do not")
         prompt = np.asarray(prompt, dtype=np.int64)
-        state = grammar.follow(prompt.tolist())
+        state = grammar.follow(ids.own(prompt).tolist())
         if state.stream != BETWEEN or self.number not in grammar.openable(state) or (stream in clock and state.step != BEFORE):
             raise ValueError(f"<{stream}> may not open behind this prompt: it is there already, or a segment is still open")
         codes = {**given, stream: np.zeros(about.max_length, np.int64)}
@@ -139,14 +139,15 @@ class _Row:
         self.tokens = np.concatenate([prompt, woven.tokens[1:]])
         self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)  # where its codes stand
         self.tokens[self.at] = ids.mask
-        self.prompted, self.codes, self.levels, self.seed, self.bos = len(prompt), about.max_length, about.levels, seed, ids.bos
+        self.prompted, self.codes, self.levels, self.seed = len(prompt), about.max_length, about.levels, seed
+        self.first = np.append(ids.unseen, ids.bos)
         self.known = np.zeros(about.max_length, bool)
         self._drawn = np.zeros(about.max_length, np.int64)
         self._sure = np.zeros(about.max_length)
 
     def alone(self) -> np.ndarray:
-        """The same without the prompt's segments."""
-        return np.concatenate([[self.bos], self.tokens[self.prompted :]])
+        """The same without the prompt's segments, and nothing seen."""
+        return np.concatenate([self.first, self.tokens[self.prompted :]])
 
     def places(self, level: int) -> np.ndarray:
         """Which codes of a level are hidden."""

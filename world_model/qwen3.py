@@ -38,6 +38,11 @@ _SPLIT = {
 
 def save_qwen3(folder: Path, model: WorldModel, grammar: Grammar) -> None:
     """Writes the four files into `folder`, which is made if need be; weights in fp32."""
+    if model.shape.ahead:
+        raise ValueError(
+            f"this world sees {model.shape.ahead} vectors ahead of <bos>, which a Qwen3ForCausalLM cannot take; "
+            "export one trained without `sees`"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.detach().float().cpu().contiguous() for name, value in to_qwen3(dict(model.named_parameters()), model.shape).items()

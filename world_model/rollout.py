@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from worldloom.world_model.attention import CachedAttention
+from worldloom.world_model.decoder import Cache, Decoder
 from worldloom.world_model.grammar import BEFORE, BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
 from worldloom.world_model.sampling import Rules, choose
@@ -33,7 +32,7 @@ class Rollout:
 
     def __init__(
         self,
-        model: WorldModel,
+        model: WorldModel | Decoder,
         grammar: Grammar,
         prompts: Sequence[NDArray[np.int64]],
         streams: Sequence[str],
@@ -58,10 +57,10 @@ class Rollout:
         if not 1 <= slide <= window:
             raise ValueError(f"slide must be from 1 to window ({window} steps), got {slide}")
         for tokens in prompts:
-            state = grammar.follow(tokens.tolist())
+            state = grammar.follow(ids.own(tokens).tolist())
             if state.stream != BETWEEN or state.step != BEFORE:
                 raise ValueError("the prompt of a rollout is <bos> and whole segments of streams that are not on the clock")
-        self.model, self.grammar = model, grammar
+        self.decoder, self.grammar = model if isinstance(model, Decoder) else Decoder(model), grammar
         self.order = tuple(grammar.arranged(list(streams)))
         self.window, self.slide = window, slide
         self.rules = Rules(grammar, temperature, top_k, top_p)
@@ -70,16 +69,16 @@ class Rollout:
         self._steps = 0  # in the window, the one in progress too
         self._drawn = 0
         of_step = sum(ids.streams[ids.index(name)].step_length + 2 for name in self.order)
-        device, shape = model.output.device, model.shape
+        device = self.decoder.device
         self._prompts = torch.tensor([len(tokens) for tokens in prompts], device=device)
-        room = max(map(len, prompts)) + window * of_step
-        self._tokens = torch.full((len(prompts), room), ids.bos, device=device)
+        self._longest = max(map(len, prompts))  # tokens of the longest row
+        self._tokens = torch.full((len(prompts), self._longest + window * of_step), ids.bos, device=device)
         for row, tokens in enumerate(prompts):
             self._tokens[row, : len(tokens)] = torch.from_numpy(np.asarray(tokens, np.int64))
         self._lengths = self._prompts.clone()
         self._new: int | None = None  # tokens that the cache has not seen; None: all
         self._of_step = of_step
-        self._cache = CachedAttention(shape.depth, len(prompts), room, shape.kv_heads, shape.head_width, model.output)
+        self._cache = Cache(self.decoder, len(prompts))
 
     @torch.inference_mode()
     def segment(self, given: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -92,7 +91,7 @@ class Rollout:
         self.at = (self.at + 1) % len(self.order)
         self._write(torch.full((len(self.seeds), 1), ids.indicator(number), device=self._tokens.device))
         if given is None:
-            codes = np.stack([self._draw(number, ids.level(number, place % stream.levels)) for place in range(stream.step_length)], axis=1)
+            codes = self._draw(number)
         else:
             codes = self._checked(stream.name, given, stream.step_length, stream.codebook_size)
             level = np.arange(stream.step_length) % stream.levels
@@ -121,33 +120,33 @@ class Rollout:
         at = self._lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         self._tokens.scatter_(1, at, tokens)
         self._lengths += tokens.shape[1]
+        self._longest += tokens.shape[1]
         self._new = None if self._new is None else self._new + tokens.shape[1]
 
-    def _draw(self, stream: int, legal: range) -> NDArray[np.int64]:
-        """One code of a stream by number for every row, written."""
-        logits = F.linear(self._hidden(), self.model.output[legal.start : legal.stop]).float()
-        noise = uniform(NOISE, self.seeds, np.full(len(self.seeds), self._drawn))
-        drawn = choose(logits, *self.rules.of(stream), torch.from_numpy(noise).to(logits.device))
-        self._drawn += 1
-        self._write((drawn + legal.start)[:, None])
-        codes: NDArray[np.int64] = drawn.cpu().numpy()
-        return codes
+    def _draw(self, stream: int) -> NDArray[np.int64]:
+        """The codes [B, codes of a step] of a stream by number, drawn and written."""
+        ids, about = self.grammar.vocabulary, self.grammar.vocabulary.streams[stream]
+        places = self._drawn + np.arange(about.step_length)
+        self._drawn += about.step_length
+        noise = torch.from_numpy(np.stack([uniform(NOISE, np.full(len(places), seed), places) for seed in self.seeds], axis=1))
+        noise, rule, codes = noise.to(self._tokens.device), self.rules.of(stream), list[Tensor]()
+        for place in range(about.step_length):
+            legal = ids.level(stream, place % about.levels)
+            codes.append(choose(self.decoder.logits(self._hidden(), (legal,)), *rule, noise[place]))
+            self._write((codes[-1] + legal.start)[:, None])
+        found: NDArray[np.int64] = torch.stack(codes, dim=1).cpu().numpy()
+        return found
 
     def _hidden(self) -> Tensor:
         """[B, D] behind the last token of every row."""
         if self._new is None:
-            # Behind the end of a short row stands anything: nobody sees it, and what is written later overwrites it.
-            width = int(self._lengths.max())
-            positions = torch.arange(width, device=self._tokens.device).expand(len(self.seeds), width)
-            last = self._lengths - 1
+            lengths = self._lengths.tolist()
+            hidden = self._cache.begin([row[:length] for row, length in zip(self._tokens.tolist(), lengths, strict=True)])
         else:
-            width = self._new
-            positions = self._lengths[:, None] - width + torch.arange(width, device=self._tokens.device)
-            last = torch.full_like(self._lengths, width - 1)
-        tokens = self._tokens.gather(1, positions)
+            positions = self._lengths[:, None] - self._new + torch.arange(self._new, device=self._tokens.device)
+            hidden = self._cache.go_on(self._tokens.gather(1, positions), positions, self._longest)
         self._new = 0
-        hidden: Tensor = self.model(tokens.flatten(), positions.flatten(), self._cache.at(positions, int(self._lengths.max())))
-        return hidden[torch.arange(len(last), device=last.device) * width + last]
+        return hidden
 
     def _next_step(self) -> None:
         """Begins a step; where the window is full, its oldest steps go."""
@@ -159,6 +158,7 @@ class Rollout:
         moved = torch.where(columns < self._prompts[:, None], columns, columns + gone).clamp_(max=self._tokens.shape[1] - 1)
         self._tokens = self._tokens.gather(1, moved)
         self._lengths -= gone
+        self._longest -= gone
         self._steps -= self.slide
         self._new = None
 

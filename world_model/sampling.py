@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldloom.world_model.decoder import Cache, Decoder
 from worldloom.world_model.grammar import BETWEEN, END, Grammar
+from worldloom.world_model.kernels import compiled
 from worldloom.world_model.next_token import ORDER, uniform
 from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.weave import weave_one
@@ -38,8 +39,8 @@ class Generated(NamedTuple):
 
 
 def prompt(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.ndarray]]) -> np.ndarray:
-    """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given."""
-    return weave_one(grammar, segments).tokens[:-1]
+    """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given; nothing is seen ahead of it."""
+    return np.concatenate([grammar.vocabulary.unseen, weave_one(grammar, segments).tokens[:-1]])
 
 
 @torch.inference_mode()
@@ -106,6 +107,10 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, noise: 
     """One column for every row of `logits` [B, C], where -inf is never chosen; `noise` [B], float64 in [0, 1), decides."""
     if temperature == 0:
         return logits.argmax(dim=1)
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and not 0 < top_k < logits.shape[1] and top_p == 1:
+        kernels = compiled()
+        if kernels is not None:
+            return kernels.draw(logits.contiguous(), noise.contiguous(), max(temperature, 1e-30))
     # The likeliest at 0 and the divisor no denormal, so that a temperature close to nothing gives neither infinities nor 0 / 0.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.shape[1]:
@@ -203,7 +208,7 @@ class _Row(Row):
         ids = grammar.vocabulary
         self.want = None if want is None else [ids.indicator(ids.index(name)) for name in grammar.arranged(want)]
         longest = 2 + sum(stream.tokens for stream in ids.streams) if length is None else length
-        self.state = grammar.follow(self.tokens, grammar.start(longest))
+        self.state = grammar.follow(ids.own(self.tokens).tolist(), grammar.start(longest))
         self.legal = grammar.legal(self.state)
 
     @property
@@ -255,21 +260,23 @@ class _Writer:
     def hidden(self, left: Sequence[Row]) -> Tensor:
         """[B, D] for `left`, some of the rows in their order; with guidance those of the free rows follow, [2B, D]."""
         self._drop(left)
-        bos = left[0].tokens[0]
+        size, ahead = self.decoder.shape.vocab_size, self.decoder.shape.ahead
+        bos = left[0].tokens[ahead]
         places = [place for place, row in enumerate(self.rows) if row is not None]
         if not self.begun:
-            # The free rows hold the same tokens without the prompt's segments.
-            free = [[bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
+            # The free rows hold the same tokens without the prompt's segments, and see nothing.
+            free = [[*range(size, size + ahead), bos, *row.tokens[row.prompted :]] for row in left] if self.guided else []
             self.cache, self.begun = Cache(self.decoder, len(left) + len(free)), True
             return self.cache.begin([*(row.tokens for row in left), *free])
         tokens = [bos if row is None else row.tokens[-1] for row in self.rows]
         positions = [0 if row is None else len(row.tokens) - 1 for row in self.rows]
         if self.guided:
             tokens += tokens
-            positions += [0 if row is None else len(row.tokens) - row.prompted for row in self.rows]
+            positions += [0 if row is None else ahead + len(row.tokens) - row.prompted for row in self.rows]
             places += [place + len(self.rows) for place in places]
         device = self.decoder.device
-        hidden = self.cache.step(torch.tensor(tokens, device=device), torch.tensor(positions, device=device))
+        taken, places_of = (torch.tensor(each, device=device)[:, None] for each in (tokens, positions))
+        hidden = self.cache.go_on(taken, places_of, max(positions) + 1)
         return hidden if len(places) == len(hidden) else hidden[torch.tensor(places, device=device)]
 
     def mixed(self, hidden: Tensor, ids: Ranges, rows: Tensor | slice) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from worldloom.world_model.example import Choice, Example, runs_of
 from worldloom.world_model.grammar import Grammar
-from worldloom.world_model.next_token import FULL, FULL_SHARE, choice_of, uniform, weights_of
+from worldloom.world_model.next_token import FULL_SHARE, choice_of, full_choice, uniform, weights_of
 from worldloom.world_model.vocabulary import Vocabulary
 from worldloom.world_model.weave import FORCED, Woven
 
@@ -61,7 +61,7 @@ def span(
         weights=torch.from_numpy(weights_of(grammar, legal, weights or {})),
         legal=torch.from_numpy(legal),
         runs=runs_of(lengths),
-        choices=_choices(grammar.vocabulary, labels, legal, ending, full),
+        choices=_choices(grammar.vocabulary, labels, legal, ending, full, full_share),
     )
 
 
@@ -167,13 +167,21 @@ def _labelled(ids: Vocabulary, made: Cut, number: int, seed: int, full_share: fl
     return _Labelled(tokens[:-1], tokens[1:], legal[:-1], ending[:-1], full[:-1])
 
 
-def _choices(ids: Vocabulary, labels: np.ndarray, legal: np.ndarray, ending: np.ndarray, full: np.ndarray) -> tuple[Choice, ...]:
+def _choices(
+    ids: Vocabulary, labels: np.ndarray, legal: np.ndarray, ending: np.ndarray, full: np.ndarray, full_share: float
+) -> tuple[Choice, ...]:
+    opened = _restricted(ids, labels, np.where(full, legal, FORCED), ending)
+    none = np.empty(0, np.int64)
+    return (*_restricted(ids, labels, np.where(full, FORCED, legal), ending), full_choice(opened, none, labels, ids.size, full_share))
+
+
+def _restricted(ids: Vocabulary, labels: np.ndarray, legal: np.ndarray, ending: np.ndarray) -> list[Choice]:
     """One for each level of each stream: its codes and, at level 0, every sentinel and <eos>, of which one may follow if any."""
     choices = []
     ends = [(ids.eos, ids.eos + 1), (ids.sentinel(0), ids.sentinel(0) + ids.sentinels)]
     columns = np.array([ids.eos, *range(ids.sentinel(0), ids.sentinel(0) + ids.sentinels)])
     for s, stream in enumerate(ids.streams):
-        index = np.flatnonzero((legal == s) & ~full)
+        index = np.flatnonzero(legal == s)
         level = np.where(np.isin(labels[index], columns), 0, (labels[index] - ids.span(s).start) // stream.codebook_size)
         for each in range(stream.levels):
             mine, codes = index[level == each], ids.level(s, each)
@@ -182,5 +190,4 @@ def _choices(ids: Vocabulary, labels: np.ndarray, legal: np.ndarray, ending: np.
                 continue
             allowed = np.concatenate([np.ones((len(mine), len(codes)), bool), ending[mine, None] == columns], axis=1)
             choices.append(choice_of(stream.name, mine, [(codes.start, codes.stop), *ends], labels, allowed))
-    choices.append(choice_of(FULL, np.flatnonzero(full), [(0, ids.size)], labels, None))
-    return tuple(choices)
+    return choices

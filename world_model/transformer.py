@@ -34,6 +34,8 @@ class Shape:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = False  # one matrix for the token embedding and the output layer
+    ahead: int = 0  # places ahead of <bos> that hold what is seen
+    seen_width: int = 0  # numbers of a vector that is seen
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -43,7 +45,7 @@ class Shape:
 
 
 class WorldModel(nn.Module):
-    """Integers in, integers out."""
+    """Integers in, integers out; where something is seen, ids from vocab_size on are the rows of what is given beside them."""
 
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         """Weights are drawn from `generator`, which lives on the CPU: N(0, 0.02), smaller where a layer writes to the residual."""
@@ -54,15 +56,18 @@ class WorldModel(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.norm = nn.Parameter(torch.ones(shape.width))
         self.output = self.embedding if shape.tied else nn.Parameter(torch.empty(shape.vocab_size, shape.width))
+        if shape.ahead:
+            self.seen = nn.Parameter(torch.empty(shape.width, shape.seen_width))
+            self.unseen = nn.Parameter(torch.zeros(shape.width))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() == 2:
                     to_residual = name.endswith((".out", ".down"))
                     parameter.normal_(std=0.02 / sqrt(2 * shape.depth) if to_residual else 0.02, generator=generator)
 
-    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Hidden states [N, D], normed, of `tokens` [N] at `positions` [N] within their documents."""
-        x = F.embedding(tokens, self.embedding)
+    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention, seen: Tensor | None = None) -> Tensor:
+        """Hidden states [N, D], normed, of `tokens` [N] at `positions` [N] within their documents; `seen` [R, W] as in `look`."""
+        x = self._embedded(tokens, seen) if self.shape.ahead else F.embedding(tokens, self.embedding)
         rotation = rotary(positions, self.shape.head_width, self.shape.rope_theta, x.dtype)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
@@ -71,13 +76,26 @@ class WorldModel(nn.Module):
                 x = block(x, rotation, layer, attention)
         return rms_norm(x, self.norm, self.shape.norm_eps)
 
+    def look(self, seen: Tensor) -> Tensor:
+        """[R, D]: what stands in the reserved places for vectors [R, W]; NaN where nothing is seen."""
+        nothing = seen.isnan().any(1, keepdim=True)
+        standard = F.layer_norm(torch.where(nothing, 0.0, seen.float()), seen.shape[1:])
+        return torch.where(nothing, self.unseen, F.linear(standard.to(self.seen.dtype), self.seen))
+
+    def _embedded(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
+        """[N, D]: of tokens, and of reserved places."""
+        reserved = tokens >= self.shape.vocab_size
+        x = F.embedding(tokens.masked_fill(reserved, 0), self.embedding)
+        rows = self.unseen.expand(self.shape.ahead, -1) if seen is None else self.look(seen)
+        return torch.where(reserved[:, None], F.embedding((tokens - self.shape.vocab_size).clamp(min=0), rows), x)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits [..., V] of normed hidden states [..., D]."""
         return F.linear(hidden, self.output).float()
 
-    def losses(self, example: Example) -> Losses:
-        """The loss of a whole example."""
-        hidden = self(example.inputs, example.positions, PackedAttention(example.runs))
+    def losses(self, example: Example, seen: Tensor | None = None) -> Losses:
+        """The loss of a whole example; `seen` as in `look`."""
+        hidden = self(example.inputs, example.positions, PackedAttention(example.runs), seen)
         return cross_entropy(hidden, self.output, example.choices, example.weights)
 
     def operations(self, example: Example) -> int:
@@ -96,7 +114,8 @@ class WorldModel(nn.Module):
         return 6 * (shape.depth * blocks + shape.width * logits)
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self.shape)
+        unused = () if self.shape.ahead else ("ahead", "seen_width")
+        return {name: value for name, value in asdict(self.shape).items() if name not in unused}
 
 
 class Block(nn.Module):

@@ -5,6 +5,9 @@ control, whatever it says, because controls lie outside its span. Where several 
 dimensions of an action), each level has a part of the span for itself, and they come one after the other, level 0 first.
 
 Streams on a clock are woven step by step: their codes are spread evenly over the steps, in their order.
+
+Where a world sees something (features of a picture), places are reserved for that ahead of <bos>. What stands there is no token: its ids
+lie beyond all others, nobody predicts or writes them, and each names a vector that the model is given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
+
+import numpy as np
 
 BOS, EOS, PAD, MASK = "<bos>", "<eos>", "<pad>", "<mask>"
 TEXT = "text"
@@ -103,16 +108,19 @@ class Vocabulary:
     text_size: int
     clock: Clock | None = None
     sentinels: int = 0  # controls that stand for spans of codes; behind all other ids, so that those are the same without them
+    ahead: int = 0  # places that are reserved ahead of <bos>
 
     @classmethod
-    def of(cls, streams: Mapping[str, Mapping[str, Any]], clock: Mapping[str, Any] | None = None, sentinels: int = 0) -> "Vocabulary":
+    def of(
+        cls, streams: Mapping[str, Mapping[str, Any]], clock: Mapping[str, Any] | None = None, sentinels: int = 0, ahead: int = 0
+    ) -> "Vocabulary":
         """The vocabulary of a token dataset: `streams` is what its dataset.json says, by name, `clock` what it says of the clock."""
         made = tuple(
             code_stream(name, s["kind"], s["codebook_size"], s.get("shape"), s.get("max_length"), s.get("levels", 1), s.get("steps", 0))
             for name, s in streams.items()
         )
         text_size = max((s.codebook_size for s in made if s.kind == TEXT), default=0)
-        return cls(made, text_size, None if clock is None else Clock.from_json(clock), sentinels)
+        return cls(made, text_size, None if clock is None else Clock.from_json(clock), sentinels, ahead)
 
     def __post_init__(self) -> None:
         self._check_clock()
@@ -164,6 +172,17 @@ class Vocabulary:
     def size(self) -> int:
         codes = sum(stream.span_size for stream in self.streams if stream.kind != TEXT)
         return self.text_size + len(self.controls) + codes + self.sentinels
+
+    @property
+    def unseen(self) -> np.ndarray:
+        """int64 [ahead]: what stands ahead of <bos> where nothing is seen."""
+        return np.arange(self.size, self.size + self.ahead)
+
+    def own(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int64: the tokens, without what stands ahead of <bos>."""
+        every = np.asarray(tokens, dtype=np.int64)
+        mine: np.ndarray = every[every < self.size]
+        return mine
 
     @property
     def bos(self) -> int:
@@ -227,10 +246,12 @@ class Vocabulary:
         ]
         clock = {} if self.clock is None else {"clock": self.clock.to_json()}
         sentinels = {"sentinels": self.sentinels} if self.sentinels else {}
-        return {"text_size": self.text_size, "streams": streams, **clock, **sentinels}
+        ahead = {"ahead": self.ahead} if self.ahead else {}
+        return {"text_size": self.text_size, "streams": streams, **clock, **sentinels, **ahead}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Vocabulary":
         clock = value.get("clock")
         streams = tuple(code_stream(**stream) for stream in value["streams"])
-        return cls(streams, value["text_size"], None if clock is None else Clock.from_json(clock), value.get("sentinels", 0))
+        clock = None if clock is None else Clock.from_json(clock)
+        return cls(streams, value["text_size"], clock, value.get("sentinels", 0), value.get("ahead", 0))

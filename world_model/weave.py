@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.vocabulary import Vocabulary
 
 FORCED = -1
 
@@ -105,6 +106,20 @@ def weave(grammar: Grammar, order: np.ndarray, codes: Mapping[str, Codes]) -> Wo
         if not stream.fixed:
             legal[closes] = np.where(each < stream.max_length, s, FORCED)
     return Woven(tokens, legal, lengths_B)
+
+
+def reserve(woven: Woven, ids: Vocabulary) -> Woven:
+    """The same documents with the reserved places ahead of each: document b has the ids size + b * ahead on, rows of what is seen."""
+    B, T = len(woven.lengths), ids.ahead
+    if not T:
+        return woven
+    lengths = woven.lengths + T
+    starts = np.cumsum(lengths) - lengths
+    tokens, legal = np.empty(len(woven.tokens) + B * T, np.int64), np.full(len(woven.tokens) + B * T, FORCED, np.int64)
+    ahead, behind = spread(starts, np.full(B, T)), spread(starts + T, woven.lengths)
+    tokens[ahead], tokens[behind] = ids.size + np.arange(B * T), woven.tokens
+    legal[behind] = woven.legal
+    return Woven(tokens, legal, lengths)
 
 
 def weave_one(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.ndarray]]) -> Woven:

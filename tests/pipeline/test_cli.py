@@ -11,7 +11,6 @@ import pytest
 
 from worldloom.pipeline import cli
 from worldloom.pipeline.cli import exit_code, main
-from worldloom.pipeline.sample import Sample
 
 PIPELINE = """\
 name: small
@@ -102,22 +101,6 @@ def test_verify_finds_a_flipped_byte(file, call, tmp_path):
     code, out, _ = call("verify", file)
     assert code == 1
     assert "shard-000000.tar" in out
-
-
-def test_what_a_world_says_is_printed_as_it_is(call, monkeypatch):
-    said = Sample({"caption": "a [red] circle [/b] at the [bold]top"}, {}, legal=True)
-    monkeypatch.setattr("worldloom.pipeline.sample.sample_command", lambda *arguments: [said])
-    code, out, _ = call("sample", "anywhere")
-    assert (code, out) == (0, said.texts["caption"] + "\n")
-
-
-def test_numbers_of_streams_are_given_one_by_one(call, monkeypatch):
-    seen = []
-    monkeypatch.setattr("worldloom.pipeline.sample.sample_command", lambda *arguments: seen.extend(arguments) or [])
-    assert call("sample", "x", "--temperature", "0.5", "--temperature", "frame=0.2", "--top-k", "frame=9")[0] == 0
-    assert {"": 0.5, "frame": 0.2} in seen and {"frame": 9} in seen
-    code, _, error = call("sample", "x", "--top-k", "frame=many")
-    assert code == 2 and "--top-k frame=many: write a number, or STREAM=NUMBER" in error
 
 
 def wrong(file, change):

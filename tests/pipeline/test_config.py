@@ -176,6 +176,29 @@ def test_what_is_wrong_is_said_with_line_field_value_and_rule(case):
     assert len(found) == (2 if case in ("unknown setting at the top", "misspelt stages") else 1), found
 
 
+@pytest.mark.parametrize(
+    ("stream", "overrides", "expected"),
+    [
+        ("frame: {kind: image, size: 20}", [], r"20 x 20 pixels of 'frame' cannot be divided into cells of 8"),
+        ("frame: {kind: image, size: 16}", ["codes.tokenizer={type: codec}"], r"'codec' does not learn 'frame', which is of kind image"),
+        (
+            "frame: {kind: image, size: 16}",
+            ["codes.tokenizer.time_stride=2"],
+            r"\(2\) is for clips, and 'frame' is of pictures",
+        ),
+        ("frame: {kind: video, size: 20, frames: 5, frame_rate: 8}", [], r"20 x 20 pixels of 'frame' cannot be divided into cells of 8"),
+        (
+            "frame: {kind: audio, sample_rate: 8000, seconds: 2, channels: 2}",
+            ["codes.tokenizer={type: mel}"],
+            r"'mel' reads mono sounds, 'frame' has 2 channels",
+        ),
+    ],
+)
+def test_a_tokenizer_that_cannot_learn_its_stream_is_refused_before_anything_runs(stream, overrides, expected):
+    (problem,) = refused(GOOD.replace("frame: {kind: image, size: 16}", stream), *overrides)
+    assert re.search(rf"codes: tokenizer\.\w+.*{expected}", problem), problem
+
+
 def test_everything_that_is_wrong_is_found_at_once():
     text = GOOD.replace("samples: 8", "samples: x").replace("size: 16", "size: 1").replace("workers: 3", "wrokers: 3")
     assert len(refused(text)) == 3

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import av
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from worldloom.pipeline import dream
 from worldloom.pipeline.cli import main
 from worldloom.pipeline.dream import dream_command
 from worldloom.stages import evaluation
+from worldloom.stages.settings import ActionStream
 
 
 def frames_of(path):
@@ -44,6 +47,14 @@ def test_actions_come_as_names_as_numbers_or_from_a_file_and_from_a_policy(clock
     ]
     assert len({made.file.read_bytes() for made in written}) == 1 and {made.truth for made in written} == {False}
     assert dream_command(clocked_root, tmp_path / "r.gif", policy="random", steps=8).frames == 9
+
+
+def test_a_stream_may_have_names_of_its_own_for_its_choices():
+    world = SimpleNamespace(dataset=SimpleNamespace(oracle="shapes"))
+    stream = ActionStream(kind="action", steps=3, choices=2, names=("hold", "up"))
+    assert dream._read_actions(world, "up, hold, 1", stream).tolist() == [[1], [0], [1]]
+    with pytest.raises(ValueError, match=r"names \(hold, up\) or numbers"):
+        dream._read_actions(world, "left", stream)
 
 
 @pytest.mark.parametrize(

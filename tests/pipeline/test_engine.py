@@ -369,6 +369,17 @@ def test_interrupted_is_no_failure(run, toys, monkeypatch):
     assert heard.of("message") == [("data stopped; run the same command again and it goes on from there",)]
 
 
+def test_behind_a_stage_that_was_interrupted_nothing_new_begins_and_its_reason_is_said(run, toys, monkeypatch):
+    def stop(how, out, shard):
+        raise Interrupted("rank 1 took longer than hang_seconds")
+
+    monkeypatch.setattr(toys, "misbehave", stop)
+    heard = run(TWO)
+    assert heard.code == 3 and heard.of("failed") == [] and [stage for stage, _ in heard.of("started")] == ["data"]
+    said = "data stopped (rank 1 took longer than hang_seconds); run the same command again and it goes on from there"
+    assert heard.of("message") == [(said,)]
+
+
 def test_when_what_runs_the_stages_dies_nothing_is_waited_for(run):
     class Dying(Staged):
         def is_alive(self):

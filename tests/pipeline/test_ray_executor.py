@@ -135,6 +135,15 @@ def test_a_rank_that_raises_says_why_in_one_line(run):
     assert heard.code == 1
 
 
+def test_a_gang_that_hangs_is_interrupted_goes_on_and_has_said_where(run):
+    heard = run(GANG, "sum.fail=hang", train_workers=2)
+    assert heard.code == 3 and heard.of("failed") == []
+    (said,) = [line for (line,) in heard.of("message") if line.startswith("sum")]
+    assert said.startswith("sum stopped (rank 1 took longer than hang_seconds; logs/hung-rank-1.txt says where)")
+    again = run(GANG, train_workers=2)
+    assert again.code == 0 and not list((again.plan.stage("sum").folder / "logs").glob("hung-*"))
+
+
 def signal_when(path, over):
     """Sends this process a signal as soon as the file is there, unless the run is over before."""
     while not path.exists():

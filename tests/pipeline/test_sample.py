@@ -1,12 +1,20 @@
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from worldloom.pipeline.cli import main
 from worldloom.pipeline.problems import ConfigError
 from worldloom.pipeline.sample import Sample, sample_command, sample_lines
-from worldloom.stages.artifact import ArtifactError
+from worldloom.stages import open_world
+from worldloom.stages.artifact import Artifact, ArtifactError
+from worldloom.stages.open_world import OpenWorld
+from worldloom.world_model.grammar import Grammar
+from worldloom.world_model.transformer import WorldModel
 
 CAPTION = "a red circle at the top left"
 
@@ -46,6 +54,61 @@ def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_
         sample_command(tiny_root, out=tmp_path / "c", fill_steps=2)
     with pytest.raises(ValueError, match="fill-steps must be at least 0"):
         sample_command(tiny_root, out=tmp_path / "c", fill_steps=-1)
+
+
+def test_hidden_codes_are_settled_in_the_order_asked_for(tiny_root: Path, tmp_path: Path) -> None:
+    def made(number: int, **options: Any) -> np.ndarray:
+        (sample,) = sample_command(tiny_root, want=["view"], out=tmp_path / f"{number}.png", seed=3, temperature=1.0, **options)
+        return _pixels(sample.files["view"])
+
+    plain, *others = (made(number, fill_steps=4, fill_order=order) for number, order in enumerate((None, "confidence", "random", "raster")))
+    assert (plain == others[0]).all() and any((plain != other).any() for other in others)
+    with pytest.raises(ValueError, match=r"fill-order \(raster\) says which hidden codes are settled first; say in how many steps"):
+        made(9, fill_order="raster")
+
+
+@pytest.fixture
+def knows_spans(tiny_world: Artifact, monkeypatch: pytest.MonkeyPatch) -> OpenWorld:
+    """The world of `tiny_root`, with sentinels."""
+    world = open_world.open_world(tiny_world)
+    ids = dataclasses.replace(world.vocabulary, sentinels=2)
+    shape = dataclasses.replace(world.model.shape, vocab_size=ids.size)
+    knows = dataclasses.replace(world, model=WorldModel(shape, torch.Generator().manual_seed(0)), grammar=Grammar(ids))
+    monkeypatch.setattr(open_world, "open_world", lambda artifact: knows)
+    return knows
+
+
+def test_holes_in_what_is_given_are_filled_and_only_that_is_written(knows_spans: OpenWorld, tiny_root: Path, tmp_path: Path) -> None:
+    picture = knows_spans.dataset.value("train", "view", 0)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    arguments = ["--caption", CAPTION, "--image", str(tmp_path / "a.png"), "--out", str(tmp_path / "b.png"), "-n", "2", "--seed", "7"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", str(tiny_root), *arguments, "--infill", "view=0:1", "--infill", "view=2:4", "--temperature", "1"])
+    assert stopped.value.code == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b-000.png", "b-001.png"]
+    given = [{"words": CAPTION, "view": picture}] * 2
+    expected = knows_spans.infill(given, [{"view": [0, 2, 3]}] * 2, [7, 8], open_world.Choosing(temperature=1.0))
+    for number, one in enumerate(expected):
+        assert (_pixels(tmp_path / f"b-00{number}.png") == one.values["view"]).all()
+    (told,) = sample_command(tiny_root, caption=CAPTION, image=tmp_path / "a.png", infill={"words": [1]}, seed=7)
+    assert list(told.texts) == ["words"] and told.files == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"infill": {"view": [0]}}, "infill changes view, which is not given; give its value, or leave it to be written whole"),
+        (
+            {"infill": {"words": [0]}, "want": ["words"]},
+            "infill writes codes of what is given anew, .* leave out want, fill-steps and guidance",
+        ),
+        ({"infill": {"words": [0]}, "fill_steps": 2}, "leave out want, fill-steps and guidance"),
+        ({"infill": {"words": [0]}, "guidance": 2.0}, "leave out want, fill-steps and guidance"),
+        ({"infill": {"words": [0]}}, "this world knows 0 sentinels; train it with the objective span"),
+    ],
+)
+def test_holes_that_cannot_be_filled_are_refused(tiny_root: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_command(tiny_root, caption=CAPTION, out=tmp_path / "x.png", **options)
 
 
 def test_each_stream_has_its_own_temperature(tiny_root: Path, tmp_path: Path) -> None:

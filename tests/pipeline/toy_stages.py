@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.commit import Commits
 from worldloom.stages.disk import write_file
+from worldloom.stages.hang_guard import hang_guard
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import NOT_IN_OUTPUT, DatasetRef, StageSettings
 from worldloom.stages.worker import Worker
@@ -64,6 +65,10 @@ def misbehave(how: str, out: Path, shard: str) -> None:
         raise OSError(28, "No space left on device", str(out / "data"))
     if how == "rank 1" and os.environ["RANK"] == "1":
         raise ValueError("rank one says no")
+    if how == "hang" and os.environ["RANK"] == "1":
+        with hang_guard(out / "logs", 1, 0.5) as alive:
+            alive()
+            time.sleep(1_000)
 
 
 def finish_count_up(settings: CountUp, inputs: dict[str, Artifact], out: Path) -> dict[str, int]:

@@ -6,8 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from worldloom.stages.augment import Draws, Jitter, View, along_both, blur_matrix, crop, luma, multi_crop, resize_matrix, see, turn_hue
+from worldloom.stages.augment import (
+    Draws,
+    Jitter,
+    View,
+    along_both,
+    blur_matrix,
+    crop,
+    luma,
+    multi_crop,
+    resize_matrix,
+    see,
+    turn_hue,
+    turned,
+)
 
 EVERYTHING = View(9, (0.3, 0.8), jittered=0.8, grey=0.3, blur=0.5, solarise=0.5)
 
@@ -101,8 +115,34 @@ def test_what_is_bright_is_solarised() -> None:
     torch.testing.assert_close(inverted, torch.where(plain >= 0, -plain, plain), rtol=0, atol=1e-5)
 
 
+def test_pictures_are_turned_about_their_middle_against_the_clock() -> None:
+    x = torch.rand(3, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    found = turned(x, torch.tensor([0.0, 90.0, -180.0]))
+    for number, quarters in enumerate((0, 1, 2)):
+        torch.testing.assert_close(found[number], x[number].rot90(quarters, (1, 2)), rtol=0, atol=1e-5)
+    wide = turned(x[:, :, :5], torch.full((3,), 180.0))
+    torch.testing.assert_close(wide, x[:, :, :5].flip(2, 3), rtol=0, atol=1e-5)
+    flat = torch.full((1, 5, 9, 3), 77, dtype=torch.uint8)
+    assert see(flat, View(9, turn=30.0), draws([4])).std() < 1e-6  # what comes in is as the edge
+    many = see(pictures(), View(9, flip=0.0, turn=30.0), draws([5, 8, 2, 9, 4, 3]))
+    torch.testing.assert_close(see(pictures()[[3]], View(9, flip=0.0, turn=30.0), draws([9])), many[[3]], rtol=0, atol=1e-6)
+    assert not torch.allclose(many, see(pictures(), View(9, flip=0.0), draws([5, 8, 2, 9, 4, 3])), atol=1e-2)
+
+
+def test_a_rectangle_is_turned_without_shear() -> None:
+    x = torch.zeros(1, 1, 20, 40)
+    x[:, :, 8:12, 15:25] = 1
+    expected = Image.fromarray((x[0, 0] * 255).byte().numpy()).rotate(37, Image.Resampling.BILINEAR)
+    found = turned(x, torch.tensor([37.0]))[0, 0] * 255
+    assert float((found - torch.from_numpy(np.asarray(expected).copy())).abs().max()) < 2
+
+
 def test_dinos_views_are_two_large_ones_and_many_small_ones() -> None:
     views = multi_crop(64, 32, 8)
     assert [view.size for view in views] == [64, 64] + [32] * 8
     assert [view.blur for view in views[:3]] == [1.0, 0.1, 0.5] and [view.solarise for view in views[:3]] == [0, 0.2, 0]
     assert views[0].scale == (0.4, 1.0) and views[2].scale == (0.05, 0.4)
+    assert {(view.jittered, view.grey, view.flip, view.turn) for view in views} == {(0.8, 0.2, 0.5, 0.0)}
+    plain = multi_crop(64, 32, 1, like=View(1, flip=0.0, turn=20.0, blur=0.4))
+    assert [view.blur for view in plain] == pytest.approx([0.4, 0.04, 0.2])
+    assert {(view.jittered, view.grey, view.flip, view.turn, view.solarise) for view in plain} == {(0.0, 0.0, 0.0, 20.0, 0.0)}

@@ -1,6 +1,9 @@
 """Figures of features against loops in NumPy, closed forms and cases that are known."""
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 
 from worldloom.stages.encoder_scores import linear_probe, recalls, weighted_knn
@@ -40,3 +43,17 @@ def test_recall_counts_pairs_among_the_nearest_and_ties_against_them() -> None:
     assert recalls(torch.ones(4, 3), torch.ones(4, 3), 1) == (0.0, 0.0) and recalls(torch.ones(4, 3), torch.ones(4, 3), 4) == (1.0, 1.0)
     one_way = torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert recalls(*one_way, 1) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("say", [weighted_knn, linear_probe])
+def test_references_that_tell_nothing_are_refused(say: Callable[..., torch.Tensor]) -> None:
+    x, labels = some(0, 6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    for bank, answers, classes, message in (
+        (x[:0], labels[:0], 3, "the reference set is empty: there are no pictures with labels to compare with"),
+        (x, labels * 0, 1, "there is 1 class only, and nothing to tell apart"),
+        (x, labels, 2, r"labels must lie in 0 \.\. 1, got 0 \.\. 2"),
+        (x, labels - 1, 3, r"labels must lie in 0 \.\. 2, got -1 \.\. 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            say(bank, answers, x, classes)
+    assert say(x[:1], labels[1:2], x, 3).shape == (6,)

@@ -64,6 +64,25 @@ def test_a_copy_of_the_last_frame_is_measured_against_the_true_frames(world):
     assert roll_out(world, "nowhere", 3, None, Choosing(), 0, 2, lambda: None) is None
 
 
+def test_behind_two_true_frames_a_rollout_begins_with_the_third(world):
+    rolled = roll_out(world, "validation", 3, ORACLES["shapes"], Choosing(), 0, 2, lambda: None, given=2)
+    assert rolled.given == 2 and [at.horizon for at in rolled.horizons] == [1, 2, 3]
+    assert np.array_equal(rolled.true[:, :2], rolled.dreamed[:, :2]) and not np.array_equal(rolled.true[:, 2], rolled.dreamed[:, 2])
+    true = rolled.true.astype(float)
+    assert rolled.horizons[0].copy_psnr == pytest.approx(10 * np.log10(255**2 / ((true[:, 2] - true[:, 1]) ** 2).mean()))
+    assert can_roll(world, 4) and not can_roll(world, 5)
+
+
+def test_steps_at_which_nothing_is_told_of_the_action_are_not_counted(world):
+    told = ORACLES["shapes"]
+    silent = frozenset({"left", "right", "up", "down"})
+    quiet = told._replace(views=tuple(view._replace(silent=silent) if view.properties == ("push",) else view for view in told.views))
+    first = roll_out(world, "validation", 5, told, Choosing(), 0, 3, lambda: None).horizons[0]
+    none = roll_out(world, "validation", 5, quiet, Choosing(), 0, 3, lambda: None).horizons[0]
+    assert first.action_accuracy is not None and first.true_action_accuracy > 0.5
+    assert none.true_action_accuracy in (None, 1.0)  # only pushes of none are left
+
+
 def test_a_set_without_the_clips_that_its_world_learnt_elsewhere_has_nothing_to_begin_with(world, tiny_world):
     pictures = Dataset(tiny_world.input("tokens").input("data"))
     for name, stream in world.dataset.streams.items():
@@ -90,5 +109,5 @@ def test_the_whole_evaluation_has_the_rollouts_figures_curves_and_clips(world, t
     assert figures["legal_share"] == 1.0 and "push_to_clip.accuracy" in figures
     card = evaluation_card(measured, 4, tmp_path).model_dump()
     titles = [block.get("title", "") for block in card["blocks"]]
-    assert sum(title.startswith("Rolled out from one frame: ") for title in titles) == 2 * 4
+    assert sum(title.startswith("Rolled out from one frame: ") for title in titles) == 2 * 5
     assert len((tmp_path / "logs" / "rollout-validation.jsonl").read_text().splitlines()) == 4

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from bench.taming_reference import TamingModel
@@ -17,6 +18,7 @@ from worldloom.stages.dataset_writer import RawShard, write_dataset_json
 from worldloom.stages.encode_dataset import EncodeDataset
 from worldloom.stages.import_tokenizer import ImportTokenizer
 from worldloom.stages.kind import StageKind
+from worldloom.stages.preprocess import read_value, stream_of
 from worldloom.stages.settings import ImageStream, StageSettings
 from worldloom.stages.streams import kind_of
 from worldloom.stages.worker import Worker
@@ -39,8 +41,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def imported(checkpoint: Path, folder: Path) -> Artifact:
-    settings = ImportTokenizer(run="import_tokenizer", checkpoint=str(checkpoint), height=16, width=16)
+def imported(checkpoint: Path, folder: Path, **changes: str) -> Artifact:
+    settings = ImportTokenizer(run="import_tokenizer", checkpoint=str(checkpoint), height=16, width=16, **changes)
     return execute(import_tokenizer.STAGE, "codes", settings, {}, folder / "codes" / "f1", Worker())
 
 
@@ -80,6 +82,18 @@ def test_the_card_says_what_codebook_and_network_it_is(checkpoint: Path, tmp_pat
     assert rows["codes"] == 20 and rows["codes of one picture"] == "8 x 8"
     assert rows["parameters of the encoder"] == sum(p.numel() for part in parts for p in part.parameters())
     assert json.loads((codes.folder / "DONE.json").read_bytes())["counts"] == {"codebook_size": 20, "codes_per_sample": 64}
+
+
+def test_how_pictures_are_resized_is_said_and_stored_with_the_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "large.png")
+    for way, number in (("bicubic", 3), ("lanczos", 1)):
+        folder = imported(checkpoint, tmp_path / way, resample=way).folder / "tokenizer"
+        assert json.loads((folder / "preprocessor_config.json").read_bytes())["resample"] == number
+        stream = stream_of(load_tokenizer(folder))
+        assert isinstance(stream, ImageStream) and stream.resample == way
+        expected = Image.fromarray(picture).resize((16, 16), Image.Resampling(number))
+        assert np.array_equal(read_value(tmp_path / "large.png", stream), np.asarray(expected))
 
 
 def test_the_content_of_the_file_counts_and_a_missing_one_is_named(checkpoint: Path, tmp_path: Path) -> None:
@@ -127,7 +141,7 @@ def put_alone(codec: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"height": 16}, "layout 'taming' needs width; it takes height, width, precision"),
+        ({"height": 16}, "layout 'taming' needs width; it takes height, width, precision, resample"),
         ({"layout": "encodec"}, "layout 'encodec' needs seconds; it takes seconds, levels"),
         ({"layout": "encodec", "seconds": 601.0}, "seconds\n  Input should be less than or equal to 600"),
         ({"layout": "encodec", "seconds": 1.0, "height": 4, "precision": "bf16"}, "'encodec' has no use for height and precision"),

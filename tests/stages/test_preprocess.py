@@ -15,7 +15,7 @@ from worldloom.tokenizers.image_settings import VqVae
 from worldloom.tokenizers.quantizers.settings import Ema
 
 
-@pytest.mark.parametrize("resample", ["lanczos", "nearest"])
+@pytest.mark.parametrize("resample", ["lanczos", "bicubic", "bilinear", "nearest"])
 def test_a_file_is_resampled_as_in_training(tmp_path: Path, resample: str) -> None:
     settings = VqVae(codebook_size=11, downsample=8, width=4, quantizer=Ema(code_width=3))
     ImageTokenizer.build(settings, {"height": 16, "width": 24, "resample": resample}, seed=0).save_pretrained(tmp_path / "saved")

@@ -14,23 +14,29 @@ from pydantic import ValidationError
 from worldloom.stages import pretrain_encoder
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
-from worldloom.stages.encoder_learner import DinoLearner, Recipe
-from worldloom.stages.encoder_settings import Dino
+from worldloom.stages.encoder_features import signed
+from worldloom.stages.encoder_learner import DinoLearner, Recipe, SupervisedLearner
+from worldloom.stages.encoder_scores import weighted_knn
+from worldloom.stages.encoder_settings import Dino, Looks, Supervised
+from worldloom.stages.encoder_watch import Watched
 from worldloom.stages.labels import read_labels
 from worldloom.stages.picture_batches import PictureBatches
 from worldloom.stages.pretrain_encoder import PretrainEncoder
 from worldloom.stages.value_batches import Values
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.world_model.encoders.build import build_encoder
+from worldloom.world_model.encoders.koleo import koleo
 from worldloom.world_model.encoders.load import from_pretrained
 from worldloom.world_model.encoders.settings import VitSettings
 
 VIT = {"type": "vit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
+CONV = {"type": "conv", "width": 8, "depths": (1, 1)}
 SWIN = {"type": "swin", "patch": 2, "width": 8, "depths": (1, 1), "heads": (2, 2), "window": 3}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "supervised": {"type": "supervised"},
     "simmim": {"type": "simmim", "unit": 1},
     "dino": {"type": "dino", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1},
+    "dinov2": {"type": "dinov2", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1},
 }
 
 
@@ -41,7 +47,7 @@ def data(tiny_root: Path) -> Artifact:
 
 def settings_of(objective: Mapping[str, Any], **changes: Any) -> PretrainEncoder:
     base = {"run": "pretrain_encoder", "data": "data", "stream": "view", "labels": "words", "label_by": "colour", "encoder": VIT}
-    base |= {"steps": 6, "warmup": 2, "batch_size": 4, "log_every": 2, "precision": "fp32"}
+    base |= {"steps": 6, "warmup": 2, "knn_every": 5, "batch_size": 4, "log_every": 2, "precision": "fp32"}
     return PretrainEncoder.model_validate({**base, "objective": dict(objective), **changes})
 
 
@@ -60,13 +66,16 @@ def test_every_objective_leaves_an_encoder_with_figures_and_a_card(
     assert encoder(torch.zeros(2, 3, 16, 16)).pooled.shape == (2, encoder.width)
     figures = json.loads(made.content("figures.json"))
     scores = {f"{kind}{way}" for kind in ("knn", "linear_probe") for way in ("", "_untrained", "_pixels")}
+    scores |= {"accuracy"} if objective == "supervised" else set()
     assert set(figures) == {f"view.{name}" for name in {"parameters", *scores}}
     assert made.counts == {"parameters": sum(each.numel() for each in encoder.parameters()), "steps": 6}
     blocks = [block["type"] for block in json.loads(made.content("card.json"))["blocks"]]
-    assert blocks == ["table", "picture"] + ["curves"] * 5
+    assert blocks == ["table", "picture"] + ["curves"] * 6
     assert ("pictures/redrawn.png" if objective == "simmim" else "pictures/attention.png") in made.files()
     lines = [json.loads(line) for line in (made.folder / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [line["step"] for line in lines if "knn" in line] == [2, 6]  # before any step, and before the fifth
+    assert all(0 <= line.get("knn", 0) <= 1 for line in lines)
 
 
 def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact) -> None:
@@ -101,6 +110,24 @@ def test_the_teacher_follows_behind_the_step_and_sees_large_views_only(data: Art
         torch.testing.assert_close(new, 0.9 * old + 0.1 * parameter.detach())
 
 
+def test_features_of_large_views_are_spread_apart_where_it_is_asked_for(data: Artifact) -> None:
+    encoder = build_encoder(VitSettings(patch=4, width=16, depth=1, heads=2, grid=(4, 4)), torch.Generator().manual_seed(0))
+    recipe = Recipe(10, 3, 1e-3, (0.9, 0.95), 0.0, "fp32")
+    batch, _ = next(iter(PictureBatches(Values(Dataset(data), "train", "view"), 4, 0, Worker()).after(None)))
+    losses = {}
+    for weight in (0.0, 0.5):
+        about = Dino(
+            prototypes=11, hidden=12, bottleneck=6, local_views=1, koleo=weight, looks=Looks(flip=0.0, jitter=2.0, hue=0.5, turn=9.0)
+        )
+        learner = DinoLearner(encoder, about, 16, recipe)
+        losses[weight] = next(learner.turns(batch, 0)).losses
+    assert set(losses[0.0]) == {"agreement"} and torch.equal(losses[0.0]["agreement"], losses[0.5]["agreement"])
+    views = recipe.views(batch, learner.views, torch.device("cpu"))
+    expected = sum(koleo(encoder(view).pooled) for view in views[:2])
+    torch.testing.assert_close(losses[0.5]["koleo"], 0.5 * expected)
+    assert {(view.flip, view.turn, view.jitter.brightness, view.jitter.hue) for view in learner.views} == {(0.0, 9.0, 0.8, 0.5)}
+
+
 def test_batches_are_the_same_for_any_number_of_ranks_and_know_their_samples(data: Artifact) -> None:
     values = Values(Dataset(data), "train", "view")
     labels = np.arange(100, 112)
@@ -117,6 +144,26 @@ def test_batches_are_the_same_for_any_number_of_ranks_and_know_their_samples(dat
         PictureBatches(values, 7, 5, Worker(0, 2))
     with pytest.raises(ValueError, match="no sample of the split 'nothing' has the stream 'view'"):
         PictureBatches(Values(Dataset(data), "nothing", "view"), 8, 5, Worker())
+
+
+def test_the_curve_of_knn_is_that_of_the_features_and_leaves_the_learner_as_it_was(data: Artifact) -> None:
+    dataset, about = Dataset(data), VitSettings(patch=4, width=16, depth=1, heads=2, grid=(4, 4), drop_path=0.5)
+    labels, train, seen = read_labels(dataset, "words", "shape"), Values(dataset, "train", "view"), Values(dataset, "held_out", "view")
+    encoder = build_encoder(about, torch.Generator().manual_seed(0))
+    recipe = Recipe(10, 3, 1e-3, (0.9, 0.95), 0.0, "fp32")
+    watched = Watched(SupervisedLearner(encoder, Supervised(), labels.classes, 16, recipe), train, seen, labels, 3)
+    batch, _ = next(iter(PictureBatches(train, 4, 0, Worker(), labels.of["train"]).after(None)))
+    points = [turn.metrics.get("knn") for step in range(7) for turn in watched.turns(batch, step)]
+    assert [point is not None for point in points] == [True, False, True, False, False, True, False]
+    encoder.eval()
+    with torch.no_grad():
+        features = [encoder(signed(values[np.arange(len(values))])).pooled for values in (train, seen)]
+    answers = [torch.from_numpy(labels.of[values.split][values.samples]) for values in (train, seen)]
+    named = weighted_knn(features[0], answers[0], features[1], 4)
+    assert points[0] == pytest.approx(float((named == answers[1]).double().mean()))
+    encoder.train()
+    watched.accuracy()
+    assert encoder.training
 
 
 def test_labels_are_what_captions_tell(data: Artifact) -> None:
@@ -155,5 +202,7 @@ def test_patches_that_do_not_fit_are_refused(tmp_path: Path, data: Artifact) -> 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match="supervised needs labels; set labels to a stream of text"):
         settings_of(OBJECTIVES["supervised"], labels=None)
+    with pytest.raises(ValidationError, match="simmim hides patches from its encoder, and a conv encoder has none"):
+        settings_of(OBJECTIVES["simmim"], encoder={"type": "conv"})
     with pytest.raises(ValidationError, match=r"local_from \(0.5\) must not be above global_from \(0.4\)"):
         settings_of({**OBJECTIVES["dino"], "local_from": 0.5})

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from worldloom.stages.npy import read_npy, write_npy
 from worldloom.stages.rejects import InputRejected
@@ -21,6 +22,15 @@ def npy(value: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, value)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize(("choices", "names"), [(3, ("a", "b")), (2, ("a", "a")), (None, ("a", "b"))])
+def test_names_are_as_many_as_choices_and_each_is_another(choices, names) -> None:
+    with pytest.raises(
+        ValidationError, match=rf"must be as many as choices \({choices}\), each another; set choices to {len(set(names))}, or"
+    ):
+        ActionStream(kind="action", steps=3, choices=choices, names=names)
+    assert ActionStream(kind="action", steps=3, choices=2, names=("a", "b")).names == ("a", "b")
 
 
 def test_a_value_comes_back_and_always_in_the_same_bytes() -> None:

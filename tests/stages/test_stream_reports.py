@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from worldloom.stages import encode_dataset, import_folder, train_tokenizer
+from worldloom.stages import encode_dataset, import_folder, make_shapes, train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset, Tokens
 from worldloom.stages.encode_dataset import EncodeDataset
 from worldloom.stages.estimate import Estimate
 from worldloom.stages.import_folder import ImportFolder
+from worldloom.stages.make_shapes import MakeShapes
 from worldloom.stages.open_tokenizer import open_tokenizer
-from worldloom.stages.settings import AudioStream, ImageStream, Stream
+from worldloom.stages.settings import AudioStream, ImageStream, Stream, VideoStream
 from worldloom.stages.train_tokenizer import TrainTokenizer
 from worldloom.stages.value_batches import ValueBatches, Values
 from worldloom.stages.worker import Interrupted, Worker
@@ -146,3 +147,37 @@ def test_streams_that_cannot_share_are_refused_before_anything_runs(data: Artifa
 def test_a_stream_is_named_once(also: list[str]) -> None:
     with pytest.raises(ValidationError, match=r"is named twice, stream itself included"):
         settings_of(also=also)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    streams: dict[str, Stream] = {
+        "rgb": ImageStream(kind="image", size=16),
+        "clip": VideoStream(kind="video", size=16, frames=3, frame_rate=8.0),
+        "large": VideoStream(kind="video", size=24, frames=3, frame_rate=8.0),
+    }
+    settings = MakeShapes(run="make_shapes", streams=streams, samples=7, validation=0, held_out=5, moving=0.7, shard_size=4)
+    return execute(make_shapes.STAGE, "data", settings, {}, tmp_path_factory.mktemp("moving") / "data" / "f0", Worker())
+
+
+def test_a_tokenizer_of_pictures_learns_the_frames_of_clips_too_and_is_measured_on_them(tmp_path: Path, moving: Artifact) -> None:
+    dataset = Dataset(moving)
+    clips = np.stack([clip for clip in dataset.values("train", "clip") if clip is not None])
+    batches = ValueBatches(dataset, "train", ("rgb", "clip"), batch_size=4, seed=3, worker=Worker())
+    assert len(batches.values) == 7 + 3 * len(clips) > 10
+    assert np.array_equal(batches.values[np.array([7 + 4, 7 + 2])], [clips[1, 1], clips[0, 2]])
+    codes = make(tmp_path, moving, settings_of(also=["clip"]))
+    tokenizer = open_tokenizer(codes.folder / "tokenizer")
+    frames = np.concatenate([clip for clip in dataset.values("held_out", "clip") if clip is not None])
+    errors = np.square(frames.astype(float) - tokenizer.decode(tokenizer.encode(frames))).reshape(len(frames), -1).mean(1)
+    found = json.loads(codes.content("figures.json"))["clip.psnr"]
+    assert found == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)
+
+
+def test_clips_of_another_size_do_not_go_with_pictures_nor_pictures_with_clips(tmp_path: Path, moving: Artifact) -> None:
+    with pytest.raises(
+        ValueError, match=r"'large' \(video 3 x 24 x 24 x 3 at 8 Hz\) cannot share the tokenizer of 'rgb' \(image 16 x 16 x 3\)"
+    ):
+        make(tmp_path, moving, settings_of(also=["large"]))
+    with pytest.raises(ValueError, match=r"'rgb' .* cannot share the tokenizer of 'clip'"):
+        make(tmp_path, moving, settings_of(stream="clip", also=["rgb"]))

@@ -221,5 +221,7 @@ def test_lecam_stands_beside_the_hinge_and_its_averages_are_state() -> None:
     other = vqgan(lecam_weight=0.5)
     other.load_state(learner.state())
     assert other.state() == learner.state() and vqgan().state() == {}
+    with pytest.raises(ValueError, match=r"lecam_weight \(0\.5\) .* an adversarial_from of 1 never joins; set adversarial_from below"):
+        vqgan(lecam_weight=0.5, adversarial_from=1.0)
     with pytest.raises(ValueError, match="lecam_weight regularises the discriminator"):
         vqgan(lecam_weight=0.5, adversarial_weight=0.0)

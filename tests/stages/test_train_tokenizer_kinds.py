@@ -102,7 +102,11 @@ def test_every_type_leaves_a_tokenizer_with_figures_and_a_card(tmp_path: Path, d
         assert figures["sound.log_mel_l1"] == pytest.approx(float(expected), abs=1e-3)
         assert figures["sound.bits_per_second"] == pytest.approx(np.prod(SHAPES[kind]) * np.log2(9) / 0.625, rel=1e-4)
     assert "| --- |" in (made.folder / "tokenizer" / "README.md").read_text()
-    kinds = [block["type"] for block in json.loads(made.content("card.json"))["blocks"]]
+    blocks = json.loads(made.content("card.json"))["blocks"]
+    kinds = [block["type"] for block in blocks]
+    drawn = {series for block in blocks if block["type"] == "curves" for series in block["series"]}
+    logged = (made.folder / "logs" / "metrics.jsonl").read_text()
+    assert {name for name in json.loads(logged.splitlines()[-1]) if name.startswith("loss/")} <= drawn
     assert kinds[0] == "picture" and {"table", "bars", "curves"} <= set(kinds) and ("sound" in kinds) == (stream == "sound")
 
 
@@ -163,6 +167,16 @@ def test_sounds_of_another_rate_are_not_encoded_though_they_are_as_many_samples(
     settings = EncodeDataset(run="encode_dataset", data="other", tokenizers={"sound": "codes"})
     with pytest.raises(ValueError, match=r"tokenizers\.sound: the tokenizer hears 4000 samples a second, the stream has 8000"):
         execute(encode_dataset.STAGE, "tokens", settings, {"data": other, "tokenizers.sound": codes}, tmp_path / "t" / "f2", Worker())
+
+
+def test_clips_of_another_rate_are_not_encoded_though_they_are_as_many_frames(tmp_path: Path, data: Artifact) -> None:
+    codes = make(tmp_path, data, settings_of("clip by frames", steps=4))
+    streams = {"clip": VideoStream(kind="video", size=16, frames=5, frame_rate=10.0)}
+    faster = MakeShapes(run="make_shapes", streams=streams, samples=3, validation=0, held_out=2, shard_size=8)
+    other = execute(make_shapes.STAGE, "other", faster, {}, tmp_path / "other" / "f0", Worker())
+    settings = EncodeDataset(run="encode_dataset", data="other", tokenizers={"clip": "codes"})
+    with pytest.raises(ValueError, match=r"tokenizers\.clip: the tokenizer sees 8 frames a second, the stream has 10; set frame_rate"):
+        execute(encode_dataset.STAGE, "tokens", settings, {"data": other, "tokenizers.clip": codes}, tmp_path / "t" / "f2", Worker())
 
 
 def test_what_changes_between_frames_is_compared_in_units_of_itself() -> None:

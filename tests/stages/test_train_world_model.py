@@ -1,6 +1,11 @@
 """The stage that trains a world model: it learns, goes on where it was stopped, and refuses what cannot be."""
 
 import json
+import os
+import sys
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from pydantic import ValidationError
 
 from worldloom.pipeline.marks import Link, links
 from worldloom.stages import disk, train_world_model
-from worldloom.stages.artifact import execute
+from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.commit import Commits
 from worldloom.stages.dataset import Tokens
 from worldloom.stages.dataset_writer import TokenShard
@@ -160,6 +165,52 @@ def test_stopped_and_started_again_it_leaves_the_same_artifact(tokens, tmp_path,
     assert done[0] == done[1]
 
 
+def test_with_two_workers_then_one_then_two_every_step_has_the_samples_and_the_losses_of_one(tokens, tmp_path, gang):
+    out, whole = tmp_path / "changing" / "world" / "f1", tmp_path / "whole" / "world" / "f1"
+    for ranks, stop_at in ((2, 4), (1, 8), (2, None)):
+        job = json.dumps({"tokens": str(tokens.folder), "out": str(out), "stop_at": stop_at})
+        if ranks == 2:
+            gang(__file__, job)
+        else:
+            _job(**json.loads(job))
+    _job(str(tokens.folder), str(whole))
+    one, changing = losses(whole), losses(out)
+    assert [line["step"] for line in changing] == list(range(1, 13))
+    for a, b in zip(one, changing, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    places, expected = _places(out), _places(whole)
+    assert places == expected and len(list(out.glob("places-*-of-2.jsonl"))) == 2
+    everyone = [place for step in range(12) for place in places[step]]
+    assert everyone == list(range(len(everyone)))
+
+
+def _places(out):
+    """Of each step, all ranks together."""
+    found = defaultdict(list)
+    for line in [line for file in out.glob("places-*.jsonl") for line in file.read_text().splitlines()]:
+        found[json.loads(line)["step"]] += json.loads(line)["places"]
+    return {step: sorted(places) for step, places in found.items()}
+
+
+def _job(tokens, out, stop_at=None):
+    """The stage, by one of as many workers as the environment says, with the places of its batches noted beside what it writes."""
+    rank, ranks, at = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), [0]
+    Path(out).mkdir(parents=True, exist_ok=True)
+    plain = WorldModelLearner.turns
+
+    def turns(self, batch, step):
+        with open(Path(out) / f"places-{rank}-of-{ranks}.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "places": batch.places.tolist()}) + "\n")
+        return plain(self, batch, step)
+
+    worker = Worker(rank, ranks, stopping=lambda: at[0] == stop_at, report=lambda done, *_: at.__setitem__(0, done))
+    mixed = {"next_token": 0.6, "masked": 0.2, "span": 0.2}
+    with pytest.MonkeyPatch.context() as patch, suppress(Interrupted):
+        patch.setattr(WorldModelLearner, "turns", turns)
+        about = settings(objectives=mixed, precision="fp32", ema=0.9)
+        train_world_model.run(about, {"tokens": Artifact.open(Path(tokens))}, Path(out), worker)
+
+
 def test_a_batch_in_parts_teaches_the_same(tokens, tmp_path):
     one, three = (train(tokens, tmp_path / str(parts), parts=parts, precision="fp32") for parts in (1, 3))
     for a, b in zip(losses(one.folder), losses(three.folder), strict=True):
@@ -171,7 +222,8 @@ def test_the_loss_is_a_mean_over_labels_and_the_sum_of_its_parts(tokens):
     data = Tokens(tokens)
     grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in data.streams.items()}))
     model = WorldModel(shape_of(settings().model, grammar.vocabulary.size), torch.Generator().manual_seed(1))
-    learner = WorldModelLearner(model, grammar, Player("world", model, 1e-3), objectives({"next_token": 1.0}, 1 / 16, {}), 0, 2)
+    # Where all labels take the full softmax, being legal counts once, as all else does.
+    learner = WorldModelLearner(model, grammar, Player("world", model, 1e-3), objectives({"next_token": 1.0}, 1.0, {}), 0, 2)
     batch, _ = next(TokenBatches(data, grammar, "train", 4, 32, 0).after(None))
     turns = list(learner.turns(batch, 0))
     assert [turn.step for turn in turns] == [False, True]
@@ -277,3 +329,7 @@ def test_unknown_streams_are_refused_by_name(tokens, tmp_path):
         train(tokens, tmp_path / "a", drop={"sound": 0.5})
     with pytest.raises(ValueError, match=r"weights for \['sound'\]"):
         train(tokens, tmp_path / "b", weights={"sound": 0.5})
+
+
+if __name__ == "__main__":
+    _job(**json.loads(sys.argv[1]))

@@ -5,11 +5,10 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from worldloom.stages import checkpoint, metrics, spike_guard, tallies
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
-from worldloom.stages.training import learning_rate_share, train
+from worldloom.stages.training import Before, learning_rate_share, train
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Interrupted, Worker
 
@@ -349,10 +348,11 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(gang: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of `TOGETHER`, each with the weights that were left."""
     folder = tmp_path_factory.mktemp("together")
-    _gang([{"out": str(folder / name), "kind": "regression", "steps": 8, **changes} for name, changes in TOGETHER.items()])
+    jobs = [{"out": str(folder / name), "kind": "regression", "steps": 8, **changes} for name, changes in TOGETHER.items()]
+    gang(__file__, json.dumps(jobs))
     return folder
 
 
@@ -383,6 +383,17 @@ def test_a_loss_that_leaps_sends_the_training_back_and_past_the_batches(tmp_path
     assert lines[11].get("roll_backs") is None and {line["roll_backs"] for line in lines[12:]} == {1}
     assert [{**line, "roll_backs": 1} for line in losses(tmp_path / "calm")[12:]] == lines[12:]
     assert len(list((tmp_path / "spiked" / "checkpoints").glob("step-00000016.*.abandoned"))) == 1
+
+
+def test_each_of_several_trainings_counts_its_own_roll_backs(tmp_path: Path, watchful: dict[str, Any]) -> None:
+    def next_of(learner: Regression, batches: Batches, before: Before) -> Before:
+        return train(learner, settings(**watchful), batches, tmp_path, Worker(), FINGERPRINT, before)
+
+    first = next_of(Regression(), Leaping({15, 16, 18}), Before())
+    next_of(Regression(), Leaping({55, 56, 58}), first)
+    lines = losses(tmp_path)
+    assert {(line.get("roll_backs"), line.get("roll_backs/stage-1")) for line in lines[:30]} == {(None, None), (1, None)}
+    assert (lines[-1]["roll_backs"], lines[-1]["roll_backs/stage-1"]) == (1, 1)
 
 
 @pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 1), ("fp32", 3)])
@@ -436,19 +447,19 @@ def test_every_way_of_sharing_leaves_the_same_weights(together: Path, name: str)
         torch.testing.assert_close(got[key], value, rtol=1e-5, atol=1e-5)
 
 
-def test_more_or_fewer_workers_go_on_with_the_same_samples(tmp_path: Path, together: Path) -> None:
+def test_more_or_fewer_workers_go_on_with_the_same_samples(gang: Callable[..., None], tmp_path: Path, together: Path) -> None:
     """Two ranks up to step 3, one up to 6, two again to the end, in windows of 8 steps."""
     out = tmp_path / "elastic"
     shutil.copytree(together / "elastic", out)
     stopped(out, at=6, learner=Regression(), steps=8)
-    _gang([{"out": str(out), "kind": "regression", "steps": 8}])
+    gang(__file__, json.dumps([{"out": str(out), "kind": "regression", "steps": 8}]))
     run(tmp_path / "whole", Regression(), steps=8)
     for one, changed in zip(losses(tmp_path / "whole"), losses(out), strict=True):
         assert changed == pytest.approx(one, rel=1e-5)
 
 
-def test_what_ranks_counted_since_the_last_line_is_not_lost_with_them(tmp_path: Path) -> None:
-    _gang([{"out": str(tmp_path / "fewer"), "kind": "regression", "steps": 8, "stop_at": 3, "log_every": 8}])
+def test_what_ranks_counted_since_the_last_line_is_not_lost_with_them(gang: Callable[..., None], tmp_path: Path) -> None:
+    gang(__file__, json.dumps([{"out": str(tmp_path / "fewer"), "kind": "regression", "steps": 8, "stop_at": 3, "log_every": 8}]))
     run(tmp_path / "fewer", Regression(), steps=8, log_every=8)
     run(tmp_path / "whole", Regression(), steps=8, log_every=8)
     assert losses(tmp_path / "fewer") == [pytest.approx(line, rel=1e-5) for line in losses(tmp_path / "whole")]
@@ -484,8 +495,8 @@ def test_averages_of_two_ranks_are_those_of_one(tmp_path: Path, together: Path) 
     assert not torch.allclose(plain["0.weight"], one.module[0].weight, atol=1e-4)
 
 
-def test_a_rank_that_hangs_ends_all_of_them_and_says_where(tmp_path: Path) -> None:
-    _gang([{"out": str(tmp_path), "kind": "stuck", "steps": 8, "hang_seconds": 4.0, "save_every": 1}], expected=1)
+def test_a_rank_that_hangs_ends_all_of_them_and_says_where(gang: Callable[..., None], tmp_path: Path) -> None:
+    gang(__file__, json.dumps([{"out": str(tmp_path), "kind": "stuck", "steps": 8, "hang_seconds": 4.0, "save_every": 1}]), expected=1)
     assert "in _sleep" in (tmp_path / "logs" / "hung-rank-1.txt").read_text()
     assert _newest_step(tmp_path) == 3
 
@@ -521,16 +532,6 @@ def _start(jobs: list[dict[str, Any]], **environment: Any) -> "subprocess.Popen[
     """Trainings in a process of their own."""
     command = [sys.executable, "-W", "error", __file__, json.dumps(jobs)]
     return subprocess.Popen(command, env={**os.environ, **{name: str(value) for name, value in environment.items()}})
-
-
-def _gang(jobs: list[dict[str, Any]], expected: int = 0) -> None:
-    """The same with two ranks, which end with the expected code."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    gang = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [_start(jobs, RANK=rank, LOCAL_RANK=rank, **gang) for rank in range(2)]
-    assert [rank.wait() for rank in ranks] == [expected, expected]
 
 
 def _job(

@@ -48,7 +48,14 @@ def test_packed_documents_get_what_each_gets_alone() -> None:
 
 def test_the_kernel_of_other_devices_gives_the_same() -> None:
     x = qkv()
-    torch.testing.assert_close(attention._attention(x, K, RUNS), PackedAttention(RUNS)(0, x, K))
+    for scale in (None, 1.0, 0.3):
+        torch.testing.assert_close(attention._attention(x, K, RUNS, scale), PackedAttention(RUNS, scale)(0, x, K))
+        towards = torch.randn((N, H, E), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        theirs, mine = (
+            torch.autograd.grad(made, x, towards)[0]
+            for made in (attention._attention(x, K, RUNS, scale), PackedAttention(RUNS, scale)(0, x, K))
+        )
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -65,7 +72,7 @@ def test_neither_another_document_nor_the_future_is_seen_at_all() -> None:
 
 def test_no_documents_give_nothing_by_either_way() -> None:
     x = torch.zeros(0, H + 2 * K, E, requires_grad=True)
-    for made in (PackedAttention(())(0, x, K), attention._attention(x, K, ())):
+    for made in (PackedAttention(())(0, x, K), attention._attention(x, K, (), None)):
         assert made.shape == (0, H, E)
         made.sum().backward()
 

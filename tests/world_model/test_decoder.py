@@ -36,6 +36,25 @@ def test_step_by_step_gives_what_a_whole_pass_gives_also_where_the_cache_grows(w
         torch.testing.assert_close(made, whole[length - 1 :], atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 4}])
+def test_several_tokens_at_once_are_as_one_by_one_also_over_what_stood_behind_them(worlds, changes):
+    decoder = Decoder(worlds.tiny_model(**changes))
+    every, first, parts = (range(decoder.shape.vocab_size),), [3, REACH - 2, 1], (2, 1, 4)
+    rows = rows_of(worlds.IDS.size, [length + sum(parts) for length in first])
+    with torch.inference_mode():
+        cache, at = Cache(decoder, len(rows)), torch.tensor(first)
+        cache.begin(torch.randint(worlds.IDS.size, (len(rows), REACH), generator=torch.Generator().manual_seed(2)).tolist())
+        cache.begin([row[:length].tolist() for row, length in zip(rows, first, strict=True)])
+        for many in parts:
+            places = at[:, None] + torch.arange(many)
+            tokens = torch.stack([row[mine] for row, mine in zip(rows, places, strict=True)])
+            made = decoder.logits(cache.go_on(tokens, places, int(places.max()) + 1), every)
+            at = at + many
+            for row, length, found in zip(rows, at.tolist(), made, strict=True):
+                whole = decoder.model(row[:length], torch.arange(length), PackedAttention((Run(1, length),)))
+                torch.testing.assert_close(found, decoder.model.logits(whole[-1]), atol=2e-4, rtol=2e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_among_longer_ones_is_to_the_last_bit_what_it_is_alone(worlds, dtype):
     decoder = Decoder(worlds.tiny_model(), dtype)

@@ -28,11 +28,11 @@ def test_a_model_that_holds_all_ids_alike_is_legal_as_often_as_chance_is():
 
 def test_a_trained_model_stays_legal_also_from_its_exported_folder_because_some_labels_take_the_full_softmax(tmp_path):
     shares = {}
-    for full_share in (0.0, 0.25):
+    for full_share in (0.0, 1 / 16):
         generator = np.random.default_rng(0)
         model = WorldModel(Shape(IDS.size, width=16, depth=2, heads=2, kv_heads=2, ff=48, head_width=16), torch.Generator().manual_seed(0))
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-        for step in range(250):
+        for step in range(400):
             count = 32
             lengths = generator.integers(0, 4, count)
             codes = {
@@ -47,9 +47,9 @@ def test_a_trained_model_stays_legal_also_from_its_exported_folder_because_some_
             optimizer.zero_grad()
         save_qwen3(tmp_path / str(full_share), model, GRAMMAR)
         exported = Decoder(load_qwen3(tmp_path / str(full_share)).model)
-        shares[full_share] = legal_share(exported, GRAMMAR, range(300))
-        assert shares[full_share] == legal_share(Decoder(model), GRAMMAR, range(300))
-    assert shares[0.25] > 0.97 > shares[0.0] + 0.2
+        shares[full_share] = legal_share(exported, GRAMMAR, range(500))
+        assert shares[full_share] == legal_share(Decoder(model), GRAMMAR, range(500))
+    assert shares[1 / 16] >= 0.995 > shares[0.0] + 0.2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])

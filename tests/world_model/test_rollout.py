@@ -185,9 +185,11 @@ def test_memory_stays_flat_over_a_thousand_steps():
     rollout = Rollout(small, GRAMMAR, PROMPTS, ["push", "sound"], seeds=SEEDS, window=3)
     going = roll(rollout, {"push": np.zeros((3, 1, 2), np.int64)}, lambda last: {"push": np.zeros((3, 2), np.int64)})
     next(islice(going, 100, None))
-    held, before = rollout._tokens.shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held, before = (rollout._tokens.shape, rollout._cache.length), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     next(islice(going, 900, None))
-    assert rollout._tokens.shape == held and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4_000  # kB
+    assert (rollout._tokens.shape, rollout._cache.length) == held and resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss - before < 4_000  # kB
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ B batch, N tokens of width C, Q queries, D width, K heads, E = D / K.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldloom.world_model.encoders.attention import attend
 
 
 class AttentionPool(nn.Module):
@@ -39,7 +40,7 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.context_norm(tokens)
         query = self._heads(self.query(self.query_norm(self.queries)).expand(len(x), -1, -1))
-        mixed = F.scaled_dot_product_attention(query, self._heads(self.key(x)), self._heads(self.value(x)))
+        mixed = attend(query, self._heads(self.key(x)), self._heads(self.value(x)))
         pooled: Tensor = self.out_norm(self.out(mixed.transpose(1, 2).flatten(2)))
         return pooled
 

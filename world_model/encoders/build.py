@@ -1,22 +1,45 @@
 """Encoders from their settings."""
 
 from collections.abc import Callable
+from typing import overload
 
 import torch
 
+from worldloom.world_model.encoders.coca import CoCa
+from worldloom.world_model.encoders.convnet import ConvNet
 from worldloom.world_model.encoders.patches import ConvPatches
 from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
 from worldloom.world_model.encoders.relative_bias import BucketBias, GridBias
 from worldloom.world_model.encoders.relative_keys import RelativeKeys, TwoPhase
 from worldloom.world_model.encoders.rotary import Rotary
-from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
+from worldloom.world_model.encoders.settings import ConvSettings, SwinSettings, TextSideSettings, VitSettings
 from worldloom.world_model.encoders.swin import Swin
+from worldloom.world_model.encoders.text_decoder import TextDecoder
 from worldloom.world_model.encoders.vit import Relation, Style, ViT
 
+Network = ViT | Swin | ConvNet
+NetworkSettings = VitSettings | SwinSettings | ConvSettings
 
-def build_encoder(about: VitSettings | SwinSettings, generator: torch.Generator) -> ViT | Swin:
+
+@overload
+def build_encoder(about: VitSettings, generator: torch.Generator) -> ViT: ...
+@overload
+def build_encoder(about: SwinSettings, generator: torch.Generator) -> Swin: ...
+@overload
+def build_encoder(about: ConvSettings, generator: torch.Generator) -> ConvNet: ...
+def build_encoder(about: NetworkSettings, generator: torch.Generator) -> Network:
     """Untrained, in fp32 on the CPU; first weights are drawn from `generator`."""
-    return _vit(about, generator) if isinstance(about, VitSettings) else _swin(about, generator)
+    if isinstance(about, VitSettings):
+        return _vit(about, generator)
+    if isinstance(about, SwinSettings):
+        return _swin(about, generator)
+    return ConvNet(about.channels, about.patch, about.width, about.depths, about.epsilon, generator)
+
+
+def build_coca(encoder: Network, about: TextSideSettings, vocabulary: int, generator: torch.Generator) -> CoCa:
+    """CoCa around `encoder`, for captions of `vocabulary` ids; poolers and text decoder untrained, drawn from `generator`."""
+    text = TextDecoder(vocabulary, about.length, about.width, about.depth, about.heads, about.width, generator)
+    return CoCa(encoder, text, about.width, about.heads, about.queries, about.cascade, generator)
 
 
 def _vit(about: VitSettings, generator: torch.Generator) -> ViT:

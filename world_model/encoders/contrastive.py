@@ -22,11 +22,12 @@ class Contrastive(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(FIRST_SCALE)]))  # [1]: DeepSpeed cannot send a scalar to other ranks
 
     @property
     def scale(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=HIGHEST_SCALE)
+        """Scalar."""
+        return self.log_scale[0].exp().clamp(max=HIGHEST_SCALE)
 
     def forward(self, pictures: Tensor, captions: Tensor) -> Tensor:
         if len(pictures) * ranks() < 2:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldloom.world_model.encoders.ranks import ranks, sum_over_ranks
+from worldloom.world_model.encoders.ranks import sum_over_ranks
 
 STUDENT_TEMPERATURE = 0.1
 CENTRE_MOMENTUM = 0.9
@@ -58,9 +58,10 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update(self, teacher: Tensor) -> None:
-        """Moves towards the mean of [..., K] over all ranks; call it after the loss."""
+        """Moves towards the mean of [..., K] over all ranks, which may have different numbers of rows; call it after the loss."""
         rows = teacher.detach().float().flatten(0, -2)
-        mean = sum_over_ranks(rows.mean(0)) / ranks()
+        total = sum_over_ranks(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))
+        mean = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), self.value)
         self.value.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
 
 

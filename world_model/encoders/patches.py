@@ -45,9 +45,13 @@ class _Patches(nn.Module):
 
 
 class ConvPatches(_Patches):
-    """[B, C, H, W] -> [B, h w, D] by a convolution of stride p."""
+    """[B, C, H, W] -> [B, h w, D] by a convolution of stride p; in bfloat16 on a CPU as the product that it is, which is faster there."""
 
     def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.device.type == "cpu" and pixels.dtype == torch.bfloat16:
+            return F.linear(
+                unfold(self.fitted(pixels), self.patch, "channel_first"), flatten_kernel(self.weight, "channel_first"), self.bias
+            )
         return F.conv2d(self.fitted(pixels), self.weight, self.bias, stride=self.patch).flatten(2).transpose(1, 2)
 
 

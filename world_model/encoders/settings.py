@@ -81,4 +81,35 @@ class SwinSettings(_Settings):
         return self
 
 
-EncoderSettings = Annotated[VitSettings | SwinSettings, Field(discriminator="type")]
+class ConvSettings(_Settings):
+    """Residual network of convolutions (arXiv:1603.05027, with group norm)."""
+
+    type: Literal["conv"] = "conv"
+    channels: PositiveInt = 3
+    patch: Annotated[int, Field(ge=1, le=128, description="stride of the first convolution, pixels")] = 2
+    width: Annotated[int, Field(ge=8, multiple_of=8, description="features of a place in the first stage; every stage doubles it")] = 32
+    depths: tuple[PositiveInt, ...] = Field(default=(2, 2, 2), min_length=1, description="blocks of every stage; each halves the grid")
+    epsilon: PositiveFloat = Field(default=1e-5, description="of the norms")
+
+
+EncoderSettings = Annotated[VitSettings | SwinSettings | ConvSettings, Field(discriminator="type")]
+
+
+class TextSideSettings(_Settings):
+    """What CoCa (arXiv:2205.01917) has beside its picture encoder: poolers and the text decoder."""
+
+    width: PositiveInt = Field(default=192, description="features of a text token, and of what pictures and captions are compared by")
+    depth: Annotated[int, Field(ge=2, multiple_of=2, description="blocks of the text decoder; half see text only")] = 4
+    heads: PositiveInt = Field(default=3, description="of every attention; they share the width")
+    length: Annotated[int, Field(ge=3, description="tokens of the longest caption, its begin and its end included")] = 64
+    queries: PositiveInt = Field(default=32, description="encodings of a picture that the text decoder reads; 256 in the paper")
+    cascade: bool = Field(
+        default=True,
+        description="the contrastive pooler reads what the captioning pooler found, as in the paper; false: the encoder's tokens",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self

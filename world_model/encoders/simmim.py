@@ -44,14 +44,13 @@ class SimMIM(nn.Module):
         H, W = pixels.shape[-2:]
         h, w = -(-H // self.stride), -(-W // self.stride)
         drawn = F.pixel_shuffle(self.head(tokens).transpose(1, 2).reshape(len(tokens), -1, h, w), self.stride)[..., :H, :W]
-        grid = self.encoder.patches.grid(H, W)
-        return Redrawn(masked_l1(pixels, drawn, self._pixels(hidden, grid)[..., :H, :W]), drawn)
+        return Redrawn(masked_l1(pixels, drawn, self.hidden_pixels(hidden, H, W)), drawn)
 
-    def _pixels(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-        """bool [B, N] -> float [B, 1, h p, w p]."""
-        patch = self.encoder.patches.patch
+    def hidden_pixels(self, hidden: Tensor, height: int, width: int) -> Tensor:
+        """bool [B, N] -> float [B, 1, H, W], 1 where a pixel is hidden."""
+        patch, grid = self.encoder.patches.patch, self.encoder.patches.grid(height, width)
         places = hidden.view(-1, 1, *grid).to(self.head.weight.dtype)
-        return places.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+        return places.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :height, :width]
 
 
 def masked_l1(pixels: Tensor, drawn: Tensor, mask: Tensor) -> Tensor:

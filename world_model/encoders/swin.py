@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.attention import attend
 from worldloom.world_model.encoders.drop_path import DropPath, rates
 from worldloom.world_model.encoders.features import Features
 from worldloom.world_model.encoders.patches import ConvPatches
@@ -224,11 +225,9 @@ class _Block(nn.Module):
     def _mixed(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """[B S, T, 3 D] -> [B S, T, D]."""
         windows, T, D3 = qkv.shape
-        query, key, value = qkv.view(windows, T, 3, self.heads, D3 // 3 // self.heads).permute(2, 0, 3, 1, 4)
-        bias = (
-            bias.to(qkv.dtype).expand(windows, -1, -1, -1) if len(bias) == 1 else bias.to(qkv.dtype).repeat(windows // len(bias), 1, 1, 1)
-        )
-        return F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
+        S = len(bias)
+        query, key, value = qkv.view(windows // S, S, T, 3, self.heads, D3 // 3 // self.heads).permute(3, 0, 1, 4, 2, 5)
+        return attend(query, key, value, bias).transpose(2, 3).reshape(windows, T, -1)
 
 
 def _drawn(weight: Tensor, generator: torch.Generator | None) -> None:

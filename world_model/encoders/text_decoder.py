@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.attention import attend
+
 EPSILON = 1e-6
 
 
@@ -23,10 +25,18 @@ class Text(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What writing a caption keeps: keys and values [B, K, t, E] of both halves' self-attention, and those of the picture, taken once."""
+    """What writing a caption keeps: keys and values of both halves' self-attention, and those of the picture, taken once.
 
-    own: list[tuple[Tensor, Tensor]]  # one for each block, of the first half, then of the second
-    picture: list[tuple[Tensor, Tensor]]  # one for each block of the second half
+    There is room for `length` tokens from the start, which `step` fills in place.
+    """
+
+    own: list[tuple[Tensor, Tensor]]  # [B, K, length, E], one for each block, of the first half, then of the second
+    picture: list[tuple[Tensor, Tensor]]  # [B, K, Q, E], one for each block of the second half
+    tokens: int  # that are there
+
+    def of(self, source: Tensor) -> "Memory":
+        """That of the captions `source`, int64 [B], of which one may go on in several ways."""
+        return self._replace(own=[(key[source], value[source]) for key, value in self.own])
 
 
 class TextDecoder(nn.Module):
@@ -46,7 +56,7 @@ class TextDecoder(nn.Module):
         super().__init__()
         if depth % 2 or width % heads:
             raise ValueError(f"the text decoder needs an even depth and a width that heads divide, got {depth}, and {width} over {heads}")
-        self.length = length
+        self.length, self.heads = length, heads
         self.embedding = nn.Parameter(torch.empty(vocabulary, width))
         self.positions = nn.Parameter(torch.empty(length, width))
         self.class_token = nn.Parameter(torch.empty(width))
@@ -79,21 +89,22 @@ class TextDecoder(nn.Module):
 
     def begin(self, picture: Tensor) -> Memory:
         """An empty memory with the keys and values of the picture [B, Q, C]."""
-        return Memory([], [block.picture_keys(picture) for block in self.multimodal if isinstance(block, _TextBlock)])
+        B, D, K = len(picture), self.embedding.shape[1], self.heads
+        room = [picture.new_empty(2, B, K, self.length, D // K) for _ in range(len(self.unimodal) + len(self.multimodal))]
+        read = [block.picture_keys(picture) for block in self.multimodal if isinstance(block, _TextBlock)]
+        return Memory([(keys, values) for keys, values in room], read, 0)
 
     def step(self, ids: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The next token of every caption, int64 [B] -> logits [B, V] for the one behind it, and the memory with it."""
-        at = memory.own[0][0].shape[2] if memory.own else 0
+        at = memory.tokens
         if at >= self.length:
             raise ValueError(f"captions of {at + 1} tokens, the text decoder has positions for {self.length}; stop earlier")
-        x, own = (self.embedding[ids] + self.positions[at])[:, None], []
+        x = (self.embedding[ids] + self.positions[at])[:, None]
         for number, block in enumerate([*self.unimodal, *self.multimodal]):
-            before = memory.own[number] if memory.own else None
             read = memory.picture[number - len(self.unimodal)] if number >= len(self.unimodal) else None
             assert isinstance(block, _TextBlock)
-            x, kept = block.step(x, before, read)
-            own.append(kept)
-        return self.norm(x[:, 0]) @ self.embedding.T, Memory(own, memory.picture)
+            x = block.step(x, memory.own[number], at, read)
+        return self.norm(x[:, 0]) @ self.embedding.T, memory._replace(tokens=at + 1)
 
 
 class _TextBlock(nn.Module):
@@ -119,18 +130,16 @@ class _TextBlock(nn.Module):
     def forward(self, x: Tensor, seen: Tensor | None, picture: Tensor | None = None) -> Tensor:
         """`seen`, bool [B, 1, T, T], says which keys count; None: those before and the token itself."""
         query, key, value = self._own(x)
-        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=seen is None)
+        mixed = attend(query, key, value, seen, causal=seen is None)
         return self._behind(x + self.out(_joined(mixed)), None if picture is None else self.picture_keys(picture))
 
-    def step(
-        self, x: Tensor, before: tuple[Tensor, Tensor] | None, picture: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One token [B, 1, D] behind those whose keys and values are given."""
-        query, key, value = self._own(x)
-        if before is not None:
-            key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self._behind(x + self.out(_joined(mixed)), picture), (key, value)
+    def step(self, x: Tensor, own: tuple[Tensor, Tensor], at: int, picture: tuple[Tensor, Tensor] | None) -> Tensor:
+        """One token [B, 1, D], behind `at` others whose keys and values are in `own`; its own join them."""
+        query, *new = self._own(x)
+        for room, part in zip(own, new, strict=True):
+            room[:, :, at] = part[:, :, 0]
+        key, value = (room[:, :, : at + 1] for room in own)
+        return self._behind(x + self.out(_joined(attend(query, key, value))), picture)
 
     def picture_keys(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the picture."""
@@ -141,7 +150,7 @@ class _TextBlock(nn.Module):
         """What follows the self-attention."""
         if picture is not None:
             query = _split(self.cross_query(self.cross_norm(x)), self.heads)
-            x = x + self.cross_out(_joined(F.scaled_dot_product_attention(query, *picture)))
+            x = x + self.cross_out(_joined(attend(query, *picture)))
         out: Tensor = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
         return out
 

@@ -7,15 +7,16 @@ B batch, C channels, H x W pixels, N = h w patches, P prefix tokens (class, dist
 E = D / K.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.attention import attend
 from worldloom.world_model.encoders.attention_pool import AttentionPool
-from worldloom.world_model.encoders.drop_path import DropPath, SubsetPath, rates
+from worldloom.world_model.encoders.drop_path import DropPath, Sizes, SubsetPath, rates
 from worldloom.world_model.encoders.features import Features
 from worldloom.world_model.encoders.patches import ConvPatches, LinearPatches
 from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
@@ -102,7 +103,16 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor, hidden: Tensor | None = None) -> Features:
         """`hidden`, bool [B, N], names patches that the mask token stands for."""
-        x = self.sequence(pixels, hidden)
+        return self._features(self.sequence(pixels, hidden))
+
+    def several(self, batches: Sequence[Tensor], hidden: Sequence[Tensor | None]) -> list[Features]:
+        """Features of pictures of several sizes, one batch a size, in one pass: every product has the tokens of all of them as its rows,
+        and attention stays within a picture (as DINOv2's nested tensors, arXiv:2304.07193, section 5)."""
+        embedded = [self.embed(pixels, places) for pixels, places in zip(batches, hidden, strict=True)]
+        return [self._features(x) for x in self.trunk.packed(embedded, [self._grid(pixels) for pixels in batches])]
+
+    def _features(self, x: Tensor) -> Features:
+        """[B, T, D] behind the final norm -> Features."""
         tokens = x[:, self.prefix :]
         if self.pool is not None:
             return Features(tokens, self.pool(tokens)[:, 0])
@@ -160,6 +170,16 @@ class Trunk(nn.Module):
         normed: Tensor = self.norm(x)
         return normed
 
+    def packed(self, groups: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        """The same for groups [B, T, D] of different B and T, which share every product."""
+        sizes = [(len(x), x.shape[1]) for x in groups]
+        packed = torch.cat([x.flatten(0, 1) for x in groups])
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            packed = block.packed(packed, sizes, grids)
+        parts = self.norm(packed).split([B * T for B, T in sizes])
+        return [part.view(B, T, -1) for part, (B, T) in zip(parts, sizes, strict=True)]
+
     def states(self, x: Tensor, grid: Grid | None = None) -> Iterator[Tensor]:
         """`x`, what leaves every block, and the last one normed."""
         yield x
@@ -214,24 +234,38 @@ class Block(nn.Module):
         out: Tensor = self.drop_path(x, lambda x: _scaled(self._thought(x), self.mlp_scale))
         return out
 
+    def packed(self, x: Tensor, sizes: Sizes, grids: Sequence[Grid]) -> Tensor:
+        """The same for groups that stand one behind the other, [sum of B T, D]."""
+        x = self.drop_path.packed(x, sizes, lambda x, sizes: _scaled(self._attended_apart(x, sizes, grids), self.attention_scale))
+        return self.drop_path.packed(x, sizes, lambda x, sizes: _scaled(self._thought(x), self.mlp_scale))
+
     def weights(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         """[B, K, T, T]: what the softmax makes of the scores."""
-        query, key, _, bias = self._asked(x, grid)
+        query, key, _, bias = self._asked(self.qkv(self.attention_norm(x)), grid)
         scores = query @ key.mT / query.shape[-1] ** 0.5
         weights: Tensor = (scores if bias is None else scores + bias).softmax(-1)
         return weights
 
     def _attended(self, x: Tensor, grid: Grid | None) -> Tensor:
-        query, key, value, bias = self._asked(x, grid)
-        mixed = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
-        out: Tensor = self.dropout(self.out(mixed))
+        out: Tensor = self.dropout(self.out(self._mixed(self.qkv(self.attention_norm(x)), grid)))
         return out
 
-    def _asked(self, x: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _attended_apart(self, x: Tensor, sizes: Sizes, grids: Sequence[Grid]) -> Tensor:
+        """The same for groups one behind the other, [sum of B T, D]."""
+        parts = self.qkv(self.attention_norm(x)).split([B * T for B, T in sizes])
+        mixed = [self._mixed(part.view(*size, -1), grid).flatten(0, 1) for part, size, grid in zip(parts, sizes, grids, strict=True)]
+        out: Tensor = self.dropout(self.out(torch.cat(mixed)))
+        return out
+
+    def _mixed(self, qkv: Tensor, grid: Grid | None) -> Tensor:
+        """[B, T, 3 D] -> [B, T, D]: values as the scores weigh them."""
+        query, key, value, bias = self._asked(qkv, grid)
+        return attend(query, key, value, bias).transpose(1, 2).flatten(2)
+
+    def _asked(self, qkv: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values [B, K, T, E], and what is added to the scores."""
-        B, T, D = x.shape
-        qkv = self.qkv(self.attention_norm(x))
-        query, key, value = qkv.view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        B, T, D3 = qkv.shape
+        query, key, value = qkv.view(B, T, 3, self.heads, D3 // 3 // self.heads).permute(2, 0, 3, 1, 4)
         if self.relation is None:
             return query, key, value, None
         assert grid is not None, "positions inside the attention need the grid of the tokens"

@@ -43,6 +43,7 @@ def shift_of(grid: tuple[int, int], window: int, shifted: bool) -> tuple[int, in
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings as well
 def offset_index(window: int, table: int, device: torch.device) -> Tensor:
     """int64 [T, T]: where a table of (2 table - 1)^2 offsets holds that from key to query, (dh + t - 1)(2 t - 1) + dw + t - 1.
 
@@ -54,6 +55,7 @@ def offset_index(window: int, table: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings as well
 def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
     """float32 [S, T, T]: what is added to the scores of a shifted grid, so that cells see those only that were their neighbours."""
     sides = [_strip(length, window, shift, device) for length in grid]
@@ -62,6 +64,7 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int, device: torch.dev
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings as well
 def padding_mask(grid: tuple[int, int], padded: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
     """float32 [S, 1, T]: bars keys that are padding, in a padded grid that is shifted already."""
     real = torch.zeros(padded, dtype=torch.bool, device=device)

@@ -1,17 +1,10 @@
 """Two ranks with half a batch each do what one rank does with the whole: averages, counts, placing, restarts, losses, whole trainings."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldloom.tokenizers.quantizers import codebooks
@@ -84,16 +77,9 @@ def trained(rank: int, ranks: int) -> dict[str, Tensor]:
     return state | autoencoders(rank, ranks)
 
 
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**common, "RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
+def test_two_ranks_equal_one(of_two_ranks: Callable[..., list[dict[str, Tensor]]]) -> None:
     alone = trained(0, 1)
-    for rank in range(2):
-        together = load_file(tmp_path / f"{rank}.safetensors")
+    for together in of_two_ranks(trained):
         assert together.keys() == alone.keys()
         for name, value in alone.items():
             close = 1e-5 if name.startswith("autoencoder.") else 1e-6
@@ -122,9 +108,3 @@ def test_alone_the_collectives_give_back_what_they_got() -> None:
 @pytest.mark.parametrize("most, expected", [(5, [0, 2, 4]), (2, [0, 3]), (1, [0])])
 def test_a_pool_is_thinned_evenly(most: int, expected: list[int]) -> None:
     assert gather_over_ranks(torch.arange(6)[:, None], most)[:, 0].tolist() == expected
-
-
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    save_file(trained(dist.get_rank(), 2), Path(sys.argv[1]) / f"{dist.get_rank()}.safetensors")
-    dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""CoCa's losses against closed forms and transformers' CLIP, causality by exact zeros, and captions that a cache does not change."""
+"""CoCa's losses against closed forms and transformers' CLIP, and causality by exact zeros."""
 
 import math
 
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldloom.world_model.encoders.build import build_encoder
-from worldloom.world_model.encoders.coca import CoCa, TopP, beam_search, write_captions
+from worldloom.world_model.encoders.captioning import write_captions
+from worldloom.world_model.encoders.coca import CoCa
 from worldloom.world_model.encoders.contrastive import Contrastive
 from worldloom.world_model.encoders.settings import VitSettings
 from worldloom.world_model.encoders.text_decoder import TextDecoder
@@ -102,56 +103,11 @@ def test_the_contrastive_query_reads_what_the_captioning_queries_found_or_the_en
     assert (found is not None) is cascade
 
 
-def whole_way(model: CoCa, x: Tensor, length: int) -> Tensor:
-    """Greedy captions by reading the whole caption again for every token."""
-    picture, rows = model.encode(x).tokens, torch.full((len(x), 1), BEGIN)
-    while rows.shape[1] < length and not bool((rows == END).any(1).all()):
-        logits = model.text.logits(model.text.read(rows, torch.ones_like(rows, dtype=torch.bool)), picture)
-        ids = logits[:, -1].argmax(-1).masked_fill((rows == END).any(1), END)
-        rows = torch.cat([rows, ids[:, None]], 1)
-    return rows
-
-
-def test_captions_with_the_cache_are_those_without_and_the_picture_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    for seed in range(2):
-        model, x = coca(seed=seed, std=0.6), some(seed, 5, 3, 4, 6)
-        expected = whole_way(model, x, LENGTH)
-        original = model.encode
-        monkeypatch.setattr(model, "encode", lambda pixels, original=original: calls.append(len(pixels)) or original(pixels))
-        assert torch.equal(write_captions(model, x, BEGIN, END, LENGTH), expected)
-        assert torch.equal(beam_search(model, x, BEGIN, END, LENGTH, beams=1), expected)
-    assert calls == [5, 5] * 2
-
-
-def test_a_wide_beam_finds_the_best_caption_of_all() -> None:
-    model, x, length = coca(seed=2), some(0, 2, 3, 4, 6), 3
-    found = beam_search(model, x, BEGIN, END, length, beams=V * V)
-    picture = model.encode(x).tokens
-    every = torch.tensor([[BEGIN, a, b] for a in range(V) for b in (range(V) if a != END else [END])])
-    for row in range(2):
-        text = model.text.read(every, torch.ones_like(every).bool())
-        logs = model.text.logits(text, picture[row : row + 1].expand(len(every), -1, -1)).log_softmax(-1)
-        first, second = (logs[range(len(every)), at, every[:, at + 1]] for at in (0, 1))
-        scores = torch.where(every[:, 1] == END, first, (first + second) / 2)
-        assert found[row].tolist() == every[scores.argmax()].tolist()
-
-
-def test_top_p_draws_among_the_likeliest_only_and_follows_its_generator() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    drawn = TopP(torch.Generator().manual_seed(0), share=0.7)(logits)
-    assert set(drawn.tolist()) == {0, 1} and abs((drawn == 0).float().mean() - 0.5 / 0.8) < 0.03
-    assert set(TopP(torch.Generator().manual_seed(0), most=1)(logits).tolist()) == {0}
-    assert torch.equal(TopP(torch.Generator().manual_seed(0), share=0.7)(logits), drawn)
-
-
 def test_captions_too_long_and_shapes_that_do_not_fit_are_refused() -> None:
     model = coca()
     long = torch.ones(1, LENGTH + 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="captions of 9 tokens, the text decoder has positions for 8; cut them"):
         model.text.read(long, long.bool())
-    with pytest.raises(ValueError, match="positions for 8; stop earlier"):
-        write_captions(model, some(0, 1, 3, 4, 6), BEGIN, -1, LENGTH + 2)
     with pytest.raises(ValueError, match="an even depth and a width that heads divide, got 3"):
         TextDecoder(V, LENGTH, WIDTH, 3, 3, WIDTH)
 
@@ -172,4 +128,4 @@ def test_a_toy_set_is_told_apart() -> None:
     with torch.no_grad():
         scores = F.normalize(model.encode(x).pooled) @ F.normalize(model.text.read(ids, present).pooled).T
     assert torch.equal(scores.argmax(1), torch.arange(16)) and torch.equal(scores.argmax(0), torch.arange(16))
-    assert torch.equal(write_captions(model, x, BEGIN, END, LENGTH)[:, :6], ids)
+    assert torch.equal(write_captions(model, x, BEGIN, END, LENGTH).ids[:, :6], ids)

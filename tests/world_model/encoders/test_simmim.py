@@ -82,7 +82,7 @@ def test_the_encoder_does_not_see_what_is_hidden_and_visible_pixels_are_not_judg
     changed[0, :, :2, 2:4] += 5  # patch 1 of the first picture
     assert torch.equal(made(x, hidden).pixels, made(changed, hidden).pixels)
     drawn = made(x, hidden).pixels.detach().requires_grad_()
-    pixels = made._pixels(hidden, (3, 4))
+    pixels = made.hidden_pixels(hidden, 6, 8)
     masked_l1(x, drawn, pixels).backward()
     assert drawn.grad is not None
     assert not drawn.grad[pixels.expand_as(x) == 0].any() and drawn.grad[pixels.expand_as(x) == 1].all()

@@ -55,3 +55,14 @@ def test_padding_is_barred_wherever_the_shift_takes_it() -> None:
     cells[:3, :5] = 1
     seen = partition(cells.roll((-shift, -shift), (0, 1))[None, ..., None], window)[..., 0] == 1
     assert torch.equal(padding_mask(grid, padded, window, shift, CPU)[:, 0] == 0, seen)
+
+
+def test_tables_first_asked_for_in_inference_serve_a_training() -> None:
+    offsets = torch.zeros(81, 2, requires_grad=True)
+    for cached in (offset_index, shift_mask):
+        cached.cache_clear()
+    with torch.inference_mode():
+        index, mask = offset_index(4, 5, torch.device("cpu")), shift_mask((8, 8), 4, 2, torch.device("cpu"))
+    assert index is offset_index(4, 5, torch.device("cpu"))
+    (offsets[index].sum() * mask.sum()).backward()  # type: ignore[no-untyped-call]
+    assert offsets.grad is not None and not mask.is_inference()

@@ -1,0 +1,53 @@
+"""DeiT (arXiv:2012.12877): a ViT whose second class token learns from a teacher of any form, best one of convolutions.
+
+Default: the teacher's hard label, smoothed, beside the true one, pictures repeated in a batch with views of their own, and at inference the
+sum of both heads' logits. Left out of the paper's recipe: mixed and erased pictures, and the average of the weights.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from worldloom.stages.augment import View
+from worldloom.stages.distill_learner import agreement, answers, same_classes
+from worldloom.stages.encoder_learner import EncoderLearner, Recipe
+from worldloom.stages.encoder_settings import Deit
+from worldloom.stages.learner import Turn
+from worldloom.stages.picture_batches import Pictures
+from worldloom.world_model.encoders.deit import DeiT, DeitLogits, combine, deit_loss, deit_soft_loss
+from worldloom.world_model.encoders.joined import Namer
+from worldloom.world_model.encoders.vit import ViT
+
+
+class DeitLearner(EncoderLearner):
+    """From labels by the class token, from a teacher by the distillation token."""
+
+    def __init__(self, encoder: ViT, about: Deit, teacher: Namer, classes: tuple[str, ...], side: int, recipe: Recipe) -> None:
+        self.encoder, self.about, self.recipe, self.teacher = encoder, about, recipe, teacher
+        self.classes = same_classes(teacher.classes, classes)
+        self.module = self.deit = DeiT(encoder, len(classes))
+        self.view = View(side, (about.crop_from, 1.0), about.flip)
+        self.players = (recipe.player(self.module),)
+
+    def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
+        assert batch.labels is not None
+        self.module.train()
+        (x,), labels = self.recipe.views(batch, (self.view,), self.device), torch.from_numpy(batch.labels).to(self.device)
+        told = answers(self.teacher, x, self.recipe)
+        with self.recipe.autocast(x):
+            found = self.deit(x)
+        said = DeitLogits(*(each.float() for each in found))
+        right = (combine(DeitLogits(*(each.detach() for each in said)), self.about.inference).argmax(1) == labels).float().mean()
+        metrics = {"accuracy": right, "agreement_with_teacher": agreement(said.distilled, told)}
+        yield Turn("encoder", {"deit": self._loss(said, labels, told)}, metrics, {"pictures": len(x)})
+
+    def _loss(self, said: DeitLogits, labels: Tensor, told: Tensor) -> Tensor:
+        about = self.about
+        if about.form == "soft":
+            return deit_soft_loss(said, labels, told, about.alpha, about.temperature)
+        return deit_loss(said, labels, told, about.smoothing, about.smoothing_over)
+
+    @property
+    def namer(self) -> Namer:
+        return Namer(self.deit, self.classes, self.about.inference)

@@ -1,0 +1,272 @@
+"""What a trained encoder can do, measured on a dataset: name classes by neighbours, a linear probe and words, find captions, write them.
+
+Features of the training split are what is compared with; figures are of the splits that training has not seen.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worldloom.stages.artifact import Artifact
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.encoder_features import Read, features_of, resized, signed
+from worldloom.stages.encoder_scores import linear_probe, recalls, weighted_knn
+from worldloom.stages.encoder_words import Meaning, class_vectors, meaning_of, pairs_apart
+from worldloom.stages.evaluate_encoder import EvaluateEncoder, names_in
+from worldloom.stages.labels import Labels, read_labels
+from worldloom.stages.open_encoder import Captioner, open_captioner, open_encoder, open_redrawer
+from worldloom.stages.value_batches import Values, spaced
+from worldloom.stages.worker import Worker
+from worldloom.tokenizers.text import BOS, EOS
+from worldloom.world_model.encoders.build import Network, NetworkSettings, build_encoder
+from worldloom.world_model.encoders.captioning import TopP, beam_search, write_captions
+from worldloom.world_model.encoders.joined import Redrawer
+
+UNSEEN = ("held_out", "validation")
+AT_ONCE = 64  # pictures
+PIXELS_SIDE = 16  # of a picture whose bare pixels are its features
+
+
+class Judged(NamedTuple):
+    """An encoder, frozen, and what it has learnt beside seeing."""
+
+    name: str
+    encoder: Network
+    about: NetworkSettings
+    captioner: Captioner | None
+    redrawer: Redrawer | None
+
+
+class Named(NamedTuple):
+    """How well features name the classes of a split."""
+
+    way: str  # "trained", "untrained", "pixels", or "trained at 96 pixels"
+    by: str
+    split: str
+    pictures: int
+    neighbours: float
+    probe: float | None
+
+
+class ByWords(NamedTuple):
+    """Classes of a split named by the nearest of their prompts."""
+
+    by: str
+    split: str
+    pictures: int
+    accuracy: float
+
+
+class Found(NamedTuple):
+    """Pictures and captions of a split that were found again."""
+
+    split: str
+    pairs: int
+    at: int
+    to_captions: float
+    to_pictures: float
+
+
+class Caption(NamedTuple):
+    """One picture's captions."""
+
+    picture: NDArray[np.uint8]  # [H, W, 3]
+    true: str
+    written: dict[str, str]  # by way of writing
+    right: dict[str, bool]
+
+
+class Captioned(NamedTuple):
+    """Those of a split."""
+
+    split: str
+    captions: tuple[Caption, ...]
+
+    def accuracy(self, way: str) -> float:
+        return sum(caption.right[way] for caption in self.captions) / len(self.captions)
+
+
+class Measured(NamedTuple):
+    """All of an evaluation."""
+
+    judged: Judged
+    shown: NDArray[np.uint8]  # uint8 [B, H, W, 3]: some pictures that training has not seen
+    classes: dict[str, int]  # number of classes by what names them
+    named: tuple[Named, ...]
+    by_words: tuple[ByWords, ...]
+    found: tuple[Found, ...]
+    captioned: tuple[Captioned, ...]
+    left_out: tuple[str, ...]  # sentences: what could not be measured, and why
+    figures: dict[str, float]
+
+
+def open_judged(artifact: Artifact) -> Judged:
+    """From what pretrain_encoder left."""
+    encoder, about = open_encoder(artifact.folder)
+    captioner = open_captioner(artifact.folder) if "coca/config.json" in artifact.manifest else None
+    redrawer = open_redrawer(artifact.folder) if "redraw/config.json" in artifact.manifest else None
+    return Judged(artifact.name, encoder, about, captioner, redrawer)
+
+
+def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker: Worker) -> Measured:
+    """Everything but pictures of what it sees; ValueError where there is no picture to compare with or to ask about."""
+    splits = {split: values for split in ("train", *UNSEEN) if len(values := Values(dataset, split, settings.stream))}
+    unseen = {split: values for split, values in splits.items() if split in UNSEEN}
+    if not unseen or "train" not in splits:
+        raise ValueError(
+            f"the reference set is empty: evaluating needs pictures of {settings.stream!r} to compare with (train) and to ask about "
+            f"({' or '.join(UNSEEN)}), this dataset has {', '.join(splits) or 'none'}; give it both"
+        )
+    labels: dict[str, Labels] = (
+        {by: read_labels(dataset, settings.text, by) for by in settings.label_by} if settings.text is not None else {}
+    )
+    named = list(_named(judged, splits, labels, settings, worker))
+    by_words: list[ByWords] = []
+    found: list[Found] = []
+    captioned: list[Captioned] = []
+    if judged.captioner is not None and settings.text is not None:
+        meaning = meaning_of(dataset)
+        for values in unseen.values():
+            by_words += _by_words(judged.captioner, values, labels, settings)
+            found += _found(judged.captioner, dataset, values, meaning, settings)
+            captioned.append(_captioned(judged.captioner, dataset, values, meaning, settings))
+            worker.check()
+    last = list(unseen.values())[-1]
+    measured = Measured(
+        judged,
+        last[spaced(len(last), settings.shown)],
+        {by: len(each.classes) for by, each in labels.items()},
+        tuple(named),
+        tuple(by_words),
+        tuple(found),
+        tuple(captioned),
+        tuple(_left_out(judged, settings)),
+        {},
+    )
+    return measured._replace(figures={f"{settings.stream}.{name}": round(value, 4) for name, value in _figures(measured).items()})
+
+
+def _named(judged: Judged, splits: dict[str, Values], labels: dict[str, Labels], settings: EvaluateEncoder, worker: Worker) -> list[Named]:
+    """By neighbours and probe, of the encoder, of an untrained one of its form, of bare pixels, and of the encoder at other sides."""
+    if not labels:
+        return []
+    untrained = build_encoder(judged.about, torch.Generator().manual_seed(settings.seed)).eval()
+    ways: dict[str, Read] = {
+        "trained": lambda x: judged.encoder(x).pooled,
+        "untrained": lambda x: untrained(x).pooled,
+        "pixels": lambda x: F.adaptive_avg_pool2d(x, PIXELS_SIDE).flatten(1),
+    }
+    for side in settings.sides:
+        ways[_at(side)] = lambda x, side=side: judged.encoder(resized(x, side)).pooled  # type: ignore[misc]
+    chosen = {split: spaced(len(values), settings.measured) for split, values in splits.items()}
+    rows = []
+    for way, read in ways.items():
+        features = {split: features_of(values, chosen[split], read) for split, values in splits.items()}
+        worker.check()
+        for by, each in labels.items():
+            answers = {split: torch.from_numpy(each.of[split][values.samples[chosen[split]]]) for split, values in splits.items()}
+            for split in [split for split in splits if split in UNSEEN]:
+                asked = features["train"], answers["train"], features[split], len(each.classes)
+                near = weighted_knn(*asked, settings.neighbours, settings.temperature)
+                probed = linear_probe(*asked) if way in ("trained", "untrained", "pixels") else None
+                right = _share(near == answers[split]), None if probed is None else _share(probed == answers[split])
+                rows.append(Named(way, by, split, len(near), *right))
+    return rows
+
+
+def _by_words(captioner: Captioner, values: Values, labels: dict[str, Labels], settings: EvaluateEncoder) -> list[ByWords]:
+    """Zero-shot: no picture of the dataset was shown with its class."""
+    index = spaced(len(values), settings.measured)
+    pictures = F.normalize(features_of(values, index, captioner.pictures), dim=1)
+    rows = []
+    for by, each in labels.items():
+        vectors = class_vectors(captioner, settings.prompts, by, each.classes)
+        if vectors is not None:
+            said = (pictures @ vectors.T).argmax(1)
+            answers = torch.from_numpy(each.of[values.split][values.samples[index]])
+            rows.append(ByWords(by, values.split, len(said), _share(said == answers)))
+    return rows
+
+
+def _found(captioner: Captioner, dataset: Dataset, values: Values, meaning: Meaning, settings: EvaluateEncoder) -> list[Found]:
+    """Recalls among pairs of which no two say the same; none where there are too few."""
+    assert settings.text is not None
+    index, captions = pairs_apart(dataset, values, settings.text, meaning, settings.candidates)
+    if len(index) <= max(settings.recall_at):
+        return []
+    pictures, texts = features_of(values, index, captioner.pictures), captioner.texts(captions)
+    return [Found(values.split, len(index), at, *recalls(pictures, texts, at)) for at in settings.recall_at]
+
+
+def _captioned(captioner: Captioner, dataset: Dataset, values: Values, meaning: Meaning, settings: EvaluateEncoder) -> Captioned:
+    """Written in three ways; right where they mean what the dataset's own caption means."""
+    assert settings.text is not None
+    captions = []
+    drawn = TopP(torch.Generator().manual_seed(settings.seed), settings.top_p)
+    index = spaced(len(values), settings.captioned)
+    for part in np.array_split(index, -(-len(index) // AT_ONCE)):
+        pictures = values[part]
+        written = write_in_all_ways(captioner, signed(pictures), drawn, settings.beams)
+        for place, sample in enumerate(values.samples[part].tolist()):
+            true = str(dataset.value(values.split, settings.text, sample))
+            said = {way: texts[place] for way, texts in written.items()}
+            captions.append(Caption(pictures[place], true, said, {way: meaning(text) == meaning(true) for way, text in said.items()}))
+    return Captioned(values.split, tuple(captions))
+
+
+def write_in_all_ways(captioner: Captioner, x: Tensor, drawn: TopP, beams: int) -> dict[str, list[str]]:
+    """[B, 3, H, W] -> B captions by each way of writing."""
+    model, length = captioner.model, captioner.model.text.length
+    return {
+        "greedy": captioner.read(write_captions(model, x, BOS, EOS, length).ids),
+        "top_p": captioner.read(write_captions(model, x, BOS, EOS, length, drawn).ids),
+        "beam": captioner.read(beam_search(model, x, BOS, EOS, length, beams).ids),
+    }
+
+
+def _left_out(judged: Judged, settings: EvaluateEncoder) -> Iterator[str]:
+    if settings.text is None:
+        yield "Classes, words and captions: no stream of text says what the pictures show."
+    elif judged.captioner is None:
+        yield "Classes by words, finding captions and writing them: this encoder never read texts."
+    else:
+        for by in settings.label_by:
+            if not any(by in names_in(prompt) for prompt in settings.prompts):
+                yield f"Classes by words for {by}: no prompt says {{{by}}}."
+    if judged.redrawer is None:
+        yield "Hidden patches: this encoder never learnt to draw them."
+
+
+def _figures(measured: Measured) -> dict[str, float]:
+    """By name, without the stream."""
+    figures: dict[str, float] = {}
+    plain = {(row.by, row.split): row.neighbours for row in measured.named if row.way == "trained"}
+    for row in measured.named:
+        ending = {"trained": ""}.get(row.way, f"_{row.way.replace(' ', '_')}")
+        figures[f"{row.split}_{row.by}_knn{ending}_accuracy"] = row.neighbours
+        if row.probe is not None:
+            figures[f"{row.split}_{row.by}_probe{ending}_accuracy"] = row.probe
+        elif plain[row.by, row.split]:
+            figures[f"{row.split}_{row.by}_knn{ending}_kept"] = row.neighbours / plain[row.by, row.split]
+    for words in measured.by_words:
+        figures[f"{words.split}_{words.by}_zero_shot_accuracy"] = words.accuracy
+    for found in measured.found:
+        figures[f"{found.split}_captions_of_pictures_top_{found.at}_recall"] = found.to_captions
+        figures[f"{found.split}_pictures_of_captions_top_{found.at}_recall"] = found.to_pictures
+    for captioned in measured.captioned:
+        for way in captioned.captions[0].written:
+            figures[f"{captioned.split}_{way}_caption_accuracy"] = captioned.accuracy(way)
+    return figures
+
+
+def _at(side: int) -> str:
+    return f"at {side} pixels"
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())

@@ -1,0 +1,77 @@
+"""Words about pictures: prompts that stand for classes, and which captions say the same.
+
+B texts, D width, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.evaluate_encoder import names_in
+from worldloom.stages.labels import FIXED
+from worldloom.stages.open_encoder import Captioner
+from worldloom.stages.oracles import Reading, oracle_of
+from worldloom.stages.value_batches import Values, spaced
+
+AT_ONCE = 256  # texts
+
+Meaning = Callable[[str], Reading]
+
+
+def class_texts(prompts: Sequence[str], by: str, name: str) -> list[str]:
+    """All that `prompts` say of a class of `by`, every value of what else they name standing for it once."""
+    texts = []
+    for prompt in prompts:
+        if by in (named := names_in(prompt)):
+            others = sorted(named - {by})
+            for values in product(*(FIXED[other] for other in others)):
+                texts.append(prompt.format(**{by: name}, **dict(zip(others, values, strict=True))))
+    return texts
+
+
+def class_vectors(captioner: Captioner, prompts: Sequence[str], by: str, classes: Sequence[str]) -> Tensor | None:
+    """float32 [K, D] of length one: each class's prompts, averaged (CLIP, arXiv:2103.00020, section 3.1.4); None if none names `by`."""
+    rows = []
+    for name in classes:
+        texts = class_texts(prompts, by, name)
+        if not texts:
+            return None
+        parts = [captioner.texts(texts[start : start + AT_ONCE]).float() for start in range(0, len(texts), AT_ONCE)]
+        rows.append(F.normalize(torch.cat(parts), dim=1).mean(0))
+    return F.normalize(torch.stack(rows), dim=1)
+
+
+def meaning_of(dataset: Dataset) -> Meaning:
+    """What a caption says: what the dataset's oracle reads in it, or, where there is none that reads texts, its words."""
+    oracle = oracle_of(dataset.oracle)
+    view = oracle.between("text", "text") if oracle is not None else None
+    if view is None:
+        return lambda text: (text.strip(),)
+    read = view.read["text"]
+    # A caption that the oracle cannot read is like no other.
+    return lambda text: read(text, None) or (text,)
+
+
+def pairs_apart(dataset: Dataset, values: Values, stream: str, meaning: Meaning, most: int) -> tuple[NDArray[np.int64], list[str]]:
+    """Up to `most` numbers of pictures, and their captions, no two of which say the same."""
+    taken: dict[Reading, tuple[int, str]] = {}
+    for place in spread(len(values)).tolist():
+        text = dataset.value(values.split, stream, int(values.samples[place]))
+        if text is not None:
+            taken.setdefault(meaning(str(text)), (place, str(text)))
+        if len(taken) == most:
+            break
+    return np.array([place for place, _ in taken.values()], np.int64), [text for _, text in taken.values()]
+
+
+def spread(count: int) -> NDArray[np.int64]:
+    """All numbers below `count`, so that the first ones are far apart: folders are read in order."""
+    coarse = [spaced(count, 1 << power) for power in range(count.bit_length())]
+    found: NDArray[np.int64] = np.array(list(dict.fromkeys(np.concatenate([*coarse, np.arange(count)]).tolist())), np.int64)
+    return found

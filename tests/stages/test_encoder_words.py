@@ -1,0 +1,69 @@
+"""Prompts that stand for classes, captions that say the same, and pairs that do not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from worldloom.stages.artifact import Artifact
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.encoder_words import class_texts, class_vectors, meaning_of, pairs_apart, spread
+from worldloom.stages.shapes import COLOURS, PLACES
+from worldloom.stages.value_batches import Values
+
+
+@pytest.fixture
+def dataset(tiny_root: Path) -> Dataset:
+    return Dataset(Artifact.open(tiny_root / "artifacts" / "data" / "0123456789abcdef"))
+
+
+class Letters:
+    """Stands for a captioner: a text's vector counts its letters."""
+
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[text.count(letter) for letter in "abcdefgh"] for text in texts]).float()
+
+
+def test_a_prompt_speaks_of_every_value_of_what_else_it_names() -> None:
+    assert class_texts(["{shape}!", "a {colour} {shape}", "{colour}", "{{shape}} {place}"], "shape", "cross") == [
+        "cross!",
+        *(f"a {colour} cross" for colour in COLOURS),
+    ]
+    assert len(class_texts(["{shape}, {colour}, {place}"], "shape", "cross")) == len(COLOURS) * len(PLACES)
+    assert class_texts(["{{it}} is {text}"], "text", "a cat") == ["{it} is a cat"]
+
+
+def test_a_class_is_the_mean_of_its_prompts_of_length_one() -> None:
+    found = class_vectors(Letters(), ["{text}", "bad {text}"], "text", ["cab", "head"])  # type: ignore[arg-type]
+    assert found is not None
+    for row, name in zip(found, ("cab", "head"), strict=True):
+        one, other = (F.normalize(each, dim=0) for each in Letters().texts([name, f"bad {name}"]))
+        torch.testing.assert_close(row, F.normalize(one + other, dim=0))
+    assert class_vectors(Letters(), ["{shape}"], "text", ["cab"]) is None  # type: ignore[arg-type]
+
+
+def test_captions_mean_what_the_oracle_reads_or_else_their_words(dataset: Dataset) -> None:
+    meaning = meaning_of(dataset)
+    assert meaning("a red circle at the top") == meaning("look: top, one red circle") != meaning("a red circle at the left")
+    assert meaning("gibberish") != meaning("nonsense") and meaning("gibberish") == meaning("gibberish")
+    dataset.oracle = None
+    assert meaning_of(dataset)(" a cat ") == meaning_of(dataset)("a cat") != meaning_of(dataset)("one cat")
+
+
+def test_no_two_pairs_say_the_same_and_each_caption_is_its_pictures(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, meaning = Values(dataset, "train", "view"), meaning_of(dataset)
+    index, captions = pairs_apart(dataset, values, "words", meaning, 5)
+    assert len(index) == len(captions) == len({meaning(text) for text in captions}) == 5
+    assert captions == [dataset.value("train", "words", int(values.samples[place])) for place in index]
+    monkeypatch.setattr(dataset, "value", lambda split, stream, i: None if i == 3 else f"{i % 4}")
+    index, captions = pairs_apart(dataset, values, "words", lambda text: (text,), 99)
+    assert sorted(captions) == ["0", "1", "2", "3"] and 3 not in index
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_numbers_are_spread_and_all_come_once(count: int) -> None:
+    found = spread(count)
+    assert sorted(found.tolist()) == list(range(count))
+    assert count < 7 or np.ptp(found[:3]) > count // 2

@@ -1,0 +1,187 @@
+"""Evaluations of encoders through the stage: figures that are known, what is left out, and what is refused."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from worldloom.stages import encoder_evaluation, evaluate_encoder, pretrain_encoder
+from worldloom.stages.artifact import Artifact, execute
+from worldloom.stages.dataset import Dataset
+from worldloom.stages.encoder_evaluation import Judged, measure
+from worldloom.stages.encoder_features import unsigned
+from worldloom.stages.evaluate_encoder import EvaluateEncoder
+from worldloom.stages.kind import StageKind
+from worldloom.stages.open_encoder import TOKENIZER
+from worldloom.stages.pretrain_encoder import PretrainEncoder
+from worldloom.stages.settings import DatasetRef, StageSettings
+from worldloom.stages.shapes import COLOURS, PLACES, SHAPES, Reading, read_caption, read_picture
+from worldloom.stages.worker import Worker
+from worldloom.world_model.encoders.build import build_coca, build_encoder
+from worldloom.world_model.encoders.joined import save_coca
+from worldloom.world_model.encoders.load import save_pretrained
+from worldloom.world_model.encoders.settings import SwinSettings, TextSideSettings, VitSettings
+
+VIT = VitSettings(patch=4, width=16, depth=2, heads=2, grid=(4, 4))
+
+
+class Reader(StageSettings):
+    run: str
+    data: DatasetRef
+
+
+def _reader(settings: Reader, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
+    from worldloom.tokenizers.text import train_text
+
+    tokenizer = train_text(Dataset(inputs["data"]).values("train", "words"), 290)
+    about = TextSideSettings(width=12, depth=2, heads=3, length=70, queries=3)
+    encoder = build_encoder(VIT, torch.Generator().manual_seed(1))
+    save_pretrained(out / "encoder", encoder, VIT)
+    save_coca(out, build_coca(encoder, about, tokenizer.codebook_size, torch.Generator().manual_seed(2)), about)
+    tokenizer.save_pretrained(out / TOKENIZER)
+
+
+READER = StageKind("reader", Reader, _reader, lambda *_: {}, "encoder", 1, "gang")
+
+
+@pytest.fixture
+def data(tiny_root: Path) -> Artifact:
+    return Artifact.open(tiny_root / "artifacts" / "data" / "0123456789abcdef")
+
+
+def settings_of(**changes: Any) -> EvaluateEncoder:
+    base = {"run": "evaluate_encoder", "encoder": "eye", "data": "data", "stream": "view", "text": "words", "captioned": 3}
+    return EvaluateEncoder.model_validate(
+        {**base, "label_by": ("shape", "colour"), "candidates": 4, "recall_at": (1, 2), "shown": 3, **changes}
+    )
+
+
+def evaluated(folder: Path, data: Artifact, eye: Artifact, **changes: Any) -> Artifact:
+    out = folder / "artifacts" / "scores" / "0123456789abcdef"
+    return execute(evaluate_encoder.STAGE, "scores", settings_of(**changes), {"encoder": eye, "data": data}, out, Worker())
+
+
+def painter(folder: Path, data: Artifact, form: Mapping[str, Any]) -> Artifact:
+    """An encoder that learnt to draw hidden patches, for three steps."""
+    settings = PretrainEncoder.model_validate(
+        {"run": "pretrain_encoder", "data": "data", "stream": "view", "encoder": dict(form), "objective": {"type": "simmim", "unit": 1}}
+        | {"steps": 3, "warmup": 1, "batch_size": 4, "precision": "fp32"}
+    )
+    return execute(pretrain_encoder.STAGE, "eye", settings, {"data": data}, folder / "artifacts" / "eye" / "0123456789abcdef", Worker())
+
+
+def blocks_of(made: Artifact) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = json.loads(made.content("card.json"))["blocks"]
+    return blocks
+
+
+def test_an_encoder_that_reads_is_measured_in_all_ways_and_again_the_same(tmp_path: Path, data: Artifact) -> None:
+    eye = execute(
+        READER, "eye", Reader(run="reader", data="data"), {"data": data}, tmp_path / "artifacts" / "eye" / "0123456789abcdef", Worker()
+    )
+    made = evaluated(tmp_path / "one", data, eye, sides=(24,))
+    figures = json.loads(made.content("figures.json"))
+    ways = [f"{kind}{way}_accuracy" for kind in ("knn", "probe") for way in ("", "_untrained", "_pixels")]
+    ways += ["knn_at_24_pixels_accuracy", "knn_at_24_pixels_kept", "zero_shot_accuracy"]
+    expected = {f"view.{split}_{by}_{way}" for split in ("held_out", "validation") for by in ("shape", "colour") for way in ways}
+    expected |= {f"view.{split}_{way}_caption_accuracy" for split in ("held_out", "validation") for way in ("greedy", "top_p", "beam")}
+    expected |= {
+        f"view.{split}_{what}_top_{at}_recall"
+        for split in ("held_out", "validation")
+        for what in ("captions_of_pictures", "pictures_of_captions")
+        for at in (1, 2)
+    }
+    assert {name for name in expected if not name.endswith("_kept")} <= set(figures) <= expected  # of nothing, no share is kept
+    assert all(0 <= value <= 1 for name, value in figures.items() if not name.endswith("_kept"))
+    blocks = blocks_of(made)
+    assert [block["type"] for block in blocks] == ["gallery", "table", "table", "table", "table", "picture", "text"]
+    assert blocks[-1]["text"] == "Left out. Hidden patches: this encoder never learnt to draw them."
+    assert len(blocks[0]["items"]) == 3 and {item["verdict"] for item in blocks[0]["items"]} <= {"right", "wrong"}
+    assert evaluated(tmp_path / "two", data, eye, sides=(24,)).manifest == made.manifest
+
+
+@pytest.mark.parametrize("form", [VIT, SwinSettings(patch=2, width=8, depths=(1, 1), heads=(2, 2), window=3)])
+def test_what_an_encoder_cannot_do_is_left_out_with_a_word(tmp_path: Path, data: Artifact, form: VitSettings | SwinSettings) -> None:
+    made = evaluated(tmp_path / "one", data, painter(tmp_path, data, form.model_dump()))
+    text = blocks_of(made)[-1].get("text", "")
+    assert "never read texts" in text and "Hidden patches" not in text
+    assert ("no class token" in text) is isinstance(form, SwinSettings)
+    assert "pictures/redrawn.png" in made.files() and ("pictures/attention.png" in made.files()) is isinstance(form, VitSettings)
+    bare = evaluated(tmp_path / "two", data, painter(tmp_path, data, form.model_dump()), text=None)
+    assert "no stream of text says what the pictures show" in blocks_of(bare)[-1]["text"]
+    assert json.loads(bare.content("figures.json")) == {}
+
+
+class Knowing:
+    """Stands for a captioner that sees and reads all: vectors name shape, colour and place, captions are true where `right`."""
+
+    def __init__(self, right: bool) -> None:
+        self.right = right
+        self.model = SimpleNamespace(text=SimpleNamespace(length=9))
+
+    def pictures(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self._vector(read_picture(picture)) for picture in unsigned(x)])
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.stack([self._vector(read_caption(text)) for text in texts])
+
+    def _vector(self, read: Reading | None) -> torch.Tensor:
+        assert read is not None
+        places = [SHAPES.index(read.shape), len(SHAPES) + list(COLOURS).index(read.colour), 10 + PLACES.index(read.place)]
+        return torch.eye(19)[places].sum(0)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_who_sees_and_reads_all_is_right_everywhere(data: Artifact, monkeypatch: pytest.MonkeyPatch, right: bool) -> None:
+    knowing = Knowing(right)
+
+    def write(captioner: Knowing, x: torch.Tensor, drawn: Any, beams: int) -> dict[str, list[str]]:
+        read = [read_picture(picture) for picture in unsigned(x)]
+        texts = [f"one {each.colour} {each.shape if right else 'cross'} {each.place}" for each in read if each is not None]
+        return dict.fromkeys(("greedy", "top_p", "beam"), texts)
+
+    monkeypatch.setattr(encoder_evaluation, "write_in_all_ways", write)
+    judged = Judged("eye", build_encoder(VIT, torch.Generator()).eval(), VIT, knowing, None)  # type: ignore[arg-type]
+    settings = settings_of(label_by=("shape", "colour", "place"), captioned=50)
+    with torch.inference_mode():
+        measured = measure(judged, Dataset(data), settings, Worker())
+    assert {row.accuracy for row in measured.by_words} == {1.0} and len(measured.by_words) == 6
+    assert {(row.to_captions, row.to_pictures) for row in measured.found} == {(1.0, 1.0)}
+    for captioned in measured.captioned:
+        crosses = np.mean([read_caption(caption.true).shape == "cross" for caption in captioned.captions])  # type: ignore[union-attr]
+        assert captioned.accuracy("beam") == (1.0 if right else crosses)
+
+
+def test_prompts_that_do_not_name_a_class_are_said(data: Artifact) -> None:
+    judged = Judged("eye", build_encoder(VIT, torch.Generator()).eval(), VIT, Knowing(True), None)  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_evaluation, "_captioned", lambda *_: encoder_evaluation.Captioned("none", ({},)))  # type: ignore[arg-type]
+        patch.setattr(encoder_evaluation, "_figures", lambda measured: {})
+        measured = measure(judged, Dataset(data), settings_of(prompts=("a {colour} cross at the top",)), Worker())
+    assert [row.by for row in measured.by_words] == ["colour", "colour"]
+    assert "Classes by words for shape: no prompt says {shape}." in measured.left_out
+
+
+def test_pictures_of_training_alone_or_of_others_alone_are_refused(data: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged("eye", build_encoder(VIT, torch.Generator()), VIT, None, None)
+    for kept in ("train", "validation"):
+        dataset = Dataset(data)
+        monkeypatch.setattr(dataset, "samples", lambda split, kept=kept, count=dataset.samples: count(split) if split == kept else 0)
+        with pytest.raises(ValueError, match=rf"the reference set is empty: .* this dataset has {kept}; give it both"):
+            measure(judged, dataset, settings_of(), Worker())
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for prompt in ("a picture", "a {size} {shape}", "{text} {shape}", "{}"):
+        with pytest.raises(ValidationError, match=r"must name {text} alone, or some of {shape}, {colour} and {place}"):
+            settings_of(prompts=(prompt,))
+    with pytest.raises(ValidationError, match=r"cannot be read: .* double a brace that is meant as one"):
+        settings_of(prompts=("a {text",))
+    with pytest.raises(ValidationError, match=r"recall_at \(4\) must be below candidates \(4\), or all are found"):
+        settings_of(recall_at=(1, 4))
