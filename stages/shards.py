@@ -4,6 +4,7 @@ The only door to webdataset. Its TarWriter writes; reading goes through the inde
 and a shard that was cut or damaged is noticed, which webdataset's own reader does not do.
 """
 
+import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -51,6 +52,8 @@ class ShardWriter:
 
         self._sink = _Sink(stream)
         self._tar: Any = TarWriter(self._sink, user="worldloom", group="worldloom", mode=0o444, mtime=0, encoder=False, compress=False)
+        # Its own choice, pax, gives a name of more than 100 bytes two headers, although USTAR holds it in one.
+        self._tar.tarstream.format = tarfile.USTAR_FORMAT
         self._last = ""
         self._end = 0
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
-from worldloom.pipeline.service import batch_routes, studio, token_routes, world_routes
+from worldloom.pipeline.service import batch_routes, embed_routes, studio, token_routes, world_routes
 from worldloom.pipeline.service.contract import InfoAnswer, LimitsInfo, QuotaInfo, TokenizersAnswer
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError, not_found
@@ -51,6 +51,7 @@ def create_app(engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None
     _add_listings(app, gate, engine, tuple(jobs.sources.folders))
     app.include_router(token_routes.router(engine))
     app.include_router(world_routes.router(engine))
+    app.include_router(embed_routes.router(engine))
     app.include_router(batch_routes.router(engine, jobs))
     app.include_router(studio.router(engine))
     if PAGE.is_dir():

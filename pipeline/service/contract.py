@@ -113,6 +113,7 @@ class EncoderInfo(Told):
     width: int = Field(description="numbers of an embedding")
     size: tuple[int, int] = Field(description="height and width that pictures are brought to")
     indexed: int = Field(description="samples that /v1/search looks through")
+    reads_texts: bool = Field(description="whether its pictures are compared with texts, too")
 
 
 class LimitsInfo(Told):
@@ -411,10 +412,11 @@ class EmbedAnswer(Told):
 
 
 class SearchRequest(Asked):
-    """POST /v1/search: samples like a picture, or like an embedding."""
+    """POST /v1/search: samples like a picture, a text or an embedding, one of the three."""
 
     encoder: Name
     input: str | None = Field(default=None, description="a picture in base64")
+    text: str | None = Field(default=None, description="for encoders that read texts")
     embedding: list[float] | None = None
     top: PositiveInt = Field(default=10, le=100)
 

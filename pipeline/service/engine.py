@@ -47,6 +47,8 @@ class Engine:
                 Bounds(self.limits.queued, self.limits.queue_seconds),
                 self.measures.batch_size.labels(tokenizer=name).observe,
             )
+        for encoder in self.served.encoders:
+            self.encoders[encoder.name] = await self.calls.call(f"encoder:{encoder.name}", "about")
         await self.calls.ready()
         if self.served.world is not None:
             self.world = await self.calls.call("world", "about")
@@ -105,6 +107,25 @@ class Engine:
         self.measures.rollouts.set(len(open_now))
         return open_now
 
+    def encoder(self, name: str) -> EncoderInfo:
+        """ServiceError(encoder_unknown) lists the known ones."""
+        if name not in self.encoders:
+            raise ServiceError(
+                "encoder_unknown", 404, f"there is no such encoder; there are {', '.join(self.encoders) or 'none'}", "encoder"
+            )
+        return self.encoders[name]
+
+    async def embed(self, name: str, contents: Sequence[bytes]) -> Any:
+        """float32 [B, D]."""
+        return await self.calls.call(f"encoder:{name}", "embed", contents)
+
+    async def search(
+        self, name: str, content: bytes | None, text: str | None, vector: Sequence[float] | None, top: int
+    ) -> list[tuple[str, str, float]]:
+        """Key, split and cosine of the samples that are most alike."""
+        found: list[tuple[str, str, float]] = await self.calls.call(f"encoder:{name}", "search", content, text, vector, top)
+        return found
+
     async def close(self) -> None:
         """Ends the workers."""
         await self.calls.close()
@@ -120,6 +141,10 @@ def local_engine(names: Sequence[str], limits: Limits | None = None) -> Engine:
 
     served = find_served(names)
     workers: dict[str, Any] = {f"tokenizer:{place.name}": TokenizerWorker(place) for place in served.tokenizers}
+    if served.encoders:
+        from worldloom.pipeline.service.encoder_worker import EncoderWorker
+
+        workers |= {f"encoder:{encoder.name}": EncoderWorker(encoder) for encoder in served.encoders}
     limits = limits or Limits()
     if served.world is not None:
         from worldloom.pipeline.service.world_worker import WorldWorker

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldloom.pipeline.machine import cpu_count
@@ -20,11 +21,11 @@ from worldloom.pipeline.ray_session import Session
 from worldloom.pipeline.service.calls import LANES, streamed
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.served import Served, TokenizerPlace
+from worldloom.pipeline.service.served import EncoderPlace, Served, TokenizerPlace
 from worldloom.stages.rejects import InputRejected
 
 RETRIES = 4  # of a call without an effect, when the replica that had it died
-AGAIN = {"about", "encode", "decode", "sessions", "golden"}  # methods without an effect
+AGAIN = {"about", "encode", "decode", "sessions", "golden", "embed", "search"}  # methods without an effect
 PAUSE = 0.2  # seconds before a call is tried again
 DRAIN = 70.0  # seconds that a replica has for what it has begun
 
@@ -48,24 +49,28 @@ class Outcome(NamedTuple):
 class Replica:
     """One worker in a process of its own, with a few threads."""
 
-    def __init__(self, place: TokenizerPlace | None, world: Any, limits: Limits, golden: bytes | None, version: int) -> None:
+    def __init__(self, place: TokenizerPlace | EncoderPlace | Path, limits: Limits, golden: bytes | None, version: int) -> None:
         """`golden`: what it must make of the golden value; a replica that makes something else never takes a request."""
         from worldloom.stages.deterministic import deterministic
 
         self.version = version
-        self._deterministic = deterministic(threads=1 if world is None else cpu_count())
+        self._deterministic = deterministic(threads=1 if isinstance(place, TokenizerPlace) else cpu_count())
         self._deterministic.__enter__()
         self.pool = ThreadPoolExecutor(LANES)
-        if place is not None:
+        if isinstance(place, TokenizerPlace):
             from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
 
             self.worker: Any = TokenizerWorker(place)
             if golden is not None and self.worker.golden() != golden:
                 raise RuntimeError(f"the tokenizer {place.name} gives other codes than the one it was to replace")
+        elif isinstance(place, EncoderPlace):
+            from worldloom.pipeline.service.encoder_worker import EncoderWorker
+
+            self.worker = EncoderWorker(place)
         else:
             from worldloom.pipeline.service.world_worker import WorldWorker
 
-            self.worker = WorldWorker(world, 4 * limits.rollouts, limits.rollout_seconds)
+            self.worker = WorldWorker(place, 4 * limits.rollouts, limits.rollout_seconds)
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> Outcome:
         """The outcome of a method."""
@@ -122,9 +127,11 @@ class RayCalls:
         self.version += 1
         for place in self.served.tokenizers:
             to = f"tokenizer:{place.name}"
-            self._handles[to] = self._run(serve, to, self.replicas, place, None)
+            self._handles[to] = self._run(serve, to, self.replicas, place)
+        for encoder in self.served.encoders:
+            self._handles[f"encoder:{encoder.name}"] = self._run(serve, f"encoder:{encoder.name}", 1, encoder)
         if self.served.world is not None:
-            self._handles["world"] = self._run(serve, "world", 1, None, self.served.world)  # sessions stay where their cache is
+            self._handles["world"] = self._run(serve, "world", 1, self.served.world)  # sessions stay where their cache is
 
     def lanes(self, to: str) -> int:
         return LANES * (self.replicas if to.startswith("tokenizer:") else 1)
@@ -175,7 +182,7 @@ class RayCalls:
             ray.shutdown()
         self._session.remove()
 
-    def _run(self, serve: Any, to: str, replicas: int, place: TokenizerPlace | None, world: Any) -> Any:
+    def _run(self, serve: Any, to: str, replicas: int, place: TokenizerPlace | EncoderPlace | Path) -> Any:
         deployment = serve.deployment(
             Replica,
             name=to.replace(":", "-"),
@@ -186,8 +193,8 @@ class RayCalls:
             graceful_shutdown_timeout_s=DRAIN,
             graceful_shutdown_wait_loop_s=0.2,
         )
-        golden = None if place is None else self._golden.get(place.name)
-        bound = deployment.bind(place, world, self.limits, golden, self.version)
+        golden = self._golden.get(place.name) if isinstance(place, TokenizerPlace) else None
+        bound = deployment.bind(place, self.limits, golden, self.version)
         return serve.run(bound, name=to.replace(":", "-"), route_prefix=None)
 
 

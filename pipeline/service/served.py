@@ -20,12 +20,20 @@ class TokenizerPlace(NamedTuple):
     stream: dict[str, Any] | None  # settings of the stream of a dataset that it encodes; None: as the tokenizer itself says
 
 
+class EncoderPlace(NamedTuple):
+    """An encoder to open."""
+
+    name: str
+    folder: Path  # its artifact
+    features: Path | None  # an artifact with its features of a dataset, to search in
+
+
 class Served(NamedTuple):
     """Places alone: nothing is opened yet."""
 
     tokenizers: tuple[TokenizerPlace, ...]
     world: Path | None  # the artifact of a world model
-    encoders: tuple[Path, ...]  # artifacts of encoders
+    encoders: tuple[EncoderPlace, ...]
     runs: tuple[Path, ...]  # as they were named
 
 
@@ -33,7 +41,7 @@ def find_served(names: Sequence[str]) -> Served:
     """ValueError, or an error of what is named, where there is nothing to serve or two tokenizers would have one name."""
     tokenizers: dict[str, TokenizerPlace] = {}
     worlds: list[Path] = []
-    encoders: list[Path] = []
+    encoders: dict[str, EncoderPlace] = {}
     runs: list[Path] = []
     for name in names:
         found = _tokenizer(name)
@@ -42,7 +50,10 @@ def find_served(names: Sequence[str]) -> Served:
             artifacts = [Artifact.open(folder) for folder in locate(run).artifacts.values() if (folder / "DONE.json").is_file()]
             places = _of_run(artifacts)
             worlds += [artifact.folder for artifact in artifacts if artifact.produces == "world_model"]
-            encoders += [artifact.folder for artifact in artifacts if artifact.produces == "encoder"]
+            for artifact in artifacts:
+                if artifact.produces == "encoder":
+                    name = _name(artifact.name)
+                    encoders.setdefault(name, EncoderPlace(name, artifact.folder, _features_of(artifact, artifacts)))
             runs.append(run)
         else:
             places = [found]
@@ -55,9 +66,9 @@ def find_served(names: Sequence[str]) -> Served:
         raise ValueError(
             f"there are {len(worlds)} world models ({', '.join(f.parent.name for f in worlds)}); one is served: name one run of one"
         )
-    if not tokenizers:
+    if not tokenizers and not encoders:
         raise ValueError(f"there is no finished tokenizer in {', '.join(names)}; run the pipeline, it goes on where it stopped")
-    return Served(tuple(tokenizers.values()), worlds[0] if worlds else None, tuple(encoders), tuple(runs))
+    return Served(tuple(tokenizers.values()), worlds[0] if worlds else None, tuple(encoders.values()), tuple(runs))
 
 
 def _tokenizer(name: str) -> TokenizerPlace | None:
@@ -92,6 +103,15 @@ def _of_run(artifacts: Sequence[Artifact]) -> list[TokenizerPlace]:
         if made.folder / "tokenizer" not in bound:
             places.setdefault(_name(made.name), TokenizerPlace(_name(made.name), made.folder / "tokenizer", made.name, None))
     return list(places.values())
+
+
+def _features_of(encoder: Artifact, others: Sequence[Artifact]) -> Path | None:
+    """A finished set of one vector a picture, made by this encoder."""
+    for made in others:
+        mine = made.kind == "embed_dataset" and made.input("encoder").fingerprint == encoder.fingerprint
+        if mine and json.loads(made.content("features/dataset.json"))["tokens"] is None:
+            return made.folder
+    return None
 
 
 def _stage(folder: Path) -> str | None:

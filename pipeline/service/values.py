@@ -63,10 +63,10 @@ def cost_of(stream: Stream, content: bytes) -> int:
         return max(stream.steps * stream.dimensions, len(content) // 8)
     if isinstance(stream, VideoStream):
         return max(stream.frames * stream.height * stream.width, len(content))
-    return max(stream.height * stream.width, _claimed(content))
+    return max(stream.height * stream.width, pixels_of(content))
 
 
-def _claimed(content: bytes) -> int:
+def pixels_of(content: bytes) -> int:
     """Pixels that a picture's header claims; 0 where it has none, or claims too many, which the decoder refuses without more work."""
     from worldloom.stages.stream_image import MAX_PIXELS, read_claim
 

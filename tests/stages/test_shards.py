@@ -189,3 +189,10 @@ def test_rows_name_the_exact_bytes(tmp_path):
         expected = SAMPLES[key]["frame.png"]
         assert content[row.offset : row.offset + row.bytes] == expected
         assert (row.length, row.crc32) == (len(expected), zlib.crc32(expected))
+
+
+def test_a_long_path_that_one_header_holds_has_one_header(tmp_path):
+    key = "/".join(["k" * 90] * 2)
+    path = write(tmp_path, {key: {"words.txt": b"a"}})
+    assert IndexedShard(path, tmp_path / "words.txt.idx.npy").keys == [key]
+    assert path.stat().st_size == 10_240 and path.read_bytes()[512:513] == b"a"
