@@ -51,11 +51,11 @@ class Replica:
 
     def __init__(self, place: TokenizerPlace | EncoderPlace | Path, limits: Limits, golden: bytes | None, version: int) -> None:
         """`golden`: what it must make of the golden value; a replica that makes something else never takes a request."""
-        from worldloom.stages.deterministic import deterministic
+        from worldloom.stages.deterministic import settled
 
         self.version = version
-        self._deterministic = deterministic(threads=1 if isinstance(place, TokenizerPlace) else cpu_count())
-        self._deterministic.__enter__()
+        self._settled = settled(threads=1 if isinstance(place, TokenizerPlace) else cpu_count())
+        self._settled.__enter__()
         self.pool = ThreadPoolExecutor(LANES)
         if isinstance(place, TokenizerPlace):
             from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
