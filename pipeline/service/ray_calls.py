@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldloom.pipeline.machine import cpu_count
-from worldloom.pipeline.ray_executor import ENVIRONMENT, OBJECT_STORE, OWN_ENVIRONMENT
+from worldloom.pipeline.ray_executor import ENVIRONMENT, OWN_ENVIRONMENT, begin_local_ray
 from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked
 from worldloom.pipeline.ray_session import Session
 from worldloom.pipeline.service.calls import LANES, streamed
@@ -101,22 +101,12 @@ class RayCalls:
         self._handles: dict[str, Any] = {}
         for name, value in (ENVIRONMENT | OWN_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}).items():
             os.environ.setdefault(name, value)
-        import ray
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self._session = Session()
         with deaf_children():
-            ray.init(
-                address="local",
-                num_cpus=cpu_count(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=self._session.folder,
-            )
+            begin_local_ray(self._session)
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
             self.deploy()
 
