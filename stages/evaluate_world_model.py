@@ -11,6 +11,8 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import StageSettings, WorldRef
 from worldloom.stages.worker import Worker
 
+ANSWERING = 0.25  # temperature
+
 
 class EvaluateWorldModel(StageSettings):
     """One evaluation; the same settings give the same figures."""
@@ -25,7 +27,11 @@ class EvaluateWorldModel(StageSettings):
     unconditional: PositiveInt = Field(64, description="sequences written from nothing")
     rollouts: NonNegativeInt = Field(100, description="samples of every split that are rolled out, where clips are on a clock")
     rollout_given: PositiveInt = Field(1, description="true frames that a rollout begins with; from two on it shows what moves already")
-    temperature: NonNegativeFloat = Field(0.25, description="of answers; 0 takes the likeliest token")
+    temperature: NonNegativeFloat | dict[str, NonNegativeFloat] = Field(
+        ANSWERING,
+        description="of answers and rollouts; 0 takes the likeliest token. Or one for each stream named, 0.25 for the others: what may "
+        "come at any time, as in sounds, wants a higher one, or it never comes",
+    )
     dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0

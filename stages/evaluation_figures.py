@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from worldloom.stages.evaluate_world_model import ANSWERING
 from worldloom.stages.evaluation import (
     DOCUMENTS,
     Bits,
@@ -26,6 +27,7 @@ from worldloom.stages.oracles import Oracle, oracle_of
 from worldloom.stages.worker import Worker
 from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.free import legal_share
+from worldloom.world_model.next_token import ORDER
 
 if TYPE_CHECKING:
     from worldloom.stages.evaluate_world_model import EvaluateWorldModel
@@ -66,7 +68,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     rolls = settings.rollouts if can_roll(world, settings.rollout_given) else 0
     total += len(splits) * 2 * -(-rolls // settings.batch)
     between = _progress(worker, total)
-    choosing = Choosing(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
+    choosing = choosing_of(world, settings)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
     plain = choosing.model_copy(update={"guidance": 1.0})  # rollouts are written as learnt
     return Measured(
@@ -95,6 +97,16 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
         ),
         dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
     )
+
+
+def choosing_of(world: OpenWorld, settings: "EvaluateWorldModel") -> Choosing:
+    """How answers are chosen; ValueError for the temperature of a stream that the world does not have."""
+    temperature = settings.temperature
+    if isinstance(temperature, dict):
+        if unknown := sorted(set(temperature) - {*world.streams}):
+            raise ValueError(f"temperature is given for {unknown[0]!r}; this world has the streams {', '.join(world.streams)}")
+        temperature = dict.fromkeys((*world.streams, ORDER), ANSWERING) | temperature
+    return Choosing(temperature=temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
 
 
 def _distinct(

@@ -13,7 +13,7 @@ from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
 from worldloom.stages.evaluation import Direction, _documents, bits, choose, directions, distinct, kept, row_seed
 from worldloom.stages.evaluation_card import _spread, evaluation_card
-from worldloom.stages.evaluation_figures import _varied, figures_of, measure
+from worldloom.stages.evaluation_figures import _varied, choosing_of, figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
 from worldloom.stages.oracles import ORACLES, oracle_of
 from worldloom.stages.worker import Interrupted, Worker
@@ -124,6 +124,14 @@ def test_answers_are_as_varied_as_they_are_different(world: OpenWorld) -> None:
     way = Direction("words", "view")
     assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=0.0), 0) == 0.25
     assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=1.0), 0) == 1.0
+
+
+def test_a_stream_may_have_a_temperature_of_its_own_beside_the_usual_one(world: OpenWorld) -> None:
+    settings = EvaluateWorldModel.model_validate_json(json.dumps({**SETTINGS.model_dump(), "temperature": {"view": 0}}))
+    assert choosing_of(world, settings) == Choosing(temperature={"words": 0.25, "view": 0.0, "order": 0.25})
+    assert choosing_of(world, SETTINGS) == Choosing(temperature=0.25)
+    with pytest.raises(ValueError, match="temperature is given for 'sound'; this world has the streams view, words"):
+        choosing_of(world, settings.model_copy(update={"temperature": {"sound": 0.8}}))
 
 
 @pytest.mark.parametrize(("most_codes", "batch", "expected"), [(20_000, 100, 8), (20_000, 20, 5), (33, 100, 2), (1, 1, 1)])
