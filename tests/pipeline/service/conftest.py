@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from worldloom.pipeline.service.app import create_app
 from worldloom.pipeline.service.engine import Engine, local_engine
 from worldloom.pipeline.service.jobs import Jobs
 from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.protocol import bounded
+from worldloom.pipeline.service.serve import Server
 from worldloom.pipeline.service.tenants import Tenants
 
 Answer = TypeVar("Answer")
@@ -63,6 +67,29 @@ def asking(names: list[str], limits: Limits | None = None, tenants: Tenants | No
         yield service
     finally:
         service.close()
+
+
+@contextmanager
+def on_a_port(service: Asking) -> Iterator[str]:
+    """The address of a service that listens on this machine."""
+    config = uvicorn.Config(
+        service.app, port=0, http=bounded(service.engine.limits), ws="none", lifespan="off", log_config=None, access_log=False
+    )
+    server = Server(config, service.app.state.gate)
+    ended = asyncio.run_coroutine_threadsafe(server.serve(), service._loop)
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        ended.result(60)
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[..., AbstractContextManager[str]]:
+    """`on_a_port`, for tests that need a socket."""
+    return on_a_port
 
 
 @pytest.fixture(scope="session")
