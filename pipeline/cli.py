@@ -201,7 +201,10 @@ def serve(
     plain: Annotated[bool, typer.Option("--plain", help="everything in this one process, without Ray")] = False,
 ) -> None:
     """Serve tokenizers and the world of a run over HTTP, with the studio page at /."""
-    from worldloom.pipeline.service.serve import serve_command
+    try:
+        from worldloom.pipeline.service.serve import serve_command
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serving needs the extra `serve` ({error.name} is not there); pip install 'worldloom[serve]'") from error
 
     sources = {name: Path(folder) for name, folder in pairs_of(data or (), "--data", "PREFIX=FOLDER").items()}
     raise typer.Exit(serve_command(names, host, port, token_file, replicas, jobs, sources, plain))

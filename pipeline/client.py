@@ -76,7 +76,7 @@ class _Calls:
 
     def _pause(self, attempt: int, retry_after: str | None) -> float:
         """At least what the service asks for; spread, so that not all come back at once."""
-        own = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * (0.5 + self._random())
+        own: float = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * (0.5 + self._random())
         try:
             return max(own, float(retry_after or 0))
         except ValueError:  # a date, which this service never sends

@@ -126,16 +126,7 @@ class RayExecutor:
             if self.address is None:
                 self._session = Session()
                 with deaf_children():
-                    ray.init(
-                        address="local",
-                        num_cpus=cpu_count(),
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        object_store_memory=OBJECT_STORE,
-                        _node_ip_address="127.0.0.1",
-                        _temp_dir=self._session.folder,
-                    )
+                    begin_local_ray(self._session)
                 self._processes = essential_children()
             else:
                 _join(self.address)
@@ -401,3 +392,19 @@ def _carried_environment(task: Task) -> dict[str, str]:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def begin_local_ray(session: Session) -> None:
+    """A Ray of this process's own, on this machine and its loopback only."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpu_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=session.folder,
+    )

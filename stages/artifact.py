@@ -57,8 +57,9 @@ class Artifact:
     def open(cls, folder: Path) -> "Artifact":
         """Reads stage.json and DONE.json; ArtifactError if the artifact is missing, unfinished or damaged."""
         folder = Path(folder).absolute()
-        begun = cls.begun(folder)
+        stage = _record(folder, "stage.json", "it was never begun")
         done = _record(folder, "DONE.json", "the stage has not finished: run the pipeline again, it goes on where it stopped")
+        begun = cls._of(folder, stage)
         if done.get("fingerprint") != begun.fingerprint:
             raise ArtifactError(f"{folder}: DONE.json and stage.json speak of different artifacts; remove the folder and run again")
         return replace(begun, counts=done["counts"], manifest=done["files"])
@@ -67,7 +68,10 @@ class Artifact:
     def begun(cls, folder: Path) -> "Artifact":
         """Reads stage.json alone, of a stage that may still be at work: settings and inputs, no files yet; ArtifactError without one."""
         folder = Path(folder).absolute()
-        stage = _record(folder, "stage.json", "it was never begun")
+        return cls._of(folder, _record(folder, "stage.json", "it was never begun"))
+
+    @classmethod
+    def _of(cls, folder: Path, stage: Mapping[str, Any]) -> "Artifact":
         return cls(
             folder=folder,
             name=stage["stage"],

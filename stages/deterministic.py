@@ -9,7 +9,17 @@ import torch
 
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
-    """Deterministic algorithms, no autotuning, no TF32, `threads` CPU threads, no gradients; what was set before returns at the end."""
+    """`settled`, and no gradients in this thread."""
+    with settled(threads), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def settled(threads: int) -> Iterator[None]:
+    """Deterministic algorithms, no autotuning, no TF32, `threads` CPU threads; what was set before returns at the end.
+
+    All of it is the process's, so that another thread may end it.
+    """
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -25,8 +35,7 @@ def deterministic(threads: int) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from worldloom.stages.settings import Stream
+from worldloom.stages.settings import AudioStream, ImageStream, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Worker
 
 if TYPE_CHECKING:
@@ -69,3 +69,16 @@ def finish_shards(shards: Sequence[Shard], streams: Mapping[str, Stream], out: P
     splits = {shard.split: [(other.name, other.stop - other.start) for other in shards if other.split == shard.split] for shard in shards}
     write_dataset_json(out, streams, splits, oracle)
     return totals
+
+
+def content_bytes(stream: Stream, words: int) -> int:
+    """Bytes of one content, roughly; `words` are a text's. Drawn pictures compress to about a quarter of a byte a pixel."""
+    if isinstance(stream, TextStream):
+        return words
+    if isinstance(stream, ImageStream):
+        return 150 + stream.height * stream.width // 4
+    if isinstance(stream, VideoStream):
+        return 128 + stream.frames * stream.height * stream.width * 3
+    if isinstance(stream, AudioStream):
+        return 44 + 2 * stream.channels * stream.samples
+    return 128 + 4 * stream.steps * stream.dimensions

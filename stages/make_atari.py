@@ -18,7 +18,7 @@ from worldloom.stages.atari_games import KNOWN
 from worldloom.stages.atari_settings import ACTIONS, FRAMES_A_SECOND, SCREEN, Follow, Policy, Sticky
 from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
-from worldloom.stages.made_dataset import Shard, finish_shards, plan_shards, write_shards
+from worldloom.stages.made_dataset import Shard, content_bytes, finish_shards, plan_shards, write_shards
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, StageSettings, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Worker
 
@@ -257,21 +257,10 @@ def estimate(settings: MakeAtari, inputs: Mapping[str, Estimate]) -> Estimate:
     """Clips and sounds lie as they are, screens compress to about a quarter of a byte a pixel."""
     samples = settings.samples + settings.validation
     return Estimate(
-        samples, bytes=samples * sum(member_bytes(_size(stream)) for stream in settings.streams.values()), streams=settings.streams
+        samples,
+        bytes=samples * sum(member_bytes(content_bytes(stream, words=90)) for stream in settings.streams.values()),
+        streams=settings.streams,
     )
-
-
-def _size(stream: Stream) -> int:
-    """Bytes of one content, roughly."""
-    if isinstance(stream, TextStream):
-        return 90
-    if isinstance(stream, ImageStream):
-        return 150 + stream.height * stream.width // 4
-    if isinstance(stream, VideoStream):
-        return 128 + stream.frames * stream.height * stream.width * 3
-    if isinstance(stream, AudioStream):
-        return 44 + 2 * stream.channels * stream.samples
-    return 128 + 4 * stream.steps * stream.dimensions
 
 
 STAGE = StageKind(

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.estimate import Estimate, member_bytes
 from worldloom.stages.kind import StageKind
-from worldloom.stages.made_dataset import Shard, finish_shards, plan_shards, write_shards
+from worldloom.stages.made_dataset import Shard, content_bytes, finish_shards, plan_shards, write_shards
 from worldloom.stages.settings import ActionStream, AudioStream, ImageStream, StageSettings, Stream, TextStream, VideoStream
 from worldloom.stages.worker import Worker
 
@@ -206,23 +206,10 @@ def estimate(settings: MakeShapes, inputs: Mapping[str, Estimate]) -> Estimate:
     """Pictures of one shape compress to about a quarter of a byte a pixel beyond 150 bytes, captions are short."""
     samples = settings.samples + settings.validation + settings.held_out
     bytes_each = sum(
-        member_bytes(_size(stream)) * (1.0 if isinstance(stream, TextStream | ImageStream) else settings.moving)
+        member_bytes(content_bytes(stream, words=50)) * (1.0 if isinstance(stream, TextStream | ImageStream) else settings.moving)
         for stream in settings.streams.values()
     )
     return Estimate(samples, bytes=round(samples * bytes_each), streams=settings.streams)
-
-
-def _size(stream: Stream) -> int:
-    """Bytes of one content, roughly."""
-    if isinstance(stream, TextStream):
-        return 50
-    if isinstance(stream, ImageStream):
-        return 150 + stream.height * stream.width // 4
-    if isinstance(stream, VideoStream):
-        return 128 + stream.frames * stream.height * stream.width * 3
-    if isinstance(stream, AudioStream):
-        return 44 + 2 * stream.channels * stream.samples
-    return 128 + 4 * stream.steps * stream.dimensions
 
 
 STAGE = StageKind(

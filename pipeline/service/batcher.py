@@ -145,7 +145,7 @@ class Batcher:
                 if isinstance(found, Exception):
                     part.result.set_exception(found)
                 else:
-                    refused = [each._replace(index=each.index - first) for each in found.refused if first <= each.index < last]
+                    refused = [each._replace(at=each.at - first) for each in found.refused if first <= each.at < last]
                     part.result.set_result(Encoded(found.codes[first:last], refused))
             first = last
 
@@ -171,7 +171,7 @@ def _joined(found: Sequence[Encoded], lengths: Sequence[int]) -> Encoded:
     codes: list[Any] = []
     refused: list[Refused] = []
     for one, length in zip(found, lengths, strict=True):
-        refused += [each._replace(index=each.index + len(codes)) for each in one.refused]
+        refused += [each._replace(at=each.at + len(codes)) for each in one.refused]
         assert len(one.codes) == length
         codes += one.codes
     return Encoded(codes, refused)

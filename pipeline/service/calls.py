@@ -64,12 +64,12 @@ class LocalCalls:
     """Workers in this process, in threads of their own."""
 
     def __init__(self, workers: Mapping[str, Any]) -> None:
-        from worldloom.stages.deterministic import deterministic
+        from worldloom.stages.deterministic import settled
 
         self.workers = dict(workers)
         self._pools = {name: ThreadPoolExecutor(LANES, thread_name_prefix=name) for name in workers}
         self._open = ExitStack()
-        self._open.enter_context(deterministic(threads=1))
+        self._open.enter_context(settled(threads=1))
 
     def lanes(self, to: str) -> int:
         return LANES

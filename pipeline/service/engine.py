@@ -64,7 +64,7 @@ class Engine:
         found = await self.batchers[name](contents, costs)
         if found.refused:
             first = found.refused[0]
-            raise ServiceError.of(InputRejected(first.code, first.detail), params[first.index])
+            raise ServiceError.of(InputRejected(first.code, first.detail), params[first.at])
         self.measures.count_codes(name, self.tokenizers[name], found.codes)
         return found.codes
 

@@ -181,7 +181,7 @@ class _Request:
         await self.send({"type": "http.response.body", "body": found.body})
 
     async def _handle(self) -> None:
-        handling = asyncio.create_task(self.app(self.scope, self.receive, self.send))
+        handling = asyncio.ensure_future(self.app(self.scope, self.receive, self.send))
         watching: asyncio.Task[None] | None = None
         try:
             seconds = self._seconds()

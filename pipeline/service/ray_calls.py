@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldloom.pipeline.machine import cpu_count
-from worldloom.pipeline.ray_executor import ENVIRONMENT, OBJECT_STORE, OWN_ENVIRONMENT
+from worldloom.pipeline.ray_executor import ENVIRONMENT, OWN_ENVIRONMENT, begin_local_ray
 from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked
 from worldloom.pipeline.ray_session import Session
 from worldloom.pipeline.service.calls import LANES, streamed
@@ -51,11 +51,11 @@ class Replica:
 
     def __init__(self, place: TokenizerPlace | EncoderPlace | Path, limits: Limits, golden: bytes | None, version: int) -> None:
         """`golden`: what it must make of the golden value; a replica that makes something else never takes a request."""
-        from worldloom.stages.deterministic import deterministic
+        from worldloom.stages.deterministic import settled
 
         self.version = version
-        self._deterministic = deterministic(threads=1 if isinstance(place, TokenizerPlace) else cpu_count())
-        self._deterministic.__enter__()
+        self._settled = settled(threads=1 if isinstance(place, TokenizerPlace) else cpu_count())
+        self._settled.__enter__()
         self.pool = ThreadPoolExecutor(LANES)
         if isinstance(place, TokenizerPlace):
             from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
@@ -94,31 +94,25 @@ class RayCalls:
     """A Ray of its own on this machine's loopback, gone with this process."""
 
     def __init__(self, served: Served, limits: Limits, replicas: int) -> None:
-        """Starts Ray and all replicas; call it from the main thread."""
+        """Starts Ray and all replicas; call it from the main thread. ValueError says which of them did not start, and why."""
         self.served, self.limits, self.replicas = served, limits, replicas
         self.version = 0
         self._golden: dict[str, bytes] = {}
         self._handles: dict[str, Any] = {}
         for name, value in (ENVIRONMENT | OWN_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}).items():
             os.environ.setdefault(name, value)
-        import ray
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self._session = Session()
         with deaf_children():
-            ray.init(
-                address="local",
-                num_cpus=cpu_count(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=self._session.folder,
-            )
+            begin_local_ray(self._session)
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-            self.deploy()
+            try:
+                self.deploy()
+            except RuntimeError as error:
+                self._close()
+                raise ValueError(str(error)) from None
 
     def deploy(self) -> None:
         """Starts the replicas, or replaces them one by one; RuntimeError where new ones do not come up, and the old ones stay."""

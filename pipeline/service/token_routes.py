@@ -46,7 +46,7 @@ def body_of(model: type[Any], *, files: str | None = None) -> dict[str, Any]:
     schema.pop("$defs", None)
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if files is not None:
-        fields = {name: {"type": "string"} for name in schema["properties"] if name not in ("input", "codes", "source")}
+        fields: dict[str, Any] = {name: {"type": "string"} for name in schema["properties"] if name not in ("input", "codes", "source")}
         fields[files] = {"type": "array", "items": {"type": "string", "format": "binary"}}
         content[MULTIPART] = {"schema": {"type": "object", "properties": fields, "required": ["tokenizer", files]}}
     return {"requestBody": {"required": True, "content": content}}

@@ -27,7 +27,7 @@ TYPES = {
 class Refused(NamedTuple):
     """Why a value has no codes."""
 
-    index: int
+    at: int  # its place in the request
     code: str
     detail: str
 

@@ -304,6 +304,7 @@ class _Telling:
         self._told: dict[int, list[int | None]] = {}
         self._fresh: dict[int, dict[int, int]] = {}  # by stream: codes by place, that are still to be said
         self._last = 0.0
+        self._at, self._open = 0, -1
         self._begin()
 
     def hear(self, tokens: Sequence[int]) -> None:

@@ -279,3 +279,11 @@ def test_the_terminal_gets_bars_and_a_pipe_gets_lines(monkeypatch):
     assert isinstance(cli._reporter("text"), TerminalReporter)
     monkeypatch.setattr(cli, "_console", lambda: Console(force_terminal=True, _environ={"TERM": "dumb"}))
     assert isinstance(cli._reporter("text"), LineReporter)
+
+
+def test_serving_without_its_extra_says_what_to_install(call, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("worldloom.pipeline.service.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, err = call("serve", "somewhere")
+    assert code == 2 and "pip install 'worldloom[serve]'" in err

@@ -226,7 +226,7 @@ def test_only_a_world_model_is_opened(tiny_world: Artifact) -> None:
 
 def test_an_unknown_oracle_is_refused_with_the_known_ones() -> None:
     assert oracle_of(None) is None
-    with pytest.raises(ValueError, match="no oracle called 'delphi'; there are shapes"):
+    with pytest.raises(ValueError, match="no oracle called 'delphi'; there are pong, shapes"):
         oracle_of("delphi")
 
 

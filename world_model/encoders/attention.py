@@ -23,8 +23,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
             bias = bias.expand(*query.shape[:-1], key.shape[-2])
             bias = bias if bias.dtype == torch.bool else bias.to(query.dtype)
         if query.dim() > 4:  # the fast kernels know four axes
-            rows = [each.flatten(0, -4) for each in (query, key, value)]
-            mixed = F.scaled_dot_product_attention(*rows, None if bias is None else bias.flatten(0, -4), is_causal=causal)
+            q, k, v = (each.flatten(0, -4) for each in (query, key, value))
+            mixed = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.flatten(0, -4), is_causal=causal)
             return mixed.view_as(query)
         return F.scaled_dot_product_attention(query, key, value, bias, is_causal=causal)
     # In one call with the product, because queries are usually a view that is slow to multiply alone.

@@ -1,4 +1,4 @@
-"""What docs/SERVICE.md and docs/openapi.json say is so."""
+"""What docs/service.md and docs/openapi.json say is so."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from worldloom.pipeline.service.openapi import openapi_text
 from worldloom.pipeline.service.sources import Sources
 
 DOCS = Path(__file__).parents[3] / "docs"
-EXAMPLES = re.findall(r"```sh curl\n(.*?)\n```", (DOCS / "SERVICE.md").read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = re.findall(r"```sh curl\n(.*?)\n```", (DOCS / "service.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_openapi_json_is_what_the_application_says():
