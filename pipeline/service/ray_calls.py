@@ -94,7 +94,7 @@ class RayCalls:
     """A Ray of its own on this machine's loopback, gone with this process."""
 
     def __init__(self, served: Served, limits: Limits, replicas: int) -> None:
-        """Starts Ray and all replicas; call it from the main thread."""
+        """Starts Ray and all replicas; call it from the main thread. ValueError says which of them did not start, and why."""
         self.served, self.limits, self.replicas = served, limits, replicas
         self.version = 0
         self._golden: dict[str, bytes] = {}
@@ -108,23 +108,30 @@ class RayCalls:
         with deaf_children():
             begin_local_ray(self._session)
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-            self.deploy()
+            try:
+                self.deploy()
+            except RuntimeError as error:
+                self._close()
+                raise ValueError(str(error)) from None
 
     def deploy(self) -> None:
         """Starts the replicas, or replaces them one by one; RuntimeError where new ones do not come up, and the old ones stay."""
         from ray import serve
 
         self.version += 1
-        for place in self.served.tokenizers:
-            to = f"tokenizer:{place.name}"
-            self._handles[to] = self._run(serve, to, self.replicas, place)
-        for encoder in self.served.encoders:
-            self._handles[f"encoder:{encoder.name}"] = self._run(serve, f"encoder:{encoder.name}", 1, encoder)
+        places: dict[str, TokenizerPlace | EncoderPlace | Path] = {f"tokenizer:{place.name}": place for place in self.served.tokenizers}
+        places |= {f"encoder:{place.name}": place for place in self.served.encoders}
         if self.served.world is not None:
-            self._handles["world"] = self._run(serve, "world", 1, self.served.world)  # sessions stay where their cache is
+            places["world"] = self.served.world
+        targets = [serve.RunTarget(self._bound(serve, to, place), _named(to), None) for to, place in places.items()]
+        try:
+            handles = serve.run_many(targets)
+        except RuntimeError as error:
+            raise RuntimeError(_reason(serve) or str(error)) from None
+        self._handles = dict(zip(places, handles, strict=True))
 
     def lanes(self, to: str) -> int:
-        return LANES * (self.replicas if to.startswith("tokenizer:") else 1)
+        return LANES * self._replicas(to)
 
     async def call(self, to: str, method: str, *arguments: Any) -> Any:
         from ray.exceptions import RayActorError
@@ -172,11 +179,11 @@ class RayCalls:
             ray.shutdown()
         self._session.remove()
 
-    def _run(self, serve: Any, to: str, replicas: int, place: TokenizerPlace | EncoderPlace | Path) -> Any:
+    def _bound(self, serve: Any, to: str, place: TokenizerPlace | EncoderPlace | Path) -> Any:
         deployment = serve.deployment(
             Replica,
-            name=to.replace(":", "-"),
-            num_replicas=replicas,
+            name=_named(to),
+            num_replicas=self._replicas(to),
             max_ongoing_requests=2 * LANES,
             ray_actor_options={"num_cpus": 0},
             health_check_period_s=2,
@@ -184,8 +191,26 @@ class RayCalls:
             graceful_shutdown_wait_loop_s=0.2,
         )
         golden = self._golden.get(place.name) if isinstance(place, TokenizerPlace) else None
-        bound = deployment.bind(place, self.limits, golden, self.version)
-        return serve.run(bound, name=to.replace(":", "-"), route_prefix=None)
+        return deployment.bind(place, self.limits, golden, self.version)
+
+    def _replicas(self, to: str) -> int:
+        """One of a world: its sessions stay where their cache is."""
+        return self.replicas if to.startswith("tokenizer:") else 1
+
+
+def _named(to: str) -> str:
+    """As Serve may call it."""
+    return to.replace(":", "-")
+
+
+def _reason(serve: Any) -> str:
+    """The last line of what replicas died of, where some did."""
+    for name, application in serve.status().applications.items():
+        for deployment in application.deployments.values():
+            lines = [line for line in deployment.message.splitlines() if line.strip()]
+            if application.status == "DEPLOY_FAILED" and lines:
+                return f"{name} did not start: {lines[-1].strip()}"
+    return ""
 
 
 def _outcome(work: Any) -> Outcome:
