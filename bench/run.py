@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-AREAS = ("loader", "encode", "tokenizers", "encoders", "curate", "quality", "world_model", "sampling", "studio", "kills")
+AREAS = ("loader", "encode", "tokenizers", "encoders", "curate", "quality", "world_model", "sampling", "studio", "service", "kills")
 
 
 def main(names: list[str]) -> int:
