@@ -6,7 +6,7 @@ One model, one lock: whoever writes a sample lets a session's next step in betwe
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +66,8 @@ class _Session:
     tenant: str
     steps: Iterator[Step]
     scale: int
+    used: float  # when, last
     step: int = 0
-    used: float = field(default_factory=time.monotonic)
     action: NDArray[np.float32] | None = None
     going: threading.Lock = field(default_factory=threading.Lock)
 
@@ -84,11 +84,11 @@ class SessionInfo(NamedTuple):
 class WorldWorker:
     """Safe for several threads."""
 
-    def __init__(self, artifact: Path, most_sessions: int, session_seconds: float) -> None:
+    def __init__(self, artifact: Path, most_sessions: int, session_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self.world = open_world(Artifact.open(Path(artifact)))
         self.name = Path(artifact).parent.name
         self.fingerprint = Artifact.open(Path(artifact)).fingerprint
-        self.most_sessions, self.session_seconds = most_sessions, session_seconds
+        self.most_sessions, self.session_seconds, self._now = most_sessions, session_seconds, now
         self._turns = _Turns()
         self._sessions: dict[str, _Session] = {}
 
@@ -132,9 +132,7 @@ class WorldWorker:
             fill_steps=asked.fill_steps,
             fill_order=asked.fill_order,
         )
-        want = asked.want
-        if want is None and given:
-            want = [name for name in self.world.streams if name not in given]
+        want = self._wanted(asked)
         telling = _Telling(self.world.vocabulary, {name: self.world.tokenizers[name].shape for name in self.world.streams}, say)
 
         def hear(row: int, tokens: Sequence[int]) -> None:
@@ -159,7 +157,7 @@ class WorldWorker:
             frames = clock_of(self.world).streams[0]
             context = self._context(frames, asked)
         prompts = {name: self._value(name, value, f"prompts.{name}") for name, value in asked.prompts.items()}
-        session = _Session(tenant, iter(()), asked.scale)
+        session = _Session(tenant, iter(()), asked.scale, self._now())
         with self._turns(), _as_service_errors():
             session.steps = self.world.rollout(
                 {frames: context[None]},
@@ -187,7 +185,7 @@ class WorldWorker:
                     step = next(session.steps)
                 session.step += 1
                 made.append(self._shown(name, session, step.values))
-            session.used = time.monotonic()
+            session.used = self._now()
         return made
 
     def close(self, tenant: str, name: str) -> None:
@@ -198,7 +196,7 @@ class WorldWorker:
     def sessions(self) -> list[SessionInfo]:
         """All that are open."""
         self._expire()
-        now = time.monotonic()
+        now = self._now()
         return [
             SessionInfo(name, session.tenant, session.step, self.session_seconds - (now - session.used))
             for name, session in self._sessions.items()
@@ -209,14 +207,25 @@ class WorldWorker:
         session = self._sessions.get(name)
         if session is None or session.tenant != tenant:
             raise not_found("session")
-        session.used = time.monotonic()
+        session.used = self._now()
         return session
 
     def _expire(self) -> None:
-        now = time.monotonic()
+        now = self._now()
         for name, session in list(self._sessions.items()):
             if now - session.used > self.session_seconds and not session.going.locked():
                 self._sessions.pop(name, None)
+
+    def _wanted(self, asked: GenerateRequest) -> list[str] | None:
+        """The streams to write, in order; None leaves it to the model."""
+        if asked.want is None:
+            return [name for name in self.world.streams if name not in asked.given] if asked.given else None
+        for name in asked.want:
+            if name not in self.world.streams:
+                raise ServiceError("stream_unknown", 400, f"the world has no such stream; it has {', '.join(self.world.streams)}", "want")
+            if name in asked.given or asked.want.count(name) > 1:
+                raise ServiceError("request_invalid", 422, "a stream is wanted once, and not where it is given; leave it out", "want")
+        return asked.want
 
     def _value(self, name: str, value: Any, param: str) -> Any:
         """What is given for a stream, decoded; ServiceError."""

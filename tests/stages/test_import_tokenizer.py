@@ -151,3 +151,25 @@ def put_alone(codec: Path, folder: Path) -> Path:
 def test_settings_of_the_other_layout_are_refused(given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImportTokenizer(run="import_tokenizer", checkpoint="a.safetensors", **given)
+
+
+@pytest.mark.parametrize("stage", ["words_codes", "push_codes", "sound_codes", "clip_codes"])
+def test_a_tokenizer_of_worldlooms_own_is_imported_as_it_is(clocked_root: Path, tmp_path: Path, stage: str) -> None:
+    folder = clocked_root / "artifacts" / stage / "0123456789abcdef" / "tokenizer"
+    settings = ImportTokenizer(run="import_tokenizer", layout="worldloom", checkpoint=str(folder))
+    artifact = execute(import_tokenizer.STAGE, "codes", settings, {}, tmp_path / "codes" / "f1", Worker())
+    assert load_tokenizer(artifact.folder / "tokenizer").fingerprint == load_tokenizer(folder).fingerprint
+    assert artifact.counts["codebook_size"] == load_tokenizer(folder).codebook_size
+
+
+def test_what_decides_the_codes_of_worldlooms_own_is_in_the_fingerprint_and_a_readme_is_not(clocked_root: Path, tmp_path: Path) -> None:
+    settings = ImportTokenizer(
+        run="import_tokenizer",
+        layout="worldloom",
+        checkpoint=str(clocked_root / "artifacts" / "clip_codes" / "0123456789abcdef" / "tokenizer"),
+    )
+    assert set(import_tokenizer.outside(settings, str)) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    with pytest.raises(FileNotFoundError, match="is no folder of a tokenizer"):
+        import_tokenizer.outside(settings.model_copy(update={"checkpoint": str(tmp_path)}), str)
+    with pytest.raises(ValueError, match="it takes neither"):
+        ImportTokenizer(run="import_tokenizer", layout="worldloom", checkpoint="a", height=16)

@@ -1,0 +1,154 @@
+"""Worlds over HTTP: what is told on the way is what comes out in the end, and sessions go on where they stood."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from worldloom.pipeline.dream import held_out_sample
+from worldloom.pipeline.service.contract import RolloutRequest
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.world_worker import WorldWorker
+from worldloom.stages.open_world import Choosing
+
+
+def lines_of(answer):
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def told(lines):
+    """Codes by stream, as they stand when all has been told."""
+    found = {line["stream"]: {} for line in lines if line["event"] == "segment"}
+    for line in lines:
+        if line["event"] == "codes":
+            found[line["stream"]].update(zip(line["places"], line["codes"], strict=True))
+    return {name: [codes[place] for place in range(len(codes))] for name, codes in found.items()}
+
+
+def world_of(service):
+    return service.engine.calls.workers["world"].world
+
+
+@pytest.mark.parametrize("options", [{}, {"fill_steps": 3}, {"guidance": 2.0}], ids=str)
+def test_codes_that_are_told_are_those_of_the_sample(tiny, options):
+    asked = {"given": {"words": "a red circle"}, "want": ["view"], "seed": 7, **options}
+    lines = lines_of(tiny("POST", "/v1/generate", json=asked))
+    world = world_of(tiny)
+    choosing = Choosing(temperature=0.25, **options)
+    made = world.sample([{"words": "a red circle"}], ["view"], [7], choosing)[0]
+    expected = {segment.stream: segment.codes.tolist() for segment in world.grammar.parse(made.tokens)}
+    assert told(lines) == expected
+    assert lines[0]["event"] == "begin" and lines[-1] == {"event": "end", "legal": True, "tokens": len(made.tokens)}
+    values = {line["stream"]: line for line in lines if line["event"] == "value"}
+    assert values["words"]["value"]["text"] == "a red circle" and values["words"]["given"] and not values["view"]["given"]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(values["view"]["value"]["content"]))))
+    assert np.array_equal(shown, made.values["view"])
+
+
+def test_streams_of_one_clock_are_told_step_by_step_under_their_places(clocked):
+    lines = lines_of(clocked("POST", "/v1/generate", json={"want": ["clip", "push"], "seed": 1}))
+    codes = told(lines)
+    assert {name: len(found) for name, found in codes.items()} == {"clip": 20, "push": 4}
+    world = world_of(clocked)
+    made = world.sample([{}], ["clip", "push"], [1], Choosing())[0]
+    assert codes == {segment.stream: segment.codes.tolist() for segment in world.grammar.parse(made.tokens)}
+
+
+def test_with_nothing_given_the_world_writes_what_it_likes(tiny):
+    lines = lines_of(tiny("POST", "/v1/generate", json={"seed": 3, "scale": 2}))
+    assert lines[-1]["event"] == "end" and lines[-1]["legal"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ({"given": {"nothing": "a"}}, 400, "stream_unknown"),
+        ({"given": {"words": "a"}, "want": ["words"]}, 422, "request_invalid"),
+        ({"want": ["nothing"]}, 400, "stream_unknown"),
+        ({"want": ["view", "view"]}, 422, "request_invalid"),
+        ({"given": {"view": "AAAA"}}, 415, "type_mismatch"),
+        ({"given": {"words": "word " * 500}}, 422, "request_invalid"),
+        ({"temperature": -1}, 400, "request_invalid"),
+        ({"temperature": {"nothing": 1.0}}, 422, "request_invalid"),
+        ({"top_p": 0.0}, 422, "request_invalid"),
+        ({"scale": 17}, 400, "request_invalid"),
+        ({"fill_steps": 2}, 422, "request_invalid"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_written_is_said_before_the_answer_begins(tiny, asked, status, code):
+    answer = tiny("POST", "/v1/generate", json=asked)
+    assert answer.status_code == status and answer.json()["error"]["code"] == code, answer.text
+
+
+def test_a_session_gives_the_frames_that_a_rollout_gives(clocked):
+    opened = clocked("POST", "/v1/rollouts", json={"seed": 5, "sample": 2}).json()
+    assert opened["actions"]["choices"] == 5 and opened["first"]["step"] == 0 and opened["frames"] == "clip"
+    actions = [1, 3, "up", 0, 2, 2, 4]
+    steps = [clocked("POST", f"/v1/rollouts/{opened['id']}/act", json={"action": action}).json()["data"][0] for action in actions]
+    world = world_of(clocked)
+    split, sample = held_out_sample(world, 2)
+    first = world.dataset.value(split, "clip", sample)[:1]
+    numbers = [opened["actions"]["names"].index(one) if isinstance(one, str) else one for one in actions]
+    taken = np.array(numbers, np.float32).reshape(1, -1, 1)
+    made = list(world.rollout({"clip": first[None]}, taken, choosing=Choosing(temperature=0.25), seeds=[5]))
+    for number, (step, expected) in enumerate(zip(steps, made, strict=True), 1):
+        frame = np.asarray(Image.open(io.BytesIO(base64.b64decode(step["values"]["clip"]["content"]))))
+        assert step["step"] == number and np.array_equal(frame, expected.values["clip"][0])
+        assert step["numbers"]["push"] == expected.values["push"][0].reshape(-1).tolist()
+    assert clocked("DELETE", f"/v1/rollouts/{opened['id']}").status_code == 204
+
+
+def test_several_steps_at_once_are_those_steps_and_the_world_may_take_its_own(clocked):
+    one, other = (clocked("POST", "/v1/rollouts", json={"seed": 1}).json()["id"] for _ in range(2))
+    alone = [clocked("POST", f"/v1/rollouts/{one}/act", json={"action": 2}).json()["data"][0]["values"] for _ in range(3)]
+    together = clocked("POST", f"/v1/rollouts/{other}/act", json={"action": 2, "steps": 3}).json()["data"]
+    assert [step["values"] for step in together] == alone
+    free = clocked("POST", f"/v1/rollouts/{other}/act", json={}).json()["data"][0]
+    assert free["step"] == 4 and 0 <= free["numbers"]["push"][0] < 5
+    for name in (one, other):
+        clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+def test_a_session_begins_with_a_picture_of_ones_own(clocked):
+    written = io.BytesIO()
+    Image.new("RGB", (40, 30), "blue").save(written, "PNG")
+    context = {"clip": base64.b64encode(written.getvalue()).decode()}
+    opened = clocked("POST", "/v1/rollouts", json={"context": context, "prompts": {"words": "a"}, "scale": 3}).json()
+    first = np.asarray(Image.open(io.BytesIO(base64.b64decode(opened["first"]["values"]["clip"]["content"]))))
+    assert first.shape == (48, 48, 3) and (first == [0, 0, 255]).all()
+    clocked("DELETE", f"/v1/rollouts/{opened['id']}")
+
+
+@pytest.mark.parametrize("action", [5, -1, 1.5, "sideways", [1.0, 2.0], 1e308], ids=str)
+def test_an_action_that_there_is_not_is_refused_and_the_session_stands(clocked, action):
+    name = clocked("POST", "/v1/rollouts", json={}).json()["id"]
+    answer = clocked("POST", f"/v1/rollouts/{name}/act", json={"action": action})
+    assert answer.status_code == 422 and answer.json()["error"]["code"] == "action_invalid"
+    assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 0}).json()["data"][0]["step"] == 1
+    clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+def test_a_world_without_a_clock_cannot_be_rolled_out(tiny):
+    answer = tiny("POST", "/v1/rollouts", json={})
+    assert answer.status_code == 422 and "no streams on a clock" in answer.json()["error"]["message"]
+
+
+def test_sessions_are_bounded_and_end_when_nobody_uses_them(clocked_root):
+    now = [100.0]
+    worker = WorldWorker(clocked_root / "artifacts" / "world" / "0123456789abcdef", most_sessions=2, session_seconds=10, now=lambda: now[0])
+    first = worker.open("ada", RolloutRequest())["id"]
+    now[0] = 105
+    worker.open("ada", RolloutRequest())
+    with pytest.raises(ServiceError, match="2 sessions are open"):
+        worker.open("bob", RolloutRequest())
+    now[0] = 109
+    assert worker.act("ada", first, 1, 1)[0]["step"] == 1
+    now[0] = 116
+    assert [(one.id, one.left) for one in worker.sessions()] == [(first, 3.0)]
+    now[0] = 120
+    assert worker.sessions() == []
