@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.values import TOGETHER, Encoded, Refused
 
-MOST_VALUES = 2 * TOGETHER  # of a batch
+MOST_VALUES = 4 * TOGETHER  # of a batch
 MOST_COST = {"pixels": 1 << 22, "samples": 1 << 21, "characters": 1 << 18, "numbers": 1 << 18}  # of a batch of more than one part
 FADING = 0.8  # of what is known of the rate, with each batch
 
@@ -72,7 +74,7 @@ class Batcher:
                 part.result.cancel()
         if len(found) == 1:
             return found[0]
-        return _joined(found, [len(part.contents) for part in parts])
+        return _joined(found)
 
     def seconds(self) -> float:
         """How long a value that comes now will wait, by the rate of late."""
@@ -167,14 +169,15 @@ class _Rate:
         self._last = ended
 
 
-def _joined(found: Sequence[Encoded], lengths: Sequence[int]) -> Encoded:
-    codes: list[Any] = []
+def _joined(found: Sequence[Encoded]) -> Encoded:
     refused: list[Refused] = []
-    for one, length in zip(found, lengths, strict=True):
-        refused += [each._replace(at=each.at + len(codes)) for each in one.refused]
-        assert len(one.codes) == length
-        codes += one.codes
-    return Encoded(codes, refused)
+    before = 0
+    for one in found:
+        refused += [each._replace(at=each.at + before) for each in one.refused]
+        before += len(one.codes)
+    if isinstance(found[0].codes, np.ndarray):
+        return Encoded(np.concatenate([one.codes for one in found]), refused)
+    return Encoded([codes for one in found for codes in one.codes], refused)
 
 
 def retry_after(seconds: float) -> str:

@@ -12,6 +12,7 @@ from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.measures import Measures
 from worldloom.pipeline.service.served import Served, find_served
+from worldloom.pipeline.service.values import SeveralCodes
 from worldloom.stages.present import File
 from worldloom.stages.rejects import InputRejected
 
@@ -59,7 +60,7 @@ class Engine:
             raise ServiceError("tokenizer_unknown", 404, f"there is no such tokenizer; there are {', '.join(self.tokenizers)}", "tokenizer")
         return self.tokenizers[name]
 
-    async def encode(self, name: str, contents: Sequence[bytes], costs: Sequence[int], params: Sequence[str]) -> list[Any]:
+    async def encode(self, name: str, contents: Sequence[bytes], costs: Sequence[int], params: Sequence[str]) -> SeveralCodes:
         """The codes of every value, arrays in their own shape and the type of token shards; ServiceError for the first that is refused."""
         found = await self.batchers[name](contents, costs)
         if found.refused:

@@ -1,12 +1,12 @@
 """Figures of the service for Prometheus, in a registry of their own."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from worldloom.pipeline.service.contract import TokenizerInfo
+from worldloom.pipeline.service.values import SeveralCodes
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 24, 32)
@@ -27,14 +27,14 @@ class Measures:
         self.rollouts = Gauge("worldloom_rollouts", "open sessions", registry=self.registry)
         self._seen: dict[str, np.ndarray[Any, Any]] = {}
 
-    def count_codes(self, name: str, about: TokenizerInfo, codes: Sequence[Any]) -> None:
+    def count_codes(self, name: str, about: TokenizerInfo, codes: SeveralCodes) -> None:
         """Notes the codes of some values; those of several levels count as one codebook."""
         if name not in self._seen:
             self._seen[name] = np.zeros(about.codebook_size, np.bool_)
         seen = self._seen[name]
-        for one in codes:
+        for one in (codes,) if isinstance(codes, np.ndarray) else codes:
             seen[one.reshape(-1)] = True
-        self.tokens.labels(tokenizer=name).inc(sum(one.size for one in codes))
+            self.tokens.labels(tokenizer=name).inc(one.size)
 
     def text(self) -> bytes:
         """What Prometheus reads."""

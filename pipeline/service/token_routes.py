@@ -20,7 +20,7 @@ from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.reading import MULTIPART, checked, contents_of, media_type, read_files, read_json
-from worldloom.pipeline.service.values import TYPES, cost_of, shown
+from worldloom.pipeline.service.values import TYPES, SeveralCodes, cost_of, shown
 from worldloom.stages.npy import write_npy
 from worldloom.stages.present import File
 
@@ -107,7 +107,7 @@ def spend(request: Request, about: TokenizerInfo, cost: int, limits: Limits) -> 
     request.state.tenant.spend(cost)
 
 
-def tokenize_answer(about: TokenizerInfo, codes: Sequence[Any], cost: int) -> bytes:
+def tokenize_answer(about: TokenizerInfo, codes: SeveralCodes, cost: int) -> bytes:
     """A TokenizeAnswer, written without going through the model: it is the bulk of what the service says."""
     data = [{"index": index, "codes": one.tolist(), "shape": one.shape} for index, one in enumerate(codes)]
     usage = {"values": len(codes), "cost": cost, "unit": about.unit, "codes": sum(one.size for one in codes)}
@@ -122,10 +122,10 @@ def tokenize_answer(about: TokenizerInfo, codes: Sequence[Any], cost: int) -> by
     return json.dumps(answer, separators=(",", ":")).encode()
 
 
-def as_npy(about: TokenizerInfo, codes: Sequence[Any]) -> bytes:
+def as_npy(about: TokenizerInfo, codes: SeveralCodes) -> bytes:
     """One array [values, *shape]; where codes vary in shape, one array a value, one behind the other, as np.load reads them."""
     if about.shape is not None:
-        return write_npy(np.stack(codes))
+        return write_npy(np.asarray(codes))
     written = io.BytesIO()
     for one in codes:
         written.write(write_npy(one))

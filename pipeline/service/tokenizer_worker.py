@@ -74,6 +74,8 @@ class TokenizerWorker:
     def encode(self, contents: Sequence[bytes]) -> Encoded:
         """The codes of each file's value, as encode_dataset writes them."""
         codes: list[NDArray[Any]] = []
+        shape = self.tokenizer.shape
+        nothing = np.zeros(0 if shape is None else shape, self.dtype)
         refused: list[Refused] = []
         for first in range(0, len(contents), TOGETHER):
             values: list[Any] = []
@@ -85,8 +87,9 @@ class TokenizerWorker:
                     refused.append(Refused(index, error.code, error.detail))
             with self._encoding:
                 found = encode_batch(self.tokenizer, values)
-            codes += [np.zeros(0, self.dtype) if one is None else np.asarray(one).astype(self.dtype) for one in found]
-        return Encoded(codes, refused)
+            codes += [nothing if one is None else np.asarray(one).astype(self.dtype) for one in found]
+        # One array goes over a handle at a fraction of what many cost.
+        return Encoded(codes if shape is None else np.stack(codes), refused)
 
     def decode(self, codes: Sequence[Any], file_format: str | None, scale: int = 1) -> list[File]:
         """What values' codes (nested or flat lists, or the bytes of an .npy) stand for, as files; InputRejected: codes_invalid."""

@@ -24,6 +24,10 @@ TYPES = {
 }
 
 
+# Of several values: one array [values, *shape], or, where shapes vary, an array a value.
+SeveralCodes = NDArray[Any] | list[NDArray[Any]]
+
+
 class Refused(NamedTuple):
     """Why a value has no codes."""
 
@@ -35,7 +39,7 @@ class Refused(NamedTuple):
 class Encoded(NamedTuple):
     """The codes of values, or what is wrong with some of them."""
 
-    codes: list[NDArray[Any]]  # in the type of token shards and their own shape; empty where a value was refused
+    codes: SeveralCodes  # in the type of token shards and their own shape; anything where a value was refused
     refused: list[Refused]
 
 

@@ -83,6 +83,16 @@ def test_refusals_come_back_under_the_numbers_of_their_own_request():
     asyncio.run(work())
 
 
+def test_refusals_of_a_long_request_are_numbered_through_its_parts():
+    async def work():
+        worker = Worker(refuse=(b"bad",))
+        worker.gate.set()
+        found = await ask(batcher(worker), *[b"a"] * (MOST_VALUES + 1), b"bad")
+        assert found.refused == [Refused(MOST_VALUES + 1, "no", "")] and len(found.codes) == MOST_VALUES + 2
+
+    asyncio.run(work())
+
+
 def test_a_full_queue_refuses_with_a_time_to_come_again():
     async def work():
         worker = Worker()
