@@ -245,7 +245,10 @@ def _server(command: list[str], ready: str, environment: dict[str, str] | None =
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([*command, str(port)], stdout=said, stderr=said, env={**os.environ, **(environment or {})})
+        # In a session of its own, so that whatever a Ray does to its driver's group as it ends does not reach this process.
+        process = subprocess.Popen(
+            [*command, str(port)], stdout=said, stderr=said, env={**os.environ, **(environment or {})}, start_new_session=True
+        )
         try:
             until = time.monotonic() + START
             while b" 200 " not in _get(port, ready):
