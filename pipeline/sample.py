@@ -48,13 +48,11 @@ def sample_command(
     """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
 
     What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
-    gets the texts, too. `want`
-    names the streams to write, by default those not given; with nothing given, the model itself chooses. `see` is a picture that a world
-    trained with `sees` is shown ahead of its tokens. `give` holds values by stream
-    name: text, or the path of a file. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the
-    choice of streams), with the one of all others under "". ValueError or FileNotFoundError say what is wrong and what to do.
-    `infill`: by stream, the places of codes of what is given that are written anew, in sight of all others; these streams are then what
-    is made. Needs a world that learnt spans.
+    gets the texts, too. `want` names the streams to write, by default those not given; with nothing given, the model itself chooses.
+    `give` holds values by stream name: text, or the path of a file. `see` is a picture that a world trained with `sees` is shown ahead of
+    its tokens. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the choice of streams), with the
+    one of all others under "". `infill`: by stream, the places of codes of what is given that are written anew, in sight of all others;
+    these streams are then what is made, by a world that learnt spans. ValueError or FileNotFoundError say what is wrong and what to do.
     """
     asked = caption is not None or image is not None or see is not None or bool(give)
     if temperature is None:

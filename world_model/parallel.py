@@ -78,18 +78,25 @@ def fill_in(
                 alone = {at: rows[at].at[each] - rows[at].prompted + len(rows[at].first) for at, each in places.items()}
                 unguided = free.logits(decoder, alone, ids)
                 logits = unguided + guidance * (logits - unguided)
-            noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
-            drawn = choose(logits, *rules.of(number), torch.from_numpy(noise).to(logits.device))
-            sure = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(1)
-            ends = np.cumsum([len(each) for each in places.values()])[:-1]
-            parts = zip(places.items(), np.split(drawn.cpu().numpy(), ends), np.split(sure.cpu().double().numpy(), ends), strict=True)
-            for (at, each), codes, certainty in parts:
-                rows[at].propose(each, codes + ids.start, certainty)
+            _propose(rows, places, logits, rules.of(number), ids.start, step)
         for number, row in enumerate(rows):
             row.keep(_FIRST[order], step, steps, jolt)
             if hear is not None:
                 hear(number, row.tokens.tolist())
     return [row.tokens for row in rows]
+
+
+def _propose(
+    rows: Sequence["_Row"], places: Mapping[int, np.ndarray], logits: torch.Tensor, rule: tuple[float, int, float], first: int, step: int
+) -> None:
+    """Draws a code for every hidden place, row by row as `logits` are; `first` is the token of code 0."""
+    noise = np.concatenate([rows[at].luck(_CODE, each, step) for at, each in places.items()])
+    drawn = choose(logits, *rule, torch.from_numpy(noise).to(logits.device))
+    sure = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(1)
+    ends = np.cumsum([len(each) for each in places.values()])[:-1]
+    parts = zip(places.items(), np.split(drawn.cpu().numpy(), ends), np.split(sure.cpu().double().numpy(), ends), strict=True)
+    for (at, each), codes, certainty in parts:
+        rows[at].propose(each, codes + first, certainty)
 
 
 def kept_hidden(codes: int, hidden: int, step: int, steps: int) -> int:

@@ -16,6 +16,7 @@ from worldloom.pipeline.service.token_routes import ERRORS, body_of
 
 KEY = "idempotency-key"
 MOST_KEY = 200  # characters
+BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def router(engine: Engine, jobs: Jobs) -> APIRouter:
@@ -73,9 +74,7 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
     async def files(request: Request, id: str) -> BatchFilesAnswer:
         return BatchFilesAnswer(data=tuple(await asyncio.to_thread(jobs.files, jobs.find(request.state.tenant.name, id))))
 
-    binary: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-
-    @routes.get("/{id}/files/{name:path}", summary="One file", response_class=FileResponse, responses={**ERRORS, 200: binary})
+    @routes.get("/{id}/files/{name:path}", summary="One file", response_class=FileResponse, responses={**ERRORS, 200: BINARY})
     async def file(request: Request, id: str, name: str) -> Response:
         return FileResponse(jobs.file(jobs.find(request.state.tenant.name, id), name), media_type="application/octet-stream")
 
