@@ -93,6 +93,11 @@ class TrainWorldModel(TrainingSettings):
     full_share: Annotated[
         float, Field(ge=0, le=1, description="share of labels that take the softmax over the whole vocabulary, for all of them")
     ] = 1 / 16
+    legality: Annotated[float, Field(ge=1)] | None = Field(
+        None,
+        description="how often being legal counts at these labels; null: as if all labels were such, 1 / full_share, so that the world "
+        "stays legal without the grammar. 1: a short training learns sooner what is likely",
+    )
     parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
         1, description="backward passes that a worker's rows are split into, to save memory"
     )
@@ -200,7 +205,7 @@ def _train(
     model.recompute = settings.checkpoint_activations
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
-    shares = objectives(settings.objectives, settings.full_share, settings.weights)
+    shares = objectives(settings.objectives, settings.full_share, settings.weights, settings.legality)
     learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream")
     return train(learner, settings, batches, out, worker, out.name, before)
 

@@ -27,15 +27,17 @@ Name = Literal["next_token", "masked", "span"]
 Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
-def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
+def objectives(
+    shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float], legality: float | None = None
+) -> dict[str, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets; in an order of their own: that of
     `shares` is no part of the settings.
     """
     of_streams = {name: weight for name, weight in weights.items() if name != ORDER}
     known: dict[Name, Objective] = {
-        "next_token": partial(next_token, full_share=full_share, weights=weights),
+        "next_token": partial(next_token, full_share=full_share, weights=weights, legality=legality),
         "masked": partial(masked, weights=of_streams),
-        "span": partial(span, full_share=full_share, weights=of_streams),
+        "span": partial(span, full_share=full_share, weights=of_streams, legality=legality),
     }
     return {name: (make, shares[name] / sum(shares.values())) for name, make in known.items() if name in shares}
 

@@ -140,3 +140,15 @@ def test_the_order_of_documents_changes_nothing_and_packed_equals_one_by_one(wor
     for rows in ([there], [np.array([n]) for n in range(12)], [there[:5], there[5:]]):
         for got, wanted in zip(total_and_gradients(rows), packed, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_being_legal_counts_as_if_all_labels_had_the_softmax_over_all_ids_or_as_often_as_is_asked(worlds):
+    def counted(**options):
+        (choice,) = [
+            one for one in next_token(woven, worlds.GRAMMAR, np.arange(40), 1, **options).choices if one.legality != 1 or one.legal
+        ]
+        return choice.legality
+
+    woven = worlds.some_documents(40)
+    assert counted() == 16 and counted(full_share=0.25) == 4
+    assert counted(legality=1.0) == 1 and counted(full_share=0.25, legality=3.0) == 3
