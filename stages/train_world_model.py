@@ -1,6 +1,6 @@
 """Trains a world model on the tokens of a dataset: one transformer for all streams, in every order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from worldloom.stages.sights import Sights
     from worldloom.stages.training import Before
     from worldloom.stages.worker import Worker
+    from worldloom.world_model.example import Example
     from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.legal_offsets import LegalMass
     from worldloom.world_model.transformer import Shape, WorldModel
 
 SENTINELS = 32  # spans of a document at most, where they are learnt
+SETTLED = (2_000, 60_000)  # labels, at least and at most, that being legal without the grammar is fitted to behind the training
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -95,9 +98,13 @@ class TrainWorldModel(TrainingSettings):
     ] = 1 / 16
     legality: Annotated[float, Field(ge=1)] | None = Field(
         None,
-        description="how often being legal counts at these labels; null: as if all labels were such, 1 / full_share, so that the world "
-        "stays legal without the grammar. 1: a short training learns sooner what is likely",
+        description="how often being legal counts at these labels in the last part of the training; null: as if all labels were such, "
+        "1 / full_share, so that the world stays legal without the grammar",
     )
+    legality_from: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the steps before that part: until then it counts once, which learns sooner what is likely"),
+    ] = 0.9
     parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
         1, description="backward passes that a worker's rows are split into, to save memory"
     )
@@ -169,8 +176,9 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
         before = _train(stage, tokens, sights, grammar, model, out, worker, before)
     assert model is not None
     if worker.rank == 0:
+        mass = _make_legal(settings.all_stages[-1], tokens, sights, grammar, model)
         save_pretrained(out / "world", model, grammar)
-        _report(settings, tokens, model, out)
+        _report(settings, tokens, model, mass, out)
 
 
 def _train(
@@ -187,7 +195,7 @@ def _train(
     from worldloom.stages.learner import Player, resolve_precision
     from worldloom.stages.token_batches import TokenBatches
     from worldloom.stages.training import train
-    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+    from worldloom.stages.world_model_learner import Legality, WorldModelLearner, objectives
 
     batches = TokenBatches(
         tokens,
@@ -205,9 +213,51 @@ def _train(
     model.recompute = settings.checkpoint_activations
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
-    shares = objectives(settings.objectives, settings.full_share, settings.weights, settings.legality)
-    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream")
+    shares = objectives(settings.objectives, settings.full_share, settings.weights)
+    often = settings.legality or (1 / settings.full_share if settings.full_share else 1.0)
+    legality = Legality(often, round(settings.legality_from * settings.steps))
+    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream", legality)
     return train(learner, settings, batches, out, worker, out.name, before)
+
+
+def _make_legal(
+    settings: TrainWorldModel, tokens: "Tokens | Mixture", sights: "Sights | None", grammar: "Grammar", model: "WorldModel"
+) -> "LegalMass | None":
+    """Fits, in place, what the trained model lacks to be legal by itself, on documents from the beginning of the training; None where
+    one matrix is embedding and output layer.
+    """
+    from functools import partial
+
+    import torch
+
+    from worldloom.stages.token_batches import TokenBatches
+    from worldloom.world_model.legal_offsets import fit_legal_offsets
+    from worldloom.world_model.next_token import next_token
+    from worldloom.world_model.span import span
+
+    if settings.model.tied:
+        return None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = {"next_token": partial(next_token, full_share=1.0), "span": partial(span, full_share=1.0)}
+    makes = [make for name, make in known.items() if name in settings.objectives]
+    unseen = settings.sees.unseen if settings.sees is not None else 0.0
+    batches = TokenBatches(tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, 0, 1, settings.drop, sights, unseen)
+    wanted = min(max(settings.steps * settings.rows * settings.row_length // 20, SETTLED[0]), SETTLED[1])
+
+    def examples() -> Iterator[tuple["Example", "torch.Tensor | None"]]:
+        found = 0
+        for batch, _ in batches.after(None):
+            seen = None if batch.seen is None else torch.from_numpy(batch.seen).to(device)
+            for make in makes:
+                example = make(batch.woven, grammar, batch.places, settings.seed).to(device)
+                found += len(example.inputs)
+                yield example, seen
+            if found >= wanted:
+                return
+
+    mass = fit_legal_offsets(model.to(device), examples() if makes else ())
+    model.cpu()
+    return mass
 
 
 def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
@@ -270,7 +320,7 @@ def shape_of(model: Model, vocab_size: int, sights: "Sights | None" = None) -> "
     )
 
 
-def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> None:
+def _report(settings: TrainWorldModel, tokens: Any, model: Any, mass: "LegalMass | None", out: Path) -> None:
     from worldloom.stages.card import Block, Card, Curves, Table, write_card, write_figures
     from worldloom.stages.metrics import read
 
@@ -291,6 +341,7 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
         ("floating-point operations", f"{last['operations']:.3g}"),
         ("samples", tokens.samples("train")),
         ("steps", sum(stage.steps for stage in settings.all_stages)),
+        *([("probability of legal ids without the grammar", f"{mass.before:.2%}, fitted {mass.after:.2%}")] if mass is not None else []),
         ("tokens a step, at most", ", then ".join(str(stage.rows * stage.row_length) for stage in settings.all_stages)),
     )
     blocks: tuple[Block, ...] = (
@@ -311,6 +362,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="world_model",
-    version=3,
+    version=4,
     placement="gang",
 )
