@@ -17,7 +17,7 @@ import numpy as np
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.values import TOGETHER, Content, Encoded, Refused
 
-MOST_VALUES = 4 * TOGETHER  # of a batch
+MOST_VALUES = 8 * TOGETHER  # of a batch; a call of Ray Serve costs as much as 16 small pictures, on both of its sides
 MOST_COST = {"pixels": 1 << 22, "samples": 1 << 21, "characters": 1 << 18, "numbers": 1 << 18}  # of a batch of more than one part
 FADING = 0.8  # of what is known of the rate, with each batch
 

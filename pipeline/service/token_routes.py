@@ -65,7 +65,8 @@ def router(engine: Engine) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         asked, contents, params = await _tokenize_request(request, engine)
         about = engine.tokenizer(asked.tokenizer)
-        costs = [cost_of(about.stream, content if isinstance(content, bytes) else b"") for content in contents]
+        least = cost_of(about.stream, b"")
+        costs = [cost_of(about.stream, content) if isinstance(content, bytes) else least for content in contents]
         spend(request, about, sum(costs), engine.limits)
         codes = await engine.encode(about.name, contents, costs, params)
         if asked.answer == "npy":

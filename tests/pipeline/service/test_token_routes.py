@@ -94,3 +94,11 @@ def test_an_array_of_another_form_is_refused(tiny, stream, array, status, code, 
 def test_what_is_no_array_is_refused(tiny):
     answer = tiny("POST", "/v1/tokenize?tokenizer=view", content=b"\x93NUMPY", headers={"Content-Type": "application/x-npy"})
     assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["param"]) == (415, "type_mismatch", "body")
+
+
+def test_files_and_arrays_in_one_batch_have_their_own_tokens(tiny, tiny_root):
+    contents, tokens = stored(tiny_root, "view")
+    worker = tiny.engine.calls.workers["tokenizer:view"]
+    mixed = [content if row % 2 else kind_of("image").decode(content, worker.stream) for row, content in enumerate(contents)]
+    found = worker.encode(mixed)
+    assert found.refused == [] and [npy(one) for one in found.codes] == tokens
