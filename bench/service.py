@@ -80,7 +80,7 @@ def race(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     mine, theirs = _requests("/v1/tokenize", {"tokenizer": "frame"}), _requests("/tokenize", {})
     found: dict[str, dict[str, list[Load]]] = {}
     with _service(folder, tokenizer) as ours:
-        alone = {"ours": partial(_closed, ours.port, mine), "one": partial(_closed, ours.port, mine, 1)}
+        alone: dict[str, Callable[[], Load]] = {"ours": partial(_closed, ours.port, mine), "one": partial(_closed, ours.port, mine, 1)}
         found["itself"] = rounds(alone, TURNS)
         yield from _many(ours.port, tokenizer)
         for name, (kind, environment) in _peers().items():
