@@ -12,14 +12,12 @@ import io
 import json
 import os
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,18 @@ import numpy as np
 from PIL import Image
 
 from bench.figure import Figure, at_least, at_most
-from bench.service_load import Connections, Load, closed, open_loop, request, rounds
+from bench.run import stopped_like_interrupted
+from bench.service_load import PATIENCE, Connections, Load, closed, open_loop, request, rounds
+from bench.service_servers import BACK, Server, counts, kill_replica, memory, server, update
 
 SIDE, CONNECTIONS, MANY = 32, 32, 256
 SECONDS = float(os.environ.get("WORLDLOOM_BENCH_SECONDS", "60"))
 TURNS = int(os.environ.get("WORLDLOOM_BENCH_TURNS", "3"))
 SOAK = 8 * SECONDS
-START = 300.0  # seconds that a server may take to begin
+LONGEST = BACK + 3  # seconds to a disturbance and its end
+FEW = 4  # turns of what takes no second, for each of the others
+SERVE = [sys.executable, "-m", "worldloom.pipeline", "serve"]
+FASTAPI = "plain FastAPI with micro-batches"
 RACE = max(2.0, SECONDS / 6)
 INSIDE = "WORLDLOOM_BENCH_INSIDE"
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -42,93 +45,93 @@ HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "
 
 def figures() -> Iterator[Figure]:
     """All parts, in a process that sees loopback alone; where that cannot be had, without HAProxy."""
-    if os.environ.get(INSIDE) is None:
-        inside = "ip link set lo up && exec " + f"{sys.executable} -m bench.service"
-        private = subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0 if shutil.which("unshare") else False
-        command = ["unshare", "-n", "sh", "-c", inside] if private else [sys.executable, "-m", "bench.service"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, INSIDE: "1" if private else "0"}) as process:
+    inside = "ip link set lo up && exec " + f"{sys.executable} -m bench.service"
+    private = subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0 if shutil.which("unshare") else False
+    command = ["unshare", "-n", "sh", "-c", inside] if private else [sys.executable, "-m", "bench.service"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, INSIDE: "1" if private else "0"}) as process:
+        try:
             assert process.stdout is not None
             for line in process.stdout:
                 yield Figure(**json.loads(line))
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-        return
+        finally:
+            process.terminate()  # where this is left early; it ends what it has started
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+
+
+def main() -> None:
+    """Prints the figures of the parts asked for."""
+    stopped_like_interrupted()
     only = os.environ.get("WORLDLOOM_BENCH_ONLY", "").split()
     with tempfile.TemporaryDirectory(prefix="worldloom-service-") as folder:
         tokenizer = _tokenizer(Path(folder))
         for name, part in PARTS.items():
             if not only or name in only:
-                yield from part(Path(folder), tokenizer)
+                for figure in part(Path(folder), tokenizer):
+                    sys.stdout.write(figure.line() + "\n")
+                    sys.stdout.flush()
 
 
 def race(folder: Path, tokenizer: Path) -> Iterator[Figure]:
-    """Requests of one picture each, at 32 connections and at one; many pictures in one request beside the bare tokenizer."""
+    """Requests of one picture each, at 32 connections and at one; many pictures in one request beside the bare tokenizer.
+
+    Every peer takes turns with ours while both are up, so that a ratio is of figures of the same minutes.
+    """
     mine, theirs = _requests("/v1/tokenize", {"tokenizer": "frame"}), _requests("/tokenize", {})
-    with contextlib.ExitStack() as stack:
-        port = stack.enter_context(_service(folder, tokenizer))
-        plain = stack.enter_context(_server([sys.executable, "-m", "bench.service_peers", "fastapi", str(tokenizer)], "/docs"))
-        contestants = {"ours": partial(_closed, port, mine), "fastapi": partial(_closed, plain, theirs)}
-        found = rounds(contestants, TURNS)
-        one = _closed(port, mine, 1)
-        yield from _many(port, tokenizer)
-    peers = {"Ray Serve": {}} | ({"Ray Serve with HAProxy": HAPROXY} if os.environ[INSIDE] == "1" else {})
-    for name, environment in peers.items():
-        command = [sys.executable, "-m", "bench.service_peers", "serve", str(tokenizer)]
-        with _server(command, "/docs", environment) as port:
-            found[name] = rounds({name: partial(_closed, port, theirs)}, TURNS)[name]
-    best = max(peers, key=lambda name: _median(found[name], "rate"))
-    ours, fastapi, served = (_median(found[name], "rate") for name in ("ours", "fastapi", best))
-    yield at_least("service.requests", ours, "requests/s", f"{best} with serve.batch", served, 1.5)
-    yield at_least("service.requests_fastapi", ours, "requests/s", "plain FastAPI with micro-batches", fastapi, 1.0)
-    tails = {name: statistics.median(load.percentile(0.99) for load in found[name]) for name in ("ours", best)}
-    yield at_most("service.p99", 1000 * tails["ours"], "ms", f"{best} with serve.batch", 1000 * tails[best], 0.7)
-    yield at_least("service.batching", ours, "requests/s at 32 connections", "at one", one.rate, 2.5)
-    medians = statistics.median(load.percentile(0.5) for load in found["ours"])
-    yield at_most("service.tail", 1000 * tails["ours"], "ms, p99", "p50", 1000 * medians, 2.5)
+    found: dict[str, dict[str, list[Load]]] = {}
+    with _service(folder, tokenizer) as ours:
+        alone: dict[str, Callable[[], Load]] = {"ours": partial(_closed, ours.port, mine), "one": partial(_closed, ours.port, mine, 1)}
+        found["itself"] = rounds(alone, TURNS)
+        yield from _many(ours.port, tokenizer)
+        for name, (kind, environment) in _peers().items():
+            with server([sys.executable, "-m", "bench.service_peers", kind, str(tokenizer)], "/docs", environment) as peer:
+                found[name] = rounds({"ours": alone["ours"], name: partial(_closed, peer.port, theirs)}, TURNS)
+    served = max((name for name in found if "serve.batch" in name), key=lambda name: _rate(found[name][name]))
+    for figure, name, goal in (("service.requests", served, 1.5), ("service.requests_fastapi", FASTAPI, 1.0)):
+        yield at_least(figure, _rate(found[name]["ours"]), "requests/s", name, _rate(found[name][name]), goal)
+    yield at_most("service.p99", _late(found[served]["ours"]), "ms", served, _late(found[served][served]), 0.7)
+    itself = found["itself"]["ours"]
+    yield at_least("service.batching", _rate(itself), "requests/s at 32 connections", "at one", _rate(found["itself"]["one"]), 2.5)
+    yield at_most("service.tail", _late(itself), "ms, p99", "p50", _late(itself, 0.5), 2.5)
 
 
 def overload(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """More than it can do, at a fixed rate of arrivals: what is done all the same, and how the rest is sent away."""
-    contents = _requests("/v1/tokenize", {"tokenizer": "frame"}, pictures=8)
-    with _service(folder, tokenizer) as port:
-        peak = asyncio.run(closed(port, contents, CONNECTIONS, RACE)).rate
-        calm = asyncio.run(open_loop(port, contents, peak / 2, RACE)).percentile(0.5)
-        before = _memory()
+    contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
+    with _service(folder, tokenizer) as served:
+        peak = asyncio.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
+        calm = asyncio.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
+        before = memory()
         for share in (1.5, 2.0, 4.0):
-            load = asyncio.run(open_loop(port, contents, share * peak, SECONDS))
-            name = f"service.overload_{share:.0%}".replace("%", "")
+            load = asyncio.run(open_loop(served.port, contents, share * peak, SECONDS))
+            name = f"service.overload_{100 * share:.0f}"
+            yield at_least(f"{name}.offered", load.offered, "requests/s sent", "to be sent", share * peak, 0.9)
             yield at_least(f"{name}.goodput", load.rate, "requests/s", "the peak", peak, 0.85)
-            refused = load.statuses.total() - load.statuses[200] - load.statuses[-1]
-            yield at_least(
-                f"{name}.refusals_429", load.waits, "refusals with Retry-After", "all refusals", max(refused, 1), 1.0 if refused else 0.0
-            )
+            yield at_least(f"{name}.refusals_429", load.waits, "with Retry-After", "all that were refused", *_of(load.refused))
             time.sleep(5)
-            again = asyncio.run(open_loop(port, contents, peak / 2, RACE)).percentile(0.5)
+            again = asyncio.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
             yield at_most(f"{name}.after_5_s", 1000 * again, "ms, p50 at half load", "before", 1000 * calm, 2.0)
-        yield at_most("service.overload.memory", _memory(), "MB", "before", before, 1.1)
+        yield at_most("service.overload.memory", memory(), "MB", "before", before, 1.1)
 
 
 def kills(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """Replicas killed, and all replaced, under half of the load that it can take; each request is tried once more."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
-    with _service(folder, tokenizer, replicas=2) as port:
-        peak = asyncio.run(closed(port, contents, CONNECTIONS, RACE)).rate
-        for name, disturb, times in (("kills", _kill_replica, max(1, int(SECONDS / 3))), ("updates", _update, max(1, int(SECONDS / 6)))):
-            load = asyncio.run(_disturbed(port, contents, peak / 2, disturb, times))
-            yield at_most(
-                f"service.{name}.failed", load.failed_twice, f"requests of {load.statuses.total()}, {times} times", "none", 1, 0.0
-            )
+    with _service(folder, tokenizer, replicas=2) as served:
+        peak = asyncio.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
+        for name, disturb, times in (("kills", kill_replica, max(1, int(SECONDS / 3))), ("updates", update, max(1, int(SECONDS / 6)))):
+            load = asyncio.run(_disturbed(served.port, contents, peak / 2, partial(disturb, served, 2), times))
+            sent = f"requests of {load.statuses.total()} failed twice, {times} {name}"
+            yield at_most(f"service.{name}.failed", load.failed_twice, sent, "none", 1, 0.0)
 
 
 def slow(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """200 clients that send a byte a second, beside good ones."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
-    with _service(folder, tokenizer) as port:
-        alone = asyncio.run(closed(port, contents, 8, RACE))
-        beside, longest = asyncio.run(_beside_slow(port, contents, 200))
-        yield at_most(
-            "service.slow.p99", 1000 * beside.percentile(0.99), "ms beside 200 slow clients", "alone", 1000 * alone.percentile(0.99), 2.0
-        )
+    with _service(folder, tokenizer) as served:
+        alone = 1000 * asyncio.run(closed(served.port, contents, 8, RACE)).percentile(0.99)
+        load, longest = asyncio.run(_beside_slow(served.port, contents, 200))
+        yield at_most("service.slow.p99", 1000 * load.percentile(0.99), "ms beside 200 slow clients", "alone", alone, 2.0)
         yield at_most("service.slow.closed", longest, "seconds to the last one's end", "allowed", 10.0, 1.0)
 
 
@@ -138,11 +141,9 @@ def rollout(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     if not Path(run).exists():
         sys.stderr.write(f"service.rollout is not measured: there is no run {run}; make demo makes one\n")
         return
-    with _server(
-        [sys.executable, "-m", "worldloom.pipeline", "serve", run, "--jobs", str(folder / "jobs"), "--port"], "/health/ready"
-    ) as port:
+    with server([*SERVE, run, "--jobs", str(folder / "jobs"), "--port"], "/health/ready") as served:
         steps = int(os.environ.get("WORLDLOOM_BENCH_STEPS", "1000"))
-        rate, before, after = asyncio.run(_dream(port, steps))
+        rate, before, after = asyncio.run(_dream(served.port, steps))
         yield at_least("service.rollout", rate, "frames/s", "asked for", 10.0, 1.0)
         yield at_most("service.rollout.memory", after, f"MB after {steps} steps", "after 50", before, 1.02)
 
@@ -151,45 +152,58 @@ def soak(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """At 60 % for long, 3 % of it bad: memory, descriptors and processes."""
     good = _requests("/v1/tokenize", {"tokenizer": "frame"}, pictures=97)
     bad = [request("/v1/tokenize", body) for body in (b"{", b'{"tokenizer": "frame", "input": "AAAA"}', b'{"tokenizer": "x", "input": ""}')]
-    with _service(folder, tokenizer) as port:
-        peak = asyncio.run(closed(port, good, CONNECTIONS, RACE)).rate
-        asyncio.run(open_loop(port, [*good, *bad], 0.6 * peak, SOAK / 4))
-        before, at = (_memory(), *_counts()), time.monotonic()
-        load = asyncio.run(open_loop(port, [*good, *bad], 0.6 * peak, 3 * SOAK / 4))
-        after, minutes = (_memory(), *_counts()), (time.monotonic() - at) / 60
-        yield at_most("service.soak.memory", (after[0] - before[0]) / minutes, "MB a minute", "allowed", 1.0, 1.0)
-        yield at_most("service.soak.descriptors", after[1], "descriptors", "before, and 10", before[1] + 10, 1.0)
-        yield at_most("service.soak.processes", after[2], "processes", "before", before[2], 1.0)
-        yield at_most(
-            "service.soak.failed",
-            sum(count for status, count in load.statuses.items() if status in (0, 500, 503)),
-            "requests",
-            "none",
-            1,
-            0.0,
-        )
+    with _service(folder, tokenizer) as served:
+        peak = asyncio.run(closed(served.port, good, CONNECTIONS, RACE)).rate
+        asyncio.run(open_loop(served.port, [*good, *bad], 0.6 * peak, SOAK / 4))
+        (taken, open_before, processes), at = (memory(), *counts()), time.monotonic()
+        load = asyncio.run(open_loop(served.port, [*good, *bad], 0.6 * peak, 3 * SOAK / 4))
+        growth, (descriptors, after) = (memory() - taken) * 60 / (time.monotonic() - at), counts()
+        yield at_most("service.soak.memory", growth, "MB a minute", "allowed", 1.0, 1.0)
+        yield at_most("service.soak.descriptors", descriptors, "descriptors", "before, and 10", open_before + 10, 1.0)
+        yield at_most("service.soak.processes", after, "processes", "before", processes, 1.0)
+        failed = sum(load.statuses[status] for status in (-1, 0, 429, 500, 503, 504))
+        yield at_most("service.soak.failed", failed, f"requests of {load.statuses.total()}", "none", 1, 0.0)
 
 
 PARTS = {"race": race, "overload": overload, "kills": kills, "slow": slow, "rollout": rollout, "soak": soak}
 
 
 def _many(port: int, tokenizer: Path) -> Iterator[Figure]:
+    """As an array, which is what the bare tokenizer is given, and as PNGs in base64, which have to be read and decoded first."""
     from worldloom.stages.deterministic import deterministic
+    from worldloom.stages.npy import write_npy
     from worldloom.stages.open_tokenizer import open_tokenizer
 
     contents = [_picture(number) for number in range(MANY)]
-    body = json.dumps({"tokenizer": "frame", "return": "npy", "input": [base64.b64encode(one).decode() for one in contents]}).encode()
     pictures = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in contents])
-    opened, bare, through = open_tokenizer(tokenizer), list[float](), list[float]()
+    body = {"tokenizer": "frame", "return": "npy", "input": [base64.b64encode(one).decode() for one in contents]}
+    asked = {
+        "array": request("/v1/tokenize?tokenizer=frame&return=npy", write_npy(pictures), ("Content-Type: application/x-npy",)),
+        "files": request("/v1/tokenize", json.dumps(body).encode()),
+    }
+    opened, bare, through = open_tokenizer(tokenizer), list[float](), {name: list[float]() for name in asked}
     with deterministic(threads=1):
-        for _ in range(TURNS + 1):
+        for _ in range(TURNS * FEW + 1):
             begun = time.perf_counter()
             opened.encode(pictures)
             bare.append(time.perf_counter() - begun)
-            load = asyncio.run(closed(port, [request("/v1/tokenize", body)], 1, max(1.0, RACE / 4)))
-            through.append(statistics.median(load.latencies))
-    each = (MANY / statistics.median(times[1:]) for times in (through, bare))
-    yield at_least("service.many", next(each), f"pictures/s, {MANY} a request", "the bare tokenizer on one thread", next(each), 0.8)
+            for name, content in asked.items():
+                load = asyncio.run(closed(port, [content], 1, 0.2))
+                assert load.statuses[200] == load.statuses.total(), load.statuses
+                through[name].append(statistics.median(load.latencies))
+    alone = MANY / statistics.median(bare[1:])
+    for name, figure in (("array", "service.many"), ("files", "service.many_files")):
+        rate = MANY / statistics.median(through[name][1:])
+        yield at_least(figure, rate, f"pictures/s, {MANY} a request, {name}", "the bare tokenizer on one thread", alone, 0.8)
+
+
+def _peers() -> dict[str, tuple[str, dict[str, str]]]:
+    """Name -> what service_peers is called with, and its environment."""
+    peers: dict[str, tuple[str, dict[str, str]]] = {FASTAPI: ("fastapi", {}), "Ray Serve with serve.batch": ("serve", {})}
+    if os.environ[INSIDE] == "1":
+        for batch in ("16", "32"):
+            peers[f"Ray Serve with HAProxy and serve.batch of {batch}"] = ("serve", {**HAPROXY, "WORLDLOOM_BENCH_BATCH": batch})
+    return peers
 
 
 def _tokenizer(folder: Path) -> Path:
@@ -219,124 +233,40 @@ def _closed(port: int, contents: list[bytes], connections: int = CONNECTIONS) ->
     return asyncio.run(closed(port, contents, connections, RACE))
 
 
-def _median(loads: list[Load], what: str) -> float:
-    return statistics.median(getattr(load, what) for load in loads)
+def _rate(loads: list[Load]) -> float:
+    return statistics.median(load.rate for load in loads)
 
 
-def _service(folder: Path, tokenizer: Path, replicas: int = 1) -> "contextlib.AbstractContextManager[int]":
-    command = [
-        sys.executable,
-        "-m",
-        "worldloom.pipeline",
-        "serve",
-        str(tokenizer),
-        "--replicas",
-        str(replicas),
-        "--jobs",
-        str(folder / "jobs"),
-    ]
-    return _server([*command, "--port"], "/health/ready")
+def _late(loads: list[Load], share: float = 0.99) -> float:
+    """ms."""
+    return 1000 * statistics.median(load.percentile(share) for load in loads)
 
 
-@contextlib.contextmanager
-def _server(command: list[str], ready: str, environment: dict[str, str] | None = None) -> Iterator[int]:
-    """A server in a process of its own, once it answers; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryFile() as said:
-        # In a session of its own, so that whatever a Ray does to its driver's group as it ends does not reach this process.
-        process = subprocess.Popen(
-            [*command, str(port)], stdout=said, stderr=said, env={**os.environ, **(environment or {})}, start_new_session=True
-        )
-        try:
-            until = time.monotonic() + START
-            while b" 200 " not in _get(port, ready):
-                if process.poll() is not None or time.monotonic() > until:
-                    said.seek(0)
-                    raise RuntimeError(f"{' '.join(command)} did not start: {said.read()[-2000:].decode(errors='replace')}")
-                time.sleep(0.2)
-            yield port
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(90)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def _service(folder: Path, tokenizer: Path, replicas: int = 1) -> "contextlib.AbstractContextManager[Server]":
+    options = ["--replicas", str(replicas), "--jobs", str(folder / "jobs"), "--port"]
+    return server([*SERVE, str(tokenizer), *options], "/health/ready")
 
 
-def _get(port: int, path: str) -> bytes:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            return connection.recv(200)
-    except OSError:
-        return b""
+async def _disturbed(port: int, contents: list[bytes], rate: float, disturb: Callable[[], None], times: int) -> Load:
+    """A load that goes on until `disturb` was done so often, 3 seconds apart, and 5 seconds longer."""
+    over = asyncio.Event()
 
-
-def _processes() -> list[Path]:
-    """Those that this one has started, and those that they have."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
-    found, todo = [], [os.getpid()]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        found += children
-        todo += children
-    return [Path("/proc") / str(number) for number in found]
-
-
-def _memory() -> float:
-    """MB of the front and of the replicas: what is theirs alone."""
-    total = 0.0
-    for process in _processes():
-        with contextlib.suppress(OSError):
-            if b"serve" in (process / "cmdline").read_bytes().lower():
-                lines = (process / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
-    return total
-
-
-def _counts() -> tuple[int, int]:
-    """Descriptors and processes."""
-    processes, descriptors = _processes(), 0
-    for process in processes:
-        with contextlib.suppress(OSError):
-            descriptors += len(list((process / "fd").iterdir()))
-    return descriptors, len(processes)
-
-
-def _replicas() -> list[int]:
-    found = []
-    for process in _processes():
-        with contextlib.suppress(OSError):
-            if b"ServeReplica" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
-
-
-def _kill_replica() -> None:
-    if found := _replicas():
-        os.kill(found[0], signal.SIGKILL)
-
-
-def _update() -> None:
-    for process in _processes():
-        with contextlib.suppress(OSError):
-            if b"worldloom.pipeline\0serve" in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGHUP)
-
-
-async def _disturbed(port: int, contents: list[bytes], rate: float, disturb: Any, times: int) -> Load:
     async def disturbing() -> None:
-        for _ in range(times):
-            await asyncio.sleep(3)
-            await asyncio.to_thread(disturb)
+        try:
+            for _ in range(times):
+                await asyncio.sleep(3)
+                await asyncio.to_thread(disturb)
+            await asyncio.sleep(5)
+        finally:
+            over.set()
 
-    load, _ = await asyncio.gather(open_loop(port, contents, rate, 3.0 * times + 5, retry=True), disturbing())
+    load, _ = await asyncio.gather(open_loop(port, contents, rate, LONGEST * times, retry=True, over=over), disturbing())
     return load
+
+
+def _of(count: int) -> tuple[float, float]:
+    """What a number of refusals is compared with, and the ratio asked for: where nothing is refused, there is nothing to ask."""
+    return (count, 1.0) if count else (1, 0.0)
 
 
 async def _beside_slow(port: int, contents: list[bytes], count: int) -> tuple[Load, float]:
@@ -348,7 +278,7 @@ async def _beside_slow(port: int, contents: list[bytes], count: int) -> tuple[Lo
         head = b"POST /v1/tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
         with contextlib.suppress(OSError):
             writer.write(head if number % 2 else head[:20])
-            while not reader.at_eof():
+            while not reader.at_eof() and time.monotonic() < begun + PATIENCE:
                 writer.write(b"x")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):
@@ -370,15 +300,13 @@ async def _dream(port: int, steps: int) -> tuple[float, float, float]:
     begun, before = 0.0, 0.0
     for step in range(steps + 50):
         if step == 50:
-            begun, before = time.monotonic(), _memory()
+            begun, before = time.monotonic(), memory()
         status, _, body = await pool.ask(request(act, json.dumps({"action": step % 5}).encode()))
         assert status == 200, body
     rate = steps / (time.monotonic() - begun)
     pool.close()
-    return rate, before, _memory()
+    return rate, before, memory()
 
 
 if __name__ == "__main__":
-    for figure in figures():
-        sys.stdout.write(figure.line() + "\n")
-        sys.stdout.flush()
+    main()

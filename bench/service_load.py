@@ -16,15 +16,26 @@ class Load(NamedTuple):
     """What came of many requests."""
 
     seconds: float
-    statuses: Counter[int]  # 0: the connection was lost
+    statuses: Counter[int]  # 0: the connection was lost; -1: not sent
     latencies: list[float]  # seconds, of those that were answered with 200
     waits: int  # refusals that said when to come again
     failed_twice: int  # after one more try
+    good: int  # answers with 200 within `seconds`
 
     @property
     def rate(self) -> float:
         """Good answers a second."""
-        return self.statuses[200] / self.seconds
+        return self.good / self.seconds
+
+    @property
+    def offered(self) -> float:
+        """Requests sent a second."""
+        return (self.statuses.total() - self.statuses[-1]) / self.seconds
+
+    @property
+    def refused(self) -> int:
+        """Requests that were sent and not answered with 200."""
+        return self.statuses.total() - self.statuses[200] - self.statuses[-1]
 
     def percentile(self, share: float) -> float:
         return float(np.percentile(self.latencies, 100 * share)) if self.latencies else float("inf")
@@ -45,7 +56,7 @@ class Connections:
 
     async def ask(self, content: bytes) -> tuple[int, bytes, bytes]:
         """Status, head and body; 0 where the connection is lost."""
-        reader, writer = self._free.pop() if self._free else (None, None)
+        reader, writer = self._take()
         try:
             if reader is None or writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -65,6 +76,15 @@ class Connections:
             self._free.append((reader, writer))
         return int(head[9:12]), head, body
 
+    def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | tuple[None, None]:
+        """The one that was used last, of those that the server has not closed meanwhile, as it may where nothing came for a while."""
+        while self._free:
+            reader, writer = self._free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None, None
+
     def close(self) -> None:
         for _, writer in self._free:
             writer.close()
@@ -83,15 +103,19 @@ async def closed(port: int, contents: Sequence[bytes], connections: int, seconds
     begun = time.monotonic()
     await asyncio.gather(*(client(number) for number in range(connections)))
     pool.close()
-    return load.load(time.monotonic() - begun)
+    return load.load(time.monotonic() - begun, load.statuses[200])
 
 
-async def open_loop(port: int, contents: Sequence[bytes], rate: float, seconds: float, retry: bool = False) -> Load:
-    """Requests at random times (Poisson) that do not wait for answers; more than `MOST` at once are not sent and count as lost."""
+async def open_loop(
+    port: int, contents: Sequence[bytes], rate: float, seconds: float, retry: bool = False, over: asyncio.Event | None = None
+) -> Load:
+    """Requests at random times (Poisson) that do not wait for answers; more than `MOST` at once are not sent. `over` ends it early."""
     pool, load = Connections(port), _Tally(retry)
     times = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
     begun, running = time.monotonic(), set[asyncio.Task[None]]()
     for number, at in enumerate(times):
+        if over is not None and over.is_set():
+            break
         if (wait := begun + at - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         if len(running) >= MOST:
@@ -100,11 +124,11 @@ async def open_loop(port: int, contents: Sequence[bytes], rate: float, seconds: 
         task = asyncio.create_task(load.ask(pool, contents[number % len(contents)]))
         running.add(task)
         task.add_done_callback(running.discard)
-    lasted = time.monotonic() - begun
+    lasted, good = time.monotonic() - begun, load.statuses[200]
     if running:
         await asyncio.wait(running)
     pool.close()
-    return load.load(lasted)
+    return load.load(lasted, good)
 
 
 class _Tally:
@@ -126,8 +150,8 @@ class _Tally:
         if status == 200:
             self.latencies.append(time.monotonic() - begun)
 
-    def load(self, seconds: float) -> Load:
-        return Load(seconds, self.statuses, self.latencies, self.waits, self.failed_twice)
+    def load(self, seconds: float, good: int) -> Load:
+        return Load(seconds, self.statuses, self.latencies, self.waits, self.failed_twice, good)
 
 
 def rounds(contestants: dict[str, Callable[[], Load]], turns: int) -> dict[str, list[Load]]:

@@ -6,6 +6,7 @@
 import asyncio
 import base64
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 
 from worldloom.stages.open_tokenizer import open_tokenizer
 
-BATCH = 16  # pictures: what the tokenizer takes at a time
+BATCH = int(os.environ.get("WORLDLOOM_BENCH_BATCH", "16"))  # pictures: 16 are what the tokenizer takes at a time
 
 
 class Asked(BaseModel):

@@ -24,6 +24,7 @@ RETRIED = (429, 502, 503, 504)
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds; doubled each time, with jitter
 Told = dict[str, Any]  # a JSON object of the service
 Value = bytes | str | Path | Sequence[Any]  # a file's bytes or path, text, or the rows of actions
+Values = Sequence[Value] | NDArray[Any]  # or pictures and clips in the form of their stream, uint8 [values, *form]
 
 
 class ServiceFailure(Exception):
@@ -83,7 +84,12 @@ class _Calls:
             return own
 
     @staticmethod
-    def tokenize_request(tokenizer: str, values: Sequence[Value]) -> Told:
+    def tokenize_request(tokenizer: str, values: Values) -> Told:
+        if isinstance(values, np.ndarray) and values.dtype == np.uint8:
+            written = io.BytesIO()
+            np.lib.format.write_array(written, values, version=(1, 0), allow_pickle=False)
+            about = {"params": {"tokenizer": tokenizer, "return": "npy"}, "headers": {"Content-Type": "application/x-npy"}}
+            return {**about, "content": written.getvalue()}
         return {"json": {"tokenizer": tokenizer, "input": [_sent(value) for value in values], "return": "npy"}}
 
     @staticmethod
@@ -145,7 +151,7 @@ class Client(_Calls):
         """What is served, within which limits."""
         return dict(self.request("GET", "/v1/info").json())
 
-    def tokenize(self, tokenizer: str, values: Sequence[Value]) -> list[NDArray[Any]]:
+    def tokenize(self, tokenizer: str, values: Values) -> list[NDArray[Any]]:
         """The codes of every value, in their own shape and the type of token shards."""
         return _arrays(self.request("POST", "/v1/tokenize", **self.tokenize_request(tokenizer, values)).content, len(values))
 
@@ -221,7 +227,7 @@ class AsyncClient(_Calls):
     async def info(self) -> Told:
         return dict((await self.request("GET", "/v1/info")).json())
 
-    async def tokenize(self, tokenizer: str, values: Sequence[Value]) -> list[NDArray[Any]]:
+    async def tokenize(self, tokenizer: str, values: Values) -> list[NDArray[Any]]:
         """As Client.tokenize."""
         return _arrays((await self.request("POST", "/v1/tokenize", **self.tokenize_request(tokenizer, values))).content, len(values))
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from worldloom.pipeline.service.errors import ServiceError
-from worldloom.pipeline.service.values import TOGETHER, Encoded, Refused
+from worldloom.pipeline.service.values import TOGETHER, Content, Encoded, Refused
 
-MOST_VALUES = 4 * TOGETHER  # of a batch
+MOST_VALUES = 8 * TOGETHER  # of a batch; a call of Ray Serve costs as much as 16 small pictures, on both of its sides
 MOST_COST = {"pixels": 1 << 22, "samples": 1 << 21, "characters": 1 << 18, "numbers": 1 << 18}  # of a batch of more than one part
 FADING = 0.8  # of what is known of the rate, with each batch
 
@@ -33,7 +33,7 @@ class Bounds(NamedTuple):
 class _Part:
     """Values of one request, at most a batch of them."""
 
-    contents: Sequence[bytes]
+    contents: Sequence[Content]
     cost: int
     result: "asyncio.Future[Encoded]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -43,7 +43,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[list[bytes]], Awaitable[Encoded]],
+        run: Callable[[list[Content]], Awaitable[Encoded]],
         lanes: int,
         unit: str,
         bounds: Bounds,
@@ -58,7 +58,7 @@ class Batcher:
         self.queued = 0  # values that wait
         self._cost = 0  # that waits or is under way
 
-    async def __call__(self, contents: Sequence[bytes], costs: Sequence[int]) -> Encoded:
+    async def __call__(self, contents: Sequence[Content], costs: Sequence[int]) -> Encoded:
         """The codes of the values, in order; ServiceError(busy) where the queue is full."""
         self._admit(len(contents), sum(costs))
         parts = list(self._parts(contents, costs))
@@ -85,7 +85,7 @@ class Batcher:
         if self.queued and (self.queued + values > self._bounds.values or wait > self._bounds.seconds):
             raise ServiceError("busy", 429, f"{self.queued} values wait for this tokenizer; come again in a while", None, max(1.0, wait))
 
-    def _parts(self, contents: Sequence[bytes], costs: Sequence[int]) -> "Sequence[_Part]":
+    def _parts(self, contents: Sequence[Content], costs: Sequence[int]) -> "Sequence[_Part]":
         parts = []
         first = 0
         while first < len(contents):

@@ -151,7 +151,9 @@ class InfoAnswer(Told):
 
 
 class TokenizeRequest(Asked):
-    """POST /v1/tokenize as JSON. As multipart/form-data: the fields tokenizer, return and one or more files called file."""
+    """POST /v1/tokenize as JSON. As multipart/form-data: the fields tokenizer, return and one or more files called file. As
+    application/x-npy: one array [values, *form] of pictures or clips that have their stream's form, with ?tokenizer= and &return=.
+    """
 
     tokenizer: Name
     input: str | list[Input] = Field(description="one value, or a list of values")

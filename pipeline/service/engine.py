@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from worldloom.pipeline.service.batcher import Batcher, Bounds
 from worldloom.pipeline.service.calls import Calls, LocalCalls
 from worldloom.pipeline.service.contract import ActRequest, EncoderInfo, GenerateRequest, RolloutRequest, TokenizerInfo, WorldInfo
@@ -12,7 +14,7 @@ from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.measures import Measures
 from worldloom.pipeline.service.served import Served, find_served
-from worldloom.pipeline.service.values import SeveralCodes
+from worldloom.pipeline.service.values import Content, SeveralCodes
 from worldloom.stages.present import File
 from worldloom.stages.rejects import InputRejected
 
@@ -42,7 +44,7 @@ class Engine:
         self.tokenizers = {info.name: info for info in await asyncio.gather(*asked)}
         for name, info in self.tokenizers.items():
             self.batchers[name] = Batcher(
-                lambda contents, name=name: self.calls.call(f"tokenizer:{name}", "encode", contents),  # type: ignore[misc]
+                lambda contents, name=name: self.calls.call(f"tokenizer:{name}", "encode", _packed(contents)),  # type: ignore[misc]
                 self.calls.lanes(f"tokenizer:{name}"),
                 info.unit,
                 Bounds(self.limits.queued, self.limits.queue_seconds),
@@ -60,7 +62,7 @@ class Engine:
             raise ServiceError("tokenizer_unknown", 404, f"there is no such tokenizer; there are {', '.join(self.tokenizers)}", "tokenizer")
         return self.tokenizers[name]
 
-    async def encode(self, name: str, contents: Sequence[bytes], costs: Sequence[int], params: Sequence[str]) -> SeveralCodes:
+    async def encode(self, name: str, contents: Sequence[Content], costs: Sequence[int], params: Sequence[str]) -> SeveralCodes:
         """The codes of every value, arrays in their own shape and the type of token shards; ServiceError for the first that is refused."""
         found = await self.batchers[name](contents, costs)
         if found.refused:
@@ -134,6 +136,13 @@ class Engine:
     def _need_world(self) -> None:
         if self.world is None:
             raise ServiceError("world_unknown", 404, "no world model is served; serve a run that has trained one")
+
+
+def _packed(contents: Sequence[Content]) -> Sequence[Content]:
+    """As they go over a handle: one array costs a fraction of what many cost."""
+    arrays = [content for content in contents if not isinstance(content, bytes)]
+    packed: Sequence[Content] = np.stack(arrays) if len(arrays) == len(contents) else contents  # type: ignore[assignment]
+    return packed
 
 
 def local_engine(names: Sequence[str], limits: Limits | None = None) -> Engine:

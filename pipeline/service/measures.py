@@ -9,7 +9,7 @@ from worldloom.pipeline.service.contract import TokenizerInfo
 from worldloom.pipeline.service.values import SeveralCodes
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
-SIZES = (1, 2, 4, 8, 16, 24, 32)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Measures:

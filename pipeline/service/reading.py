@@ -1,4 +1,4 @@
-"""Bodies of strangers: strict JSON, base64 and multipart, to the values of a request."""
+"""Bodies of strangers: strict JSON, base64, multipart and arrays, to the values of a request."""
 
 import binascii
 import json
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -16,9 +17,13 @@ from starlette.exceptions import HTTPException
 from worldloom.pipeline.service.contract import Input
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
+from worldloom.stages.npy import read_npy
+from worldloom.stages.rejects import InputRejected
+from worldloom.stages.settings import Stream
+from worldloom.stages.streams import kind_of
 
 Model = TypeVar("Model", bound=BaseModel)
-JSON, MULTIPART = "application/json", "multipart/form-data"
+JSON, MULTIPART, NPY = "application/json", "multipart/form-data", "application/x-npy"
 MOST_DIGITS = 400  # of a number; Python itself refuses to read some thousands
 _OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|[A-Za-z/])")
@@ -79,6 +84,24 @@ async def read_files(request: Request, limits: Limits, name: str) -> tuple[dict[
             raise ServiceError("request_invalid", 400, f"files are called {name}, one is called {strange[0][:80]}", strange[0][:80])
         check_count(len(files), limits)
         return fields, [await value.read() for _, value in files]
+
+
+def values_of(content: bytes, stream: Stream, limits: Limits) -> list[NDArray[Any]]:
+    """The values of an .npy body, one array [values, *form]; ServiceError: type_mismatch, array_form, too_many_values."""
+    form = None if (about := kind_of(stream.kind).form) is None else about(stream)
+    if form is None or form.dtype != "uint8":
+        raise ServiceError(
+            "array_form", 422, f"arrays are read of pictures and clips, this stream is {stream.kind}: send its files", "body"
+        )
+    try:
+        array = read_npy(content, limits.body_bytes, "array_form")
+    except InputRejected as error:
+        raise ServiceError.of(error, "body") from None
+    if array.dtype != form.dtype or array.shape[1:] != form.shape:
+        wanted = f"{form.dtype} [values, {', '.join(map(str, form.shape))}]"
+        raise ServiceError("array_form", 422, f"this stream's values are {wanted}, got {array.dtype} {list(array.shape)}", "body")
+    check_count(len(array), limits)
+    return list(array)
 
 
 def contents_of(values: str | Sequence[Input], kind: str, param: str, limits: Limits) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Values to codes and back: /v1/tokenize and /v1/detokenize, as JSON or multipart in, JSON or files out."""
+"""Values to codes and back: /v1/tokenize and /v1/detokenize, as JSON, multipart or an array in, JSON or files out."""
 
 import io
 import json
@@ -19,12 +19,11 @@ from worldloom.pipeline.service.contract import (
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.reading import MULTIPART, checked, contents_of, media_type, read_files, read_json
-from worldloom.pipeline.service.values import TYPES, SeveralCodes, cost_of, shown
+from worldloom.pipeline.service.reading import MULTIPART, NPY, checked, contents_of, media_type, read_files, read_json, values_of
+from worldloom.pipeline.service.values import TYPES, Content, SeveralCodes, cost_of, shown
 from worldloom.stages.npy import write_npy
 from worldloom.stages.present import File
 
-NPY = "application/x-npy"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": what}
     for status, what in (
@@ -61,12 +60,13 @@ def router(engine: Engine) -> APIRouter:
         summary="Values to codes",
         response_model=TokenizeAnswer,
         responses={**ERRORS, 200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}}},
-        openapi_extra=body_of(TokenizeRequest, files="file"),
+        openapi_extra=_or_array(body_of(TokenizeRequest, files="file")),
     )
     async def tokenize(request: Request) -> Response:
         asked, contents, params = await _tokenize_request(request, engine)
         about = engine.tokenizer(asked.tokenizer)
-        costs = [cost_of(about.stream, content) for content in contents]
+        least = cost_of(about.stream, b"")
+        costs = [cost_of(about.stream, content) if isinstance(content, bytes) else least for content in contents]
         spend(request, about, sum(costs), engine.limits)
         codes = await engine.encode(about.name, contents, costs, params)
         if asked.answer == "npy":
@@ -132,8 +132,22 @@ def as_npy(about: TokenizerInfo, codes: SeveralCodes) -> bytes:
     return written.getvalue()
 
 
-async def _tokenize_request(request: Request, engine: Engine) -> tuple[TokenizeRequest, list[bytes], list[str]]:
-    """The request, and the bytes and the place in it of every value."""
+def _or_array(about: dict[str, Any]) -> dict[str, Any]:
+    """The body may be an .npy, too; what else is asked then stands in the query."""
+    about["requestBody"]["content"][NPY] = {"schema": {"type": "string", "format": "binary"}}
+    fields = about["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    about["parameters"] = [
+        {"name": name, "in": "query", "description": f"of an {NPY} body", "schema": fields[name]} for name in ("tokenizer", "return")
+    ]
+    return about
+
+
+async def _tokenize_request(request: Request, engine: Engine) -> tuple[TokenizeRequest, Sequence[Content], list[str]]:
+    """The request, and the content and the place in it of every value."""
+    if media_type(request) == NPY:
+        asked = checked(TokenizeRequest, {**request.query_params, "input": ""})
+        values = values_of(await request.body(), engine.tokenizer(asked.tokenizer).stream, engine.limits)
+        return asked, values, [f"body[{index}]" for index in range(len(values))]
     if media_type(request) == MULTIPART:
         fields, contents = await read_files(request, engine.limits, "file")
         asked = checked(TokenizeRequest, {**fields, "input": ""})

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from worldloom.pipeline.service.contract import TokenizerInfo
 from worldloom.pipeline.service.served import TokenizerPlace
-from worldloom.pipeline.service.values import TOGETHER, UNITS, Encoded, Refused, as_file
+from worldloom.pipeline.service.values import TOGETHER, UNITS, Content, Encoded, Refused, as_file
 from worldloom.stages.dataset_writer import code_type
 from worldloom.stages.encode_dataset import encode_batch
 from worldloom.stages.npy import read_npy
@@ -71,8 +71,8 @@ class TokenizerWorker:
             found = encode_batch(self.tokenizer, list(value))
         return hashlib.sha256(self.tokenizer.fingerprint.encode() + np.asarray(found[0]).astype(self.dtype).tobytes()).digest()
 
-    def encode(self, contents: Sequence[bytes]) -> Encoded:
-        """The codes of each file's value, as encode_dataset writes them."""
+    def encode(self, contents: Sequence[Content]) -> Encoded:
+        """The codes of each value, as encode_dataset writes them."""
         codes: list[NDArray[Any]] = []
         shape = self.tokenizer.shape
         nothing = np.zeros(0 if shape is None else shape, self.dtype)
@@ -81,7 +81,7 @@ class TokenizerWorker:
             values: list[Any] = []
             for index, content in enumerate(contents[first : first + TOGETHER], first):
                 try:
-                    values.append(kind_of(self.stream.kind).decode(content, self.stream))
+                    values.append(self._value(content))
                 except InputRejected as error:
                     values.append(None)
                     refused.append(Refused(index, error.code, error.detail))
@@ -90,6 +90,9 @@ class TokenizerWorker:
             codes += [nothing if one is None else np.asarray(one).astype(self.dtype) for one in found]
         # One array goes over a handle at a fraction of what many cost.
         return Encoded(codes if shape is None else np.stack(codes), refused)
+
+    def _value(self, content: Content) -> Any:
+        return kind_of(self.stream.kind).decode(content, self.stream) if isinstance(content, bytes) else content
 
     def decode(self, codes: Sequence[Any], file_format: str | None, scale: int = 1) -> list[File]:
         """What values' codes (nested or flat lists, or the bytes of an .npy) stand for, as files; InputRejected: codes_invalid."""

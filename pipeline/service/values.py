@@ -24,6 +24,7 @@ TYPES = {
 }
 
 
+Content = bytes | NDArray[Any]  # a file, or a value in the form of its stream, for which nothing is decoded
 # Of several values: one array [values, *shape], or, where shapes vary, an array a value.
 SeveralCodes = NDArray[Any] | list[NDArray[Any]]
 

@@ -1,6 +1,7 @@
 """The client against the application itself, and against one that fails as services do."""
 
 import asyncio
+import io
 
 import httpx
 import numpy as np
@@ -92,6 +93,8 @@ def test_values_go_there_and_come_back_awaited(clocked_root):
             (clip,) = await client.detokenize("clip", [np.zeros((5, 2, 2), int)], "npy")
             (again,) = await client.tokenize("clip", [clip])
             assert again.shape == (5, 2, 2)
+            (whole,) = await client.tokenize("clip", np.load(io.BytesIO(clip))[None])
+            assert (whole == again).all()
             lines = [line async for line in client.generate({"words": "a"}, ["push"], seed=3)]
             assert [lines[0]["event"], lines[-1]["event"]] == ["begin", "end"] and lines[-1]["legal"]
             with pytest.raises(ServiceFailure, match="stream_unknown"):

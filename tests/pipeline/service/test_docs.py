@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     """Where the examples find their files."""
     here = tmp_path_factory.mktemp("examples")
     Image.new("RGB", (16, 16), "red").save(here / "picture.png")
+    np.save(here / "pictures.npy", np.zeros((1, 16, 16, 3), np.uint8))
     with tarfile.open(here / "shard.tar", "w") as file:
         about = tarfile.TarInfo("a.txt")
         about.size = 1
@@ -58,4 +59,4 @@ def test_an_example_runs_as_it_stands(url, folder, example):
                 assert picture.size == (16, 16)
     for line in ran.stdout.splitlines():
         assert json.loads(line).get("error") is None, line
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.shards import IndexedShard
+from worldloom.stages.streams import kind_of
 
 
 def stored(root, stream, split="train"):
@@ -55,3 +57,48 @@ def test_pictures_have_the_tokens_of_the_encode_stage_in_json_too(tiny, tiny_roo
     found = [npy(np.array(one["codes"], answer["dtype"])) for one in answer["data"]]
     assert found == tokens
     assert [tuple(one["shape"]) for one in answer["data"]] == [(2, 2)] * len(tokens)
+
+
+@pytest.mark.parametrize("stream", ["clip", "view"])
+def test_an_array_of_values_has_the_tokens_of_their_files(request, stream):
+    service, root = (
+        request.getfixturevalue(f"{name}{end}") for name in ["clocked" if stream == "clip" else "tiny"] for end in ("", "_root")
+    )
+    contents, tokens = stored(root, stream)
+    about = service.engine.tokenizers[stream].stream
+    values = npy(np.stack([kind_of(about.kind).decode(content, about) for content in contents]))
+    answer = service("POST", f"/v1/tokenize?tokenizer={stream}&return=npy", content=values, headers={"Content-Type": "application/x-npy"})
+    assert answer.status_code == 200, answer.text
+    assert [npy(one) for one in np.load(io.BytesIO(answer.content))] == tokens
+    said = service("POST", f"/v1/tokenize?tokenizer={stream}", content=values, headers={"Content-Type": "application/x-npy"}).json()
+    files = service("POST", "/v1/tokenize", json={"tokenizer": stream, "input": sent(stream, contents)}).json()
+    assert said["data"] == files["data"] and said["usage"]["values"] == len(contents)
+
+
+@pytest.mark.parametrize(
+    ("stream", "array", "status", "code", "message"),
+    [
+        ("view", np.zeros((2, 16, 16, 3)), 422, "array_form", r"values are uint8 \[values, 16, 16, 3\], got float64 \[2, 16, 16, 3\]"),
+        ("view", np.zeros((16, 16, 3), np.uint8), 422, "array_form", r"got uint8 \[16, 16, 3\]"),
+        ("view", np.zeros((0, 16, 16, 3), np.uint8), 400, "request_invalid", "there is no value in it"),
+        ("words", np.zeros((2, 3), np.uint8), 422, "array_form", "read of pictures and clips, this stream is text: send its files"),
+        ("view", np.zeros((1_025, 16, 16, 3), np.uint8), 413, "too_many_values", "1025 values in one request, at most 1024"),
+    ],
+)
+def test_an_array_of_another_form_is_refused(tiny, stream, array, status, code, message):
+    answer = tiny("POST", f"/v1/tokenize?tokenizer={stream}", content=npy(array), headers={"Content-Type": "application/x-npy"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert re.search(message, answer.json()["error"]["message"])
+
+
+def test_what_is_no_array_is_refused(tiny):
+    answer = tiny("POST", "/v1/tokenize?tokenizer=view", content=b"\x93NUMPY", headers={"Content-Type": "application/x-npy"})
+    assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["param"]) == (415, "type_mismatch", "body")
+
+
+def test_files_and_arrays_in_one_batch_have_their_own_tokens(tiny, tiny_root):
+    contents, tokens = stored(tiny_root, "view")
+    worker = tiny.engine.calls.workers["tokenizer:view"]
+    mixed = [content if row % 2 else kind_of("image").decode(content, worker.stream) for row, content in enumerate(contents)]
+    found = worker.encode(mixed)
+    assert found.refused == [] and [npy(one) for one in found.codes] == tokens

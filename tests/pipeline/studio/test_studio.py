@@ -20,7 +20,12 @@ import uvicorn
 from worldloom.pipeline.service.app import PAGE, create_app
 from worldloom.pipeline.service.engine import local_engine
 from worldloom.pipeline.service.tenants import Tenants
+from worldloom.stages import train_tokenizer
+from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.card import Card, Curves, Gallery, Item, Table, write_card, write_picture
+from worldloom.stages.train_tokenizer import TrainTokenizer
+from worldloom.stages.worker import Worker
+from worldloom.tokenizers.image_settings import VqVae
 
 ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -72,10 +77,10 @@ def test_faults_of_accessibility_are_looked_for():
 
 
 @pytest.fixture(scope="module")
-def served(studio_root, live):
-    """Where a service of all kinds of tokenizers, an untrained world and a run at work listens."""
+def served(studio_root, live, learnt):
+    """Where a service of all kinds of tokenizers, an untrained world, a run at work and one with checkpoints listens."""
     dress(studio_root)
-    with Listening(create_app(local_engine([str(studio_root), str(live.parents[2])]))) as address:
+    with Listening(create_app(local_engine([str(root) for root in (studio_root, live.parents[2], learnt.parents[2])]))) as address:
         yield address
 
 
@@ -94,6 +99,24 @@ def live(tmp_path_factory):
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def learnt(studio_root, tmp_path_factory):
+    """The artifact of a tokenizer of pictures that has learnt for two steps, with a checkpoint at each."""
+    root = tmp_path_factory.mktemp("learnt")
+    parts = VqVae(codebook_size=17, downsample=8, width=4, blocks=1)
+    settings = TrainTokenizer(
+        run="train_tokenizer", data="data", stream="view", tokenizer=parts, batch_size=4, steps=2, warmup=0, log_every=1, save_every=1
+    )
+    (root / "artifacts").mkdir()
+    (root / "artifacts" / "data").symlink_to(studio_root / "artifacts" / "data")  # an artifact finds its inputs beside it
+    data = Artifact.open(root / "artifacts" / "data" / "0123456789abcdef")
+    made = execute(train_tokenizer.STAGE, "two_steps", settings, {"data": data}, root / "artifacts" / "two_steps" / "f0", Worker())
+    (root / "runs" / "one").mkdir(parents=True)
+    (root / "runs" / "one" / "artifacts.json").write_text(json.dumps({"two_steps": "artifacts/two_steps/f0"}))
+    (root / "runs" / "latest").symlink_to("one")
+    return made.folder
 
 
 def goes_on(folder, step):
@@ -347,6 +370,43 @@ def test_progress_and_losses_of_a_stage_at_work_are_seen_as_they_come(page, serv
     assert len(page.get_attribute("line-chart polyline", "points")) > len(before)
     assert page.locator("stage-graph a.running").count() == 1
     faultless(page)
+
+
+@browser_needed
+@pytest.mark.parametrize("page", [(1280, "dark"), (360, "light")], indirect=True, ids=["desk", "phone"])
+def test_samples_of_checkpoints_are_made_on_request_and_stand_in_the_order_of_their_steps(page, served, learnt):
+    look(page, served, f"runs/{learnt.parents[2].name}/two_steps")
+    for step in (2, 1):
+        button = page.get_by_role("button", name=f"Step {step}", exact=True)
+        button.click()
+        page.wait_for_selector(f"[aria-label='Step {step}'] li")
+        assert button.is_disabled()
+    lines = page.locator(".checkpoints section")
+    assert lines.evaluate_all("all => all.map(each => each.dataset.step)") == ["1", "2"]
+    assert lines.evaluate_all("all => all.map(each => each.querySelectorAll('li').length)") == [5, 5]  # as many as are held out
+    page.wait_for_function("() => [...document.querySelectorAll('.checkpoints img')].every(each => each.naturalWidth === 24)")
+    assert page.locator(".checkpoints :text('PSNR')").count() == 10
+    fits(page)
+    faultless(page)
+
+
+@browser_needed
+def test_a_checkpoint_that_went_meanwhile_is_said_and_may_be_asked_for_again(page, served, said, learnt):
+    look(page, served, f"runs/{learnt.parents[2].name}/two_steps")
+    button = page.get_by_role("button", name="Step 2", exact=True)
+    button.wait_for()
+    there, away = learnt / "checkpoints", learnt / "away"
+    there.rename(away)
+    button.click()
+    page.wait_for_selector(".checkpoints .trouble")
+    assert "two_steps has no checkpoint of step 2; it has none" in page.inner_text(".checkpoints .trouble")
+    away.rename(there)
+    assert button.is_enabled()
+    page.wait_for_timeout(200)  # the answer is on the console by then
+    assert said and all("404" in line for line in said)
+    said.clear()
+    button.click()
+    page.wait_for_selector("[aria-label='Step 2'] li")
 
 
 @browser_needed
