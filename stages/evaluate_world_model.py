@@ -72,7 +72,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=3,
+    version=4,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

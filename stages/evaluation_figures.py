@@ -66,7 +66,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted) * (1 if world.sight is None else 2)
     rolls = settings.rollouts if can_roll(world, settings.rollout_given) else 0
-    total += len(splits) * 2 * -(-rolls // settings.batch)
+    total += len(splits) * 3 * -(-rolls // settings.batch)  # with true actions, with shuffled ones, with none
     between = _progress(worker, total)
     choosing = choosing_of(world, settings)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
