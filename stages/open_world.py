@@ -140,8 +140,13 @@ class OpenWorld:
         A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
         are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all. `hear` is called
         with a row's tokens so far as they are written; not where all come at once, in those steps. A row may hold a picture to see under
-        SEEN.
+        SEEN. ValueError for `fill_steps` where the world did not learn from hidden codes.
         """
+        if choosing.fill_steps and "masked" not in self.objectives:
+            raise ValueError(
+                f"this world learnt {', '.join(self.objectives)} and not from hidden codes, so it cannot fill them in; "
+                f"leave fill_steps at 0, or train it with the objective masked"
+            )
         wants = wants_of(want, len(given))
         if hear is not None and self.vocabulary.ahead:
             hear = partial(_without_ahead, hear, self.vocabulary)

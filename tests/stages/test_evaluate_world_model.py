@@ -172,6 +172,7 @@ def test_a_row_gives_the_same_whatever_else_is_in_the_batch(world: OpenWorld) ->
 
 @pytest.mark.parametrize("fill_steps", [0, 2])
 def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: OpenWorld, fill_steps: int) -> None:
+    world = dataclasses.replace(world, objectives=("next_token", "masked"))
     caption, choosing = world.dataset.value("train", "words", 0), Choosing(fill_steps=fill_steps, temperature={"view": 0.5})
     given, wants = [{"words": caption}, {}, {}, {"words": caption}], [["view"], ["words", "view"], ["view", "words"], []]
     together = world.sample(given, wants, [1, 2, 3, 4], choosing)
@@ -179,6 +180,11 @@ def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: Ope
         (alone,) = world.sample([given[row]], wants[row], [row + 1], choosing)
         assert alone.tokens.tolist() == made.tokens.tolist() and made.legal
         assert [segment.stream for segment in world.grammar.parse(made.tokens)] == [*given[row], *wants[row]]
+
+
+def test_a_world_that_never_learnt_from_hidden_codes_fills_none_in(world: OpenWorld) -> None:
+    with pytest.raises(ValueError, match=r"this world learnt next_token and not from hidden codes, .* train it with the objective masked"):
+        world.sample([{}], ["view"], [1], Choosing(fill_steps=2))
 
 
 def test_a_hole_in_a_picture_is_filled_and_the_rest_stays(world: OpenWorld) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ def world_of(service):
 
 
 @pytest.mark.parametrize("options", [{}, {"fill_steps": 3}, {"guidance": 2.0}], ids=str)
-def test_codes_that_are_told_are_those_of_the_sample(tiny, options):
+def test_codes_that_are_told_are_those_of_the_sample(tiny, options, monkeypatch):
+    worker = tiny.engine.calls.workers["world"]
+    monkeypatch.setattr(worker, "world", replace(worker.world, objectives=("next_token", "masked")))
     asked = {"given": {"words": "a red circle"}, "want": ["view"], "seed": 7, **options}
     lines = lines_of(tiny("POST", "/v1/generate", json=asked))
     world = world_of(tiny)
