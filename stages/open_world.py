@@ -147,9 +147,17 @@ class OpenWorld:
                 f"this world learnt {', '.join(self.objectives)} and not from hidden codes, so it cannot fill them in; "
                 f"leave fill_steps at 0, or train it with the objective masked"
             )
-        wants = wants_of(want, len(given))
         if hear is not None and self.vocabulary.ahead:
             hear = partial(_without_ahead, hear, self.vocabulary)
+        try:
+            return self.read(self._written(given, wants_of(want, len(given)), seeds, choosing, hear))
+        finally:
+            self.decoder.forget()
+
+    def _written(
+        self, given: Sequence[Mapping[str, Any]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing, hear: Hear | None
+    ) -> list[NDArray[np.int64]]:
+        """What `sample` reads, row by row."""
         written: dict[int, NDArray[np.int64]] = {}
         told = [self._told(values, mine, choosing) for values, mine in zip(given, wants, strict=True)]
         for names in dict.fromkeys(told):
@@ -161,8 +169,7 @@ class OpenWorld:
                 onward = self._filled if choosing.fill_steps else self._generated
                 made = onward(self.prompts(some), mine, of_rows, choosing, _of_rows(hear, rows))
             written |= dict(zip(rows, made, strict=True))
-        self.decoder.forget()
-        return self.read([written[row] for row in range(len(given))])
+        return [written[row] for row in range(len(given))]
 
     def rollout(
         self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: NDArray[Any] | Policy | None, **options: Any
@@ -295,6 +302,22 @@ class OpenWorld:
 
         ValueError for a hole beyond the codes, or a world that did not learn spans.
         """
+        try:
+            written = infill(
+                self.decoder,
+                self.grammar,
+                self._holed(given, holes),
+                seeds=seeds,
+                temperature=choosing.temperature,
+                top_k=choosing.top_k,
+                top_p=choosing.top_p,
+            )
+        finally:
+            self.decoder.forget()
+        return self.read(written)
+
+    def _holed(self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]]) -> list[NDArray[np.int64]]:
+        """Whole samples with <mask> in their holes."""
         samples = []
         for prompt_of, of_row in zip(self.prompts(given), holes, strict=True):
             tokens, ids = np.append(prompt_of, self.vocabulary.eos), self.vocabulary
@@ -305,17 +328,7 @@ class OpenWorld:
                     raise ValueError(f"{name} has {len(codes)} codes in this row; its hole must lie within them, got {places}")
                 tokens[codes[np.asarray(places)]] = ids.mask
             samples.append(tokens)
-        written = infill(
-            self.decoder,
-            self.grammar,
-            samples,
-            seeds=seeds,
-            temperature=choosing.temperature,
-            top_k=choosing.top_k,
-            top_p=choosing.top_p,
-        )
-        self.decoder.forget()
-        return self.read(written)
+        return samples
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
         """Parses and decodes whole sequences."""
