@@ -12,6 +12,7 @@ from worldloom.stages.settings import StageSettings, WorldRef
 from worldloom.stages.worker import Worker
 
 ANSWERING = 0.25  # temperature
+FILLING = 12  # steps in which a world writes that learnt from hidden codes and not from next tokens
 
 
 class EvaluateWorldModel(StageSettings):
@@ -36,6 +37,11 @@ class EvaluateWorldModel(StageSettings):
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
     guidance: NonNegativeFloat = Field(1.0, description="how strongly a prompt counts in answers; 1 is the model's own measure")
+    fill_steps: NonNegativeInt | None = Field(
+        None,
+        description="answers of fixed shape are written in so many steps, by hidden codes; 0: token by token. null: token by token, or in "
+        "12 steps where the world did not learn next tokens",
+    )
     varied: PositiveInt = Field(8, description="samples of every direction that are asked several times, to see how varied answers are")
     answers: Annotated[int, Field(ge=2, description="times that each of them is asked")] = 8
     batch: PositiveInt = Field(100, description="sequences written side by side")
@@ -72,7 +78,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=4,
+    version=5,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -55,14 +55,15 @@ def _page(folder: Path, step: int) -> CheckpointPage:
 
 
 def _of_world(artifact: Artifact, step: int) -> list[MadeValue]:
-    from worldloom.stages.evaluation import Direction, ask, choose, directions
+    from worldloom.stages.evaluation import Direction, answerable, ask, choose, fill_steps_of
     from worldloom.stages.open_checkpoint import world_at
     from worldloom.stages.open_world import Choosing
     from worldloom.stages.oracles import oracle_of
 
     world = world_at(artifact, step)
     oracle = oracle_of(world.dataset.oracle)
-    possible = directions(world.held, oracle, world.vocabulary.clock)
+    choosing = Choosing(temperature=TEMPERATURE, fill_steps=fill_steps_of(world, None))
+    possible = answerable(world, oracle, choosing.fill_steps)
     if not possible:
         return []
 
@@ -72,7 +73,7 @@ def _of_world(artifact: Artifact, step: int) -> list[MadeValue]:
     direction = min(possible, key=wanted)
     split = _split(world.dataset)
     rows = choose(world.dataset, split, [*direction], PROMPTS, SEED)
-    outcome = ask(world, direction, split, rows, oracle, Choosing(temperature=TEMPERATURE), SEED, PROMPTS, lambda: None)
+    outcome = ask(world, direction, split, rows, oracle, choosing, SEED, PROMPTS, lambda: None)
     about = world.dataset.streams[direction.target]
     told = []
     for trial in outcome.trials:
