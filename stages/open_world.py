@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
@@ -172,7 +172,7 @@ class OpenWorld:
         return [written[row] for row in range(len(given))]
 
     def rollout(
-        self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: NDArray[Any] | Policy | None, **options: Any
+        self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: ArrayLike | Policy | None, **options: Any
     ) -> Iterator[Step]:
         """Frames [B, n, height, width, 3] and actions in, steps out as they come; see rollouts.rollout."""
         return rollout(self, context, actions, **{"choosing": Choosing(), **options})

@@ -8,9 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from worldloom.stages.settings import AudioStream
+from worldloom.stages.settings import ActionStream, AudioStream
 from worldloom.stages.step_values import Hearing, decode_steps, encode_sounds, encode_steps
 from worldloom.world_model.rollout import Codes, Rollout, roll
 from worldloom.world_model.vocabulary import Clock
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 def rollout(
     world: "OpenWorld",
     context: NDArray[Any] | Values,
-    actions: NDArray[Any] | Policy | None,
+    actions: ArrayLike | Policy | None,
     *,
     choosing: "Choosing",
     seeds: Sequence[int] | None = None,
@@ -69,9 +69,10 @@ def rollout(
         window=window,
         slide=slide,
     )
-    said = _actions(world, clock, actions)
-    if isinstance(actions, np.ndarray):
-        steps = actions.shape[1] if steps is None else min(steps, actions.shape[1])
+    acting = actions if actions is None or callable(actions) else _told(world, clock, actions, rows)
+    said = _actions(world, clock, acting)
+    if isinstance(acting, np.ndarray):
+        steps = acting.shape[1] if steps is None else min(steps, acting.shape[1])
     decoded = _Decoder(world)
     going = (Step(decoded(step), step) for step in roll(written, codes, lambda last: said(decoded.last(last))))
     return going if steps is None else islice(going, steps)
@@ -134,6 +135,21 @@ def _encoded(world: "OpenWorld", name: str, values: NDArray[Any]) -> NDArray[np.
         return encode_sounds(world.tokenizers[name], values, world.vocabulary.steps, stream.samples)
     rows, steps = values.shape[:2]
     return encode_steps(world.tokenizers[name], values.reshape(rows * steps, *values.shape[2:])).reshape(rows, steps, -1)
+
+
+def _told(world: "OpenWorld", clock: Clock, actions: ArrayLike, rows: int) -> NDArray[np.float32]:
+    """Actions as numbers [B, steps, dimensions]; ValueError where they are none."""
+    widths = [stream.dimensions for name in clock.given if isinstance(stream := world.dataset.streams[name], ActionStream)]
+    try:
+        told = np.asarray(actions, np.float32)
+    except (TypeError, ValueError):
+        told = np.zeros(())
+    if told.ndim != 3 or len(told) != rows or (len(widths) == 1 and told.shape[2] != widths[0]):
+        raise ValueError(
+            f"actions are numbers [rows, steps, dimensions], here [{rows}, steps, {widths[0] if len(widths) == 1 else 'dimensions'}], or a "
+            f"function from what came last to those of a step, got {f'an array {told.shape}' if told.ndim else type(actions).__name__}"
+        )
+    return told
 
 
 def _actions(world: "OpenWorld", clock: Clock, actions: NDArray[Any] | Policy | None) -> Callable[[Values], Codes]:
