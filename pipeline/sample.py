@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from worldloom.pipeline.found import find_artifact
+from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
 
 if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
 
 SUFFIXES = (".png", ".wav", ".json")  # of pictures and clips, sounds, actions
 Number = TypeVar("Number", int, float)
-ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 
 
 class Sample(NamedTuple):

@@ -11,7 +11,7 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import StageSettings, WorldRef
 from worldloom.stages.worker import Worker
 
-ANSWERING = 0.25  # temperature
+ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 FILLING = 12  # steps in which a world writes that learnt from hidden codes and not from next tokens
 
 
@@ -33,7 +33,7 @@ class EvaluateWorldModel(StageSettings):
         description="of answers and rollouts; 0 takes the likeliest token. Or one for each stream named, 0.25 for the others: what may "
         "come at any time, as in sounds, wants a higher one, or it never comes",
     )
-    dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
+    dream_temperature: NonNegativeFloat = Field(DREAMING, description="of sequences from nothing")
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
     guidance: NonNegativeFloat = Field(1.0, description="how strongly a prompt counts in answers; 1 is the model's own measure")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from worldloom.stages.evaluation import choose, row_seed
 from worldloom.stages.open_world import Choosing, OpenWorld
 from worldloom.stages.oracles import Oracle
-from worldloom.stages.rollouts import clock_of
-from worldloom.stages.settings import AudioStream, VideoStream
+from worldloom.stages.rollouts import before, clock_of
+from worldloom.stages.settings import VideoStream
 from worldloom.stages.step_values import encode_steps
 
 
@@ -95,7 +95,7 @@ def roll_out(
         name,
         np.stack(values[name]),
         np.stack(values[taken[0]]) if taken else None,
-        {stream: _before(world, stream, np.stack(found), given) for stream, found in others.items() if given > 1},
+        {stream: before(world, stream, np.stack(found), given) for stream, found in others.items() if given > 1},
         given,
     )
     seeds = [row_seed(seed, f"roll out {split}", i) for i in rows]
@@ -106,14 +106,6 @@ def roll_out(
         if len(rows) > 1:
             shuffled = _made(world, truth, np.roll(truth.actions, 1, axis=0), choosing, seeds, batch, between)
     return Rolled(split, tuple(_horizons(world, oracle, truth, made, shuffled, without)), truth.frames, made.frames, given)
-
-
-def _before(world: OpenWorld, stream: str, values: NDArray[Any], given: int) -> NDArray[Any]:
-    """What stands in front of the last of `given` frames: values [B, steps, ...], or sounds [B, channels, samples]."""
-    about = world.dataset.streams[stream]
-    if isinstance(about, AudioStream):
-        return values[..., : round(about.samples * (given - 1) / world.vocabulary.steps)]
-    return values[:, : given - 1]
 
 
 def _made(

@@ -78,6 +78,33 @@ def rollout(
     return going if steps is None else islice(going, steps)
 
 
+def beginning(world: "OpenWorld", split: str, sample: int, given: int = 1) -> dict[str, NDArray[Any]]:
+    """What a rollout of a sample begins with, by stream, as one row: its first `given` frames, and what stands between them.
+
+    ValueError where the sample has no frames, or fewer.
+    """
+    clock = clock_of(world)
+    frames = clock.streams[0]
+    values = {name: world.dataset.value(split, name, sample) for name in (clock.streams if given > 1 else (frames,))}
+    if values[frames] is None or not 1 <= given <= len(values[frames]):
+        has = 0 if values[frames] is None else len(values[frames])
+        raise ValueError(
+            f"a rollout begins with {given} frames of {frames}, and sample {sample} of {split!r} has {has}; give from 1 to {has}"
+        )
+    others = {name: before(world, name, value[None], given) for name, value in values.items() if name != frames and value is not None}
+    return {frames: values[frames][None, :given], **others}
+
+
+def before(world: "OpenWorld", stream: str, values: NDArray[Any], given: int) -> NDArray[Any]:
+    """Of another stream on the clock, what stands in front of the last of `given` frames: values [B, steps, ...], or sounds [B, channels,
+    samples].
+    """
+    about = world.dataset.streams[stream]
+    if isinstance(about, AudioStream):
+        return values[..., : round(about.samples * (given - 1) / world.vocabulary.steps)]
+    return values[:, : given - 1]
+
+
 def clock_of(world: "OpenWorld") -> Clock:
     """The clock of a world, of what its grammar lets appear; ValueError where there is none."""
     clock = world.vocabulary.clock
