@@ -292,7 +292,7 @@ class OpenWorld:
             guidance=choosing.guidance,
             seeds=seeds,
             hear=hear,
-        ).tokens
+        )
 
     def infill(
         self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]], seeds: Sequence[int], choosing: Choosing
