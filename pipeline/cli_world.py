@@ -47,6 +47,9 @@ def sample(
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="whose dataset and tokenizers, where the world learnt from several; the first by name")
+    ] = None,
 ) -> None:
     """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
     from worldloom.pipeline.sample import sample_command, sample_lines
@@ -70,6 +73,7 @@ def sample(
         fill_order,
         _places(infill or ()),
         see,
+        tokens,
     )
     for line in sample_lines(samples):
         typer.echo(line)  # a world may say anything, brackets too: no markup

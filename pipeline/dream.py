@@ -91,12 +91,12 @@ def dream_command(
 
 def held_out_sample(world: "OpenWorld", seed: int) -> tuple[str, int]:
     """A sample with all streams of the clock that come from the dataset: its split and its number, of the first split that has one."""
-    from worldloom.stages.evaluation import choose
+    from worldloom.stages.evaluation import pick_samples
     from worldloom.stages.rollouts import clock_of
 
     clock = clock_of(world)
     for split in SPLITS:
-        if world.dataset.samples(split) and (found := choose(world.dataset, split, [clock.streams[0], *clock.given], 1, seed)):
+        if world.dataset.samples(split) and (found := pick_samples(world.dataset, split, [clock.streams[0], *clock.given], 1, seed)):
             return split, found[0]
     raise ValueError(
         f"no sample of the dataset has {', '.join([clock.streams[0], *clock.given])}, so there is nothing to begin with; "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldloom.stages.evaluate_world_model import ANSWERING
-from worldloom.stages.evaluation import choose
+from worldloom.stages.evaluation import pick_samples
 from worldloom.stages.open_world import Choosing, OpenWorld
 from worldloom.stages.rollouts import Step, beginning, clock_of
 from worldloom.stages.settings import ActionStream, VideoStream
@@ -51,7 +51,7 @@ class DreamEnv(gymnasium.Env[NDArray[np.uint8], Any]):
             raise ValueError(f"given must be from 1 to the {about.frames} frames of a sample's {self.frame}, got {given}")
         self.world, self.split, self.choosing, self.given = world, split, choosing or Choosing(temperature=ANSWERING), given
         self.most_steps, self.window, self.slide, self.render_mode = most_steps, window, slide, render_mode
-        self.starts = choose(world.dataset, split, [self.frame], world.dataset.samples(split), 0)
+        self.starts = pick_samples(world.dataset, split, [self.frame], world.dataset.samples(split), 0)
         if not self.starts:
             raise ValueError(
                 f"no sample of the split {split!r} has the stream {self.frame!r}, so no episode can begin; name another split or, where "

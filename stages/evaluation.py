@@ -149,7 +149,7 @@ def _forwards(clock: Clock, source: str, target: str) -> bool:
     return source in clock.given or (target not in clock.given and order.index(source) < order.index(target))
 
 
-def choose(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
+def pick_samples(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
     """Up to `count` samples of a split that have all streams of `names`, drawn without looking at them, in the dataset's order."""
     shuffled = np.random.default_rng(row_seed(seed, f"choose {split}", 0)).permutation(dataset.samples(split)).tolist()
     whole = (i for i in shuffled if all(dataset.content(split, name, i) is not None for name in names))
@@ -200,7 +200,7 @@ def kept(world: OpenWorld, split: str, name: str, oracle: Oracle, most: int, see
     None where it does not read such streams, or there are no samples.
     """
     view = next((view for view in oracle.views if world.streams[name] in view.read), None)
-    rows = choose(world.dataset, split, [name], most, seed) if view is not None else []
+    rows = pick_samples(world.dataset, split, [name], most, seed) if view is not None else []
     if view is None or not rows:
         return None
     values = [world.dataset.value(split, name, i) for i in rows]

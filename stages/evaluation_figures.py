@@ -15,11 +15,11 @@ from worldloom.stages.evaluation import (
     answerable,
     ask,
     bits,
-    choose,
     distinct,
     dream,
     fill_steps_of,
     kept,
+    pick_samples,
     row_seed,
 )
 from worldloom.stages.evaluation_rollouts import Rolled, can_roll, roll_out
@@ -60,7 +60,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
     pairs = answerable(world, oracle, choosing.fill_steps)
     rows = {
-        (split, pair): choose(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
+        (split, pair): pick_samples(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
         for split in splits
         for pair in pairs
     }

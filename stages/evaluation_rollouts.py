@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloom.stages.evaluation import choose, row_seed
+from worldloom.stages.evaluation import pick_samples, row_seed
 from worldloom.stages.open_world import Choosing, OpenWorld
 from worldloom.stages.oracles import Oracle
 from worldloom.stages.rollouts import before, clock_of
@@ -86,7 +86,7 @@ def roll_out(
     """
     clock = clock_of(world)
     name, taken = clock.streams[0], clock.given if len(clock.given) == 1 else ()
-    rows = choose(world.dataset, split, [name, *taken], count, seed)
+    rows = pick_samples(world.dataset, split, [name, *taken], count, seed)
     if not rows:
         return None
     values = {stream: [world.dataset.value(split, stream, i) for i in rows] for stream in clock.streams}

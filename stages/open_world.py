@@ -34,6 +34,9 @@ from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
 
 SEEN = "seen by the encoder"  # no name of a stream: it holds spaces
+# Draws are keyed by seed and place. What a row writes in a pass of its own takes a seed far from those of its neighbours, which mostly
+# count up by one, or the same noise would decide twice: for each further stream, and for what stands behind the clock's steps. Primes.
+_NEXT_STREAM, _BEHIND_CLOCK = 7_919, 104_729
 
 
 class Choosing(Settings):
@@ -203,7 +206,7 @@ class OpenWorld:
         if not others:
             return made
         onward = self._filled if choosing.fill_steps else self._generated
-        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + 104_729 for seed in seeds], choosing, hear)
+        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + _BEHIND_CLOCK for seed in seeds], choosing, hear)
 
     def _filled_beside(
         self,
@@ -216,7 +219,7 @@ class OpenWorld:
         """As `beside`, stream by stream, each in sight of all steps of those before it."""
         shown, made = [dict(row) for row in given], list[NDArray[np.int64]]()
         for number, name in enumerate(wanted):
-            of_stream = [seed + 7919 * number for seed in seeds]
+            of_stream = [seed + _NEXT_STREAM * number for seed in seeds]
             made = self._fill(prompts, [[name]] * len(prompts), of_stream, choosing, given=shown)
             for row, tokens in zip(shown, made, strict=True):
                 mine = self.grammar.parse(self.vocabulary.own(tokens))
@@ -241,7 +244,7 @@ class OpenWorld:
             fixed = [row for row in there if self.vocabulary.streams[self.vocabulary.index(asked[row][number])].fixed]
             for rows, write in ((fixed, self._fill), ([row for row in there if row not in fixed], self._generated)):
                 before = [written[row] if number == 0 else written[row][:-1] for row in rows]  # without <eos>: another segment follows
-                of_segment = [seeds[row] + 7919 * number for row in rows]
+                of_segment = [seeds[row] + _NEXT_STREAM * number for row in rows]
                 made = write(before, [[asked[row][number]] for row in rows], of_segment, choosing, _of_rows(hear, rows))
                 for row, tokens in zip(rows, made, strict=True):
                     written[row] = tokens

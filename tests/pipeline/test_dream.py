@@ -101,7 +101,7 @@ def test_a_world_without_a_clock_and_an_mp4_without_pyav_are_refused(tiny_root, 
 
 
 def test_a_set_without_clips_cannot_be_dreamed_from(clocked_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "choose", lambda *_: [])
+    monkeypatch.setattr(evaluation, "pick_samples", lambda *_: [])
     with pytest.raises(ValueError, match=r"no sample of the dataset has clip, push, .* name one that has them by --tokens"):
         dream_command(clocked_root, tmp_path / "dream.gif")
     monkeypatch.undo()

@@ -45,6 +45,14 @@ def test_sample_number_n_is_the_sample_of_seed_plus_n(tiny_root: Path, tmp_path:
     assert (_pixels(tmp_path / "x-002.png") == _pixels(tmp_path / "y.png")).all()
 
 
+def test_a_set_of_tokens_that_the_world_did_not_learn_from_is_refused(tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", str(tiny_root), "--caption", CAPTION, "--want", "view", "--out", "x.png", "--tokens", "others"])
+    assert stopped.value.code == 2 and "world did not learn from 'others'; it learnt from one set of tokens" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 @pytest.fixture
 def knows_hidden(tiny_world: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the world of `tiny_root` pass for one that learnt from hidden codes."""

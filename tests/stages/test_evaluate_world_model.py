@@ -11,7 +11,7 @@ import torch
 from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
-from worldloom.stages.evaluation import Direction, _documents, bits, choose, directions, distinct, kept, row_seed
+from worldloom.stages.evaluation import Direction, _documents, bits, directions, distinct, kept, pick_samples, row_seed
 from worldloom.stages.evaluation_card import _spread, evaluation_card
 from worldloom.stages.evaluation_figures import _varied, choosing_of, figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
@@ -137,7 +137,7 @@ def test_a_world_that_learnt_from_hidden_codes_alone_is_asked_by_them_alone(worl
     assert {"world.bits_per_token.masked.view", "words_to_view.accuracy"} <= set(figures)
     assert not {"world.bits_per_token.view", "world.legal_mass", "legal_share_free"} & set(figures)
     filled = next(outcome for outcome in measured.outcomes if outcome.split == "validation").trials[0]
-    row = choose(world.dataset, "validation", ("words", "view"), 5, 0)[0]
+    row = pick_samples(world.dataset, "validation", ("words", "view"), 5, 0)[0]
     seed = row_seed(0, "words_to_view validation", row)
     (alone,) = knows.sample([{"words": filled.given}], ["view"], [seed], Choosing(temperature=0.25, fill_steps=12))
     assert np.array_equal(alone.values["view"], filled.made)
@@ -298,11 +298,11 @@ def test_directions_are_all_pairs_that_can_be_judged() -> None:
 
 
 def test_samples_are_chosen_by_the_seed_each_once(world: OpenWorld) -> None:
-    chosen = choose(world.dataset, "train", ("words", "view"), 5, 0)
+    chosen = pick_samples(world.dataset, "train", ("words", "view"), 5, 0)
     assert len(set(chosen)) == 5 and chosen == sorted(chosen) and max(chosen) < 12
-    assert chosen == choose(world.dataset, "train", ("words", "view"), 5, 0)
-    assert chosen != choose(world.dataset, "train", ("words", "view"), 5, 1)
-    assert choose(world.dataset, "train", ("view",), 50, 0) == list(range(12))
+    assert chosen == pick_samples(world.dataset, "train", ("words", "view"), 5, 0)
+    assert chosen != pick_samples(world.dataset, "train", ("words", "view"), 5, 1)
+    assert pick_samples(world.dataset, "train", ("view",), 50, 0) == list(range(12))
 
 
 def test_row_seeds_differ_by_seed_purpose_and_row() -> None:
