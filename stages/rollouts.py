@@ -4,6 +4,7 @@ B rows, n frames of context.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -167,10 +168,9 @@ def _encoded(world: "OpenWorld", name: str, values: NDArray[Any]) -> NDArray[np.
 def _told(world: "OpenWorld", clock: Clock, actions: ArrayLike, rows: int) -> NDArray[np.float32]:
     """Actions as numbers [B, steps, dimensions]; ValueError where they are none."""
     widths = [stream.dimensions for name in clock.given if isinstance(stream := world.dataset.streams[name], ActionStream)]
-    try:
+    told: NDArray[np.float32] = np.zeros((), np.float32)
+    with suppress(TypeError, ValueError):  # what is no array of numbers is refused below, with what it is
         told = np.asarray(actions, np.float32)
-    except (TypeError, ValueError):
-        told = np.zeros(())
     if told.ndim != 3 or len(told) != rows or (len(widths) == 1 and told.shape[2] != widths[0]):
         raise ValueError(
             f"actions are numbers [rows, steps, dimensions], here [{rows}, steps, {widths[0] if len(widths) == 1 else 'dimensions'}], or a "
