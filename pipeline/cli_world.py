@@ -47,6 +47,9 @@ def sample(
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="whose dataset and tokenizers, where the world learnt from several; the first by name")
+    ] = None,
 ) -> None:
     """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
     from worldloom.pipeline.sample import sample_command, sample_lines
@@ -70,6 +73,7 @@ def sample(
         fill_order,
         _places(infill or ()),
         see,
+        tokens,
     )
     for line in sample_lines(samples):
         typer.echo(line)  # a world may say anything, brackets too: no markup
@@ -84,17 +88,18 @@ def dream(
     ] = None,
     policy: Annotated[Literal["random"] | None, typer.Option("--policy", help="who acts instead")] = None,
     seed: Annotated[int, typer.Option("--seed", help="of the sample and of every draw")] = 0,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.25,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
     tokens: Annotated[
         str | None,
         typer.Option("--tokens", help="which set of tokens to begin from, where the world learnt from several; the first by name"),
     ] = None,
+    given: Annotated[int, typer.Option("--given", help="true frames to begin with; from two on they show what moves already")] = 1,
 ) -> None:
-    """Roll a trained world out from a frame that it has not seen, beside how that really went on."""
+    """Roll a trained world out from frames that it has not seen, beside how that really went on."""
     from worldloom.pipeline.dream import dream_command
 
-    made = dream_command(run, out, steps, actions, policy, seed, temperature, stage, tokens)
+    made = dream_command(run, out, steps, actions, policy, seed, temperature, stage, tokens, given)
     sides = ", true at the left, dreamed at the right" if made.truth else ""
     typer.echo(f"{made.frames} frames in {made.file}, from {made.sample} of {made.split}{sides}")
 

@@ -1,4 +1,4 @@
-"""`worldloom dream`: a world rolled out from the first frame of a sample it has not seen, beside how the sample really went on."""
+"""`worldloom dream`: a world rolled out from the first frames of a sample it has not seen, beside how the sample really went on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldloom.pipeline.found import find_artifact
+from worldloom.stages.evaluate_world_model import ANSWERING
 
 if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
@@ -35,25 +36,28 @@ def dream_command(
     actions: str | None = None,
     policy: str | None = None,
     seed: int = 0,
-    temperature: float = 0.25,
+    temperature: float | None = None,
     stage: str | None = None,
     tokens: str | None = None,
+    given: int = 1,
 ) -> Dream:
     """Writes the dream as a GIF, or as an MP4 with its sound; ValueError or FileNotFoundError say what is wrong and what to do.
 
-    The sample's own actions are taken, and how it went on is shown at the left, unless `actions` (names or numbers with commas between, or
-    a file of the stream's kind) or `policy` "random" say otherwise. `tokens` as in open_world.
+    It begins with the sample's first `given` frames and what stands between them. Then the sample's own actions are taken, and how it went
+    on is shown at the left, unless `actions` (names or numbers with commas between, or a file of the stream's kind) or `policy` "random"
+    say otherwise. `tokens` as in open_world.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{out} does not end in {' or '.join(SUFFIXES)}; give such a file")
     if actions is not None and policy is not None:
         raise ValueError("actions and policy both say what is done; leave out one of them")
-    if temperature < 0 or (steps is not None and steps < 1):
-        raise ValueError(f"temperature must be at least 0 and steps at least 1, got {temperature} and {steps}")
+    temperature = ANSWERING if temperature is None else temperature
+    if temperature < 0 or (steps is not None and steps < 1) or given < 1:
+        raise ValueError(f"temperature must be at least 0, steps and given at least 1, got {temperature}, {steps} and {given}")
     if out.suffix.lower() == ".mp4":
         _av()
     from worldloom.stages.open_world import Choosing, open_world
-    from worldloom.stages.rollouts import clock_of
+    from worldloom.stages.rollouts import beginning, clock_of
     from worldloom.stages.settings import VideoStream
 
     world = open_world(find_artifact(run, "world_model", stage), tokens)
@@ -63,11 +67,14 @@ def dream_command(
         raise ValueError(f"there is no clip on this world's clock to show, only {', '.join(clock_of(world).streams)}")
     split, sample = held_out_sample(world, seed)
     true = world.dataset.value(split, name, sample)
-    taken = _taken(world, split, sample, steps, actions, policy, seed)
+    context = beginning(world, split, sample, given)
+    taken = _taken(world, split, sample, steps, actions, policy, seed, given)
+    many = (len(true) - given if steps is None else steps) if taken is None else len(taken)
+    if many < 1:
+        raise ValueError(f"behind {given} of its {len(true)} frames nothing of this sample's {name} is left; lower --given, or say --steps")
     choosing = Choosing(temperature=temperature)
-    many = len(true) - 1 if taken is None and steps is None else steps
-    made = list(world.rollout({name: true[None, :1]}, None if taken is None else taken[None], choosing=choosing, seeds=[seed], steps=many))
-    dreamed = np.concatenate([true[:1], *(step.values[name] for step in made)])
+    made = list(world.rollout(context, None if taken is None else taken[None], choosing=choosing, seeds=[seed], steps=many))
+    dreamed = np.concatenate([true[:given], *(step.values[name] for step in made)])
     truth = actions is None and policy is None
     clip = np.stack(list(_side_by_side(true if truth else None, dreamed)))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +82,8 @@ def dream_command(
         _write_gif(out, clip, about.frame_rate)
     else:
         sounds = [name for name in made[0].values if world.streams[name] == "audio"]
-        heard = np.concatenate([step.values[sounds[0]][0] for step in made], axis=1) if sounds else None
+        told = [context[name][0] for name in sounds[:1] if name in context]  # in front of the last given frame
+        heard = np.concatenate([*told, *(step.values[sounds[0]][0] for step in made)], axis=1) if sounds else None
         rate = getattr(world.dataset.streams[sounds[0]], "sample_rate", 0) if sounds else 0
         out.write_bytes(mp4(clip, about.frame_rate, heard, rate))
     return Dream(out, len(dreamed), world.dataset.keys(split)[sample], split, truth)
@@ -83,12 +91,12 @@ def dream_command(
 
 def held_out_sample(world: "OpenWorld", seed: int) -> tuple[str, int]:
     """A sample with all streams of the clock that come from the dataset: its split and its number, of the first split that has one."""
-    from worldloom.stages.evaluation import choose
+    from worldloom.stages.evaluation import pick_samples
     from worldloom.stages.rollouts import clock_of
 
     clock = clock_of(world)
     for split in SPLITS:
-        if world.dataset.samples(split) and (found := choose(world.dataset, split, [clock.streams[0], *clock.given], 1, seed)):
+        if world.dataset.samples(split) and (found := pick_samples(world.dataset, split, [clock.streams[0], *clock.given], 1, seed)):
             return split, found[0]
     raise ValueError(
         f"no sample of the dataset has {', '.join([clock.streams[0], *clock.given])}, so there is nothing to begin with; "
@@ -97,29 +105,30 @@ def held_out_sample(world: "OpenWorld", seed: int) -> tuple[str, int]:
 
 
 def _taken(
-    world: "OpenWorld", split: str, sample: int, steps: int | None, actions: str | None, policy: str | None, seed: int
+    world: "OpenWorld", split: str, sample: int, steps: int | None, actions: str | None, policy: str | None, seed: int, given: int
 ) -> NDArray[np.float32] | None:
-    """float32 [steps, dimensions]; None where the world has no actions."""
+    """float32 [steps, dimensions], from the last given frame on; None where the world has no actions."""
     from worldloom.stages.rollouts import clock_of
     from worldloom.stages.settings import ActionStream
 
-    given = clock_of(world).given
-    if len(given) != 1:
+    names = clock_of(world).given
+    if len(names) != 1:
         if actions is not None or policy is not None:
             raise ValueError(
-                f"this world has no single stream of actions on its clock ({', '.join(given) or 'none'}); leave it to the world"
+                f"this world has no single stream of actions on its clock ({', '.join(names) or 'none'}); leave it to the world"
             )
         return None
-    stream = world.dataset.streams[given[0]]
+    stream = world.dataset.streams[names[0]]
     assert isinstance(stream, ActionStream)
-    true: NDArray[np.float32] = world.dataset.value(split, given[0], sample)
+    whole: NDArray[np.float32] = world.dataset.value(split, names[0], sample)
+    true = whole[given - 1 :]
     if policy is not None:
         if policy != "random":
             raise ValueError(f"there is no policy {policy!r}; random is one, actions are given by --actions")
         generator = np.random.default_rng(seed)
         if stream.choices is not None:
             return generator.integers(stream.choices, size=(steps or len(true), stream.dimensions)).astype(np.float32)
-        return true[generator.integers(len(true), size=steps or len(true))]
+        return whole[generator.integers(len(whole), size=steps or len(true))]
     told = true if actions is None else _read_actions(world, actions, stream)
     if steps is not None and steps > len(told):
         raise ValueError(f"there are actions for {len(told)} steps, and {steps} are asked for; give more, or --policy random")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from worldloom.pipeline.found import find_artifact
+from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
 
 if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
 
 SUFFIXES = (".png", ".wav", ".json")  # of pictures and clips, sounds, actions
 Number = TypeVar("Number", int, float)
-ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 
 
 class Sample(NamedTuple):
@@ -44,6 +44,7 @@ def sample_command(
     fill_order: Literal["confidence", "random", "raster"] | None = None,
     infill: Mapping[str, Sequence[int]] | None = None,
     see: Path | None = None,
+    tokens: str | None = None,
 ) -> list[Sample]:
     """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
 
@@ -52,7 +53,8 @@ def sample_command(
     `give` holds values by stream name: text, or the path of a file. `see` is a picture that a world trained with `sees` is shown ahead of
     its tokens. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the choice of streams), with the
     one of all others under "". `infill`: by stream, the places of codes of what is given that are written anew, in sight of all others;
-    these streams are then what is made, by a world that learnt spans. ValueError or FileNotFoundError say what is wrong and what to do.
+    these streams are then what is made, by a world that learnt spans. `tokens` as in open_world. ValueError or
+    FileNotFoundError say what is wrong and what to do.
     """
     asked = caption is not None or image is not None or see is not None or bool(give)
     if temperature is None:
@@ -62,7 +64,7 @@ def sample_command(
     artifact = find_artifact(run, "world_model", stage)
     from worldloom.stages.open_world import SEEN, Choosing, open_world
 
-    world = open_world(artifact)
+    world = open_world(artifact, tokens)
     given = _given(world, caption, image, give or {})
     wanted = _holed(given, infill) if infill else _wanted(world, given, want)
     shown = given if see is None else {**given, SEEN: _seen(world, see)}

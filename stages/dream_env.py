@@ -1,6 +1,6 @@
 """A trained world as an environment of Gymnasium (arXiv:2407.17032): an agent acts, and the world dreams what comes of it.
 
-An episode begins with the first frame of a sample of the dataset. Needs the extra `gym`.
+An episode begins with the first frame of a sample of the dataset, or the first few. Needs the extra `gym`.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloom.stages.evaluation import choose
+from worldloom.stages.evaluate_world_model import ANSWERING
+from worldloom.stages.evaluation import pick_samples
 from worldloom.stages.open_world import Choosing, OpenWorld
-from worldloom.stages.rollouts import Step, clock_of
+from worldloom.stages.rollouts import Step, beginning, clock_of
 from worldloom.stages.settings import ActionStream, VideoStream
 
 
@@ -33,17 +34,24 @@ class DreamEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         window: int | None = None,
         slide: int = 1,
         render_mode: str | None = None,
+        given: int = 1,
     ) -> None:
-        """Episodes of `most_steps` steps at most, from samples of `split`; `window` and `slide` as in a rollout."""
+        """Episodes of `most_steps` steps at most, from samples of `split`; `window` and `slide` as in a rollout.
+
+        `given` true frames, with what stands between them, are before the world at reset, which shows the last: two tell what moves where.
+        `choosing` is that of the evaluation by default.
+        """
         clock = clock_of(world)
         self.frame, about = clock.streams[0], world.dataset.streams[clock.streams[0]]
         if not isinstance(about, VideoStream) or len(clock.given) != 1:
             raise ValueError(
                 f"an environment needs a clip and one stream of actions on the clock, and this world has {', '.join(clock.streams)} there"
             )
-        self.world, self.split, self.choosing = world, split, choosing or Choosing()
+        if not 1 <= given <= about.frames:
+            raise ValueError(f"given must be from 1 to the {about.frames} frames of a sample's {self.frame}, got {given}")
+        self.world, self.split, self.choosing, self.given = world, split, choosing or Choosing(temperature=ANSWERING), given
         self.most_steps, self.window, self.slide, self.render_mode = most_steps, window, slide, render_mode
-        self.starts = choose(world.dataset, split, [self.frame], world.dataset.samples(split), 0)
+        self.starts = pick_samples(world.dataset, split, [self.frame], world.dataset.samples(split), 0)
         if not self.starts:
             raise ValueError(
                 f"no sample of the split {split!r} has the stream {self.frame!r}, so no episode can begin; name another split or, where "
@@ -61,23 +69,21 @@ class DreamEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """The first frame of a sample, drawn or that of number options["sample"]."""
+        """The last given frame of a sample, drawn or that of number options["sample"]."""
         super().reset(seed=seed)
         sample = (options or {}).get("sample")
         if sample is None:
             sample = self.starts[int(self.np_random.integers(len(self.starts)))]
-        frames = self.world.dataset.value(self.split, self.frame, sample)
-        if frames is None:
-            raise ValueError(f"sample {sample} of {self.split!r} has no {self.frame}, so no episode can begin with it")
+        context = beginning(self.world, self.split, sample, self.given)
         self._going = self.world.rollout(
-            {self.frame: frames[None, :1]},
+            context,
             lambda last: self._action,
             choosing=self.choosing,
             seeds=[int(self.np_random.integers(1 << 31))],
             window=self.window,
             slide=self.slide,
         )
-        self._seen, self._steps = frames[0], 0
+        self._seen, self._steps = context[self.frame][0, -1], 0
         return self._seen.copy(), {"sample": sample}
 
     def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:

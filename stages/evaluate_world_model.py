@@ -11,7 +11,8 @@ from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import StageSettings, WorldRef
 from worldloom.stages.worker import Worker
 
-ANSWERING = 0.25  # temperature
+ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
+FILLING = 12  # steps in which a world writes that learnt from hidden codes and not from next tokens
 
 
 class EvaluateWorldModel(StageSettings):
@@ -32,10 +33,15 @@ class EvaluateWorldModel(StageSettings):
         description="of answers and rollouts; 0 takes the likeliest token. Or one for each stream named, 0.25 for the others: what may "
         "come at any time, as in sounds, wants a higher one, or it never comes",
     )
-    dream_temperature: NonNegativeFloat = Field(1.0, description="of sequences from nothing")
+    dream_temperature: NonNegativeFloat = Field(DREAMING, description="of sequences from nothing")
     top_k: NonNegativeInt = Field(0, description="tokens to choose from at most; 0 for all")
     top_p: Annotated[float, Field(gt=0, le=1, description="probability that the tokens to choose from make up")] = 1.0
     guidance: NonNegativeFloat = Field(1.0, description="how strongly a prompt counts in answers; 1 is the model's own measure")
+    fill_steps: NonNegativeInt | None = Field(
+        None,
+        description="answers of fixed shape are written in so many steps, by hidden codes; 0: token by token. null: token by token, or in "
+        "12 steps where the world did not learn next tokens",
+    )
     varied: PositiveInt = Field(8, description="samples of every direction that are asked several times, to see how varied answers are")
     answers: Annotated[int, Field(ge=2, description="times that each of them is asked")] = 8
     batch: PositiveInt = Field(100, description="sequences written side by side")
@@ -72,7 +78,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=3,
+    version=5,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from worldloom.stages.dataset import Dataset
+from worldloom.stages.evaluate_world_model import FILLING
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, Reading, View
 from worldloom.stages.settings import Stream
@@ -96,7 +97,35 @@ class Bits(NamedTuple):
     # By stream: bits of a code, or of a segment's end, among what the grammar allows; "masked.frame" of a code that was hidden or in a
     # span, where the world learnt that.
     per_token: dict[str, float]
-    legal_mass: float  # geometric mean over tokens of the probability that the model, without grammar, gives to what is legal
+    # Geometric mean over tokens of the probability that the model, without grammar, gives to what is legal; None where no next token was
+    # learnt.
+    legal_mass: float | None
+
+
+def fill_steps_of(world: OpenWorld, asked: int | None) -> int:
+    """In how many steps a world writes what is of fixed shape, 0 token by token; None leaves that to what it learnt.
+
+    ValueError for a way of writing that it did not learn.
+    """
+    if asked is None:
+        return FILLING if "masked" in world.objectives and "next_token" not in world.objectives else 0
+    if ("masked" if asked else "next_token") not in world.objectives:
+        wanted, other = ("hidden codes", "so fill_steps must be 0") if asked else ("next tokens", "so it cannot write token by token")
+        raise ValueError(
+            f"fill_steps is {asked}, but this world learnt {', '.join(world.objectives)} and not {wanted}, {other}; leave fill_steps out"
+        )
+    return asked
+
+
+def answerable(world: OpenWorld, oracle: Oracle | None, fill_steps: int) -> tuple[Direction, ...]:
+    """The directions in which a world can answer: by hidden codes backwards on a clock, too, and, where it did not learn next tokens, only
+    to streams of fixed shape.
+    """
+    ids = world.vocabulary
+    found = directions(world.held, oracle, None if fill_steps else ids.clock)
+    if "next_token" in world.objectives:
+        return found
+    return tuple(pair for pair in found if fill_steps and ids.streams[ids.index(pair.target)].fixed)
 
 
 def directions(streams: Mapping[str, str], oracle: Oracle | None, clock: Clock | None = None) -> tuple[Direction, ...]:
@@ -120,7 +149,7 @@ def _forwards(clock: Clock, source: str, target: str) -> bool:
     return source in clock.given or (target not in clock.given and order.index(source) < order.index(target))
 
 
-def choose(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
+def pick_samples(dataset: Dataset, split: str, names: Sequence[str], count: int, seed: int) -> list[int]:
     """Up to `count` samples of a split that have all streams of `names`, drawn without looking at them, in the dataset's order."""
     shuffled = np.random.default_rng(row_seed(seed, f"choose {split}", 0)).permutation(dataset.samples(split)).tolist()
     whole = (i for i in shuffled if all(dataset.content(split, name, i) is not None for name in names))
@@ -171,7 +200,7 @@ def kept(world: OpenWorld, split: str, name: str, oracle: Oracle, most: int, see
     None where it does not read such streams, or there are no samples.
     """
     view = next((view for view in oracle.views if world.streams[name] in view.read), None)
-    rows = choose(world.dataset, split, [name], most, seed) if view is not None else []
+    rows = pick_samples(world.dataset, split, [name], most, seed) if view is not None else []
     if view is None or not rows:
         return None
     values = [world.dataset.value(split, name, i) for i in rows]
@@ -182,10 +211,16 @@ def kept(world: OpenWorld, split: str, name: str, oracle: Oracle, most: int, see
 
 
 def dream(world: OpenWorld, count: int, choosing: Choosing, seed: int, batch: int, between: Callable[[], None]) -> list[Sampled]:
-    """`count` sequences from nothing; the model itself chooses the streams and their order."""
+    """`count` sequences from nothing; the model itself chooses the streams and their order.
+
+    By hidden codes nobody chooses: they are all streams of fixed shape.
+    """
     made: list[Sampled] = []
+    ids = world.vocabulary
+    fixed = [name for name in world.streams if ids.streams[ids.index(name)].fixed]
     for part in _batches(range(count), batch):
-        made.extend(world.sample([{} for _ in part], None, [row_seed(seed, "dream", i) for i in part], choosing))
+        seeds = [row_seed(seed, "dream", i) for i in part]
+        made.extend(world.sample([{} for _ in part], fixed if choosing.fill_steps else None, seeds, choosing))
         between()
     return made
 
@@ -213,21 +248,25 @@ def readings_of(world: OpenWorld, one: Sampled, oracle: Oracle) -> list[Reading]
 
 @torch.inference_mode()
 def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None], blind: bool = False) -> Bits:
-    """Predicts a whole split, each sample's streams in an order drawn from the seed, as in training; `blind`: without what it sees."""
+    """Predicts a whole split by what the world learnt, each sample's streams in an order drawn from the seed, as in training.
+
+    `blind`: without what it sees.
+    """
     nats, counts = Counter[str](), Counter[str]()  # by stream (its levels together), for the order of streams, and for the full softmax
     others = Counter[str]()  # as `nats`, of the other objectives
     unmasked, positions = 0.0, 0
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
         woven = reserve(weave(world.grammar, *_documents(world, split, part, seed)), world.vocabulary)
         seen = _seen(world, split, part, blind)
-        # Two passes, because each example leaves out what nothing is to be learnt from, which without the full softmax is more.
-        example, full = (next_token(woven, world.grammar, np.asarray(part), seed, share) for share in (0.0, 1.0))
-        masked, free = _losses(world, example, seen), _losses(world, full, seen)
-        for choice, lost, labels in zip(example.choices, masked.sums.tolist(), masked.counts.tolist(), strict=True):
-            nats[choice.name] += lost
-            counts[choice.name] += labels
-        unmasked += float(free.sums.sum())
-        positions += int(free.counts.sum())
+        if "next_token" in world.objectives:
+            # Two passes, because each example leaves out what nothing is to be learnt from, which without the full softmax is more.
+            example, full = (next_token(woven, world.grammar, np.asarray(part), seed, share) for share in (0.0, 1.0))
+            masked, free = _losses(world, example, seen), _losses(world, full, seen)
+            for choice, lost, labels in zip(example.choices, masked.sums.tolist(), masked.counts.tolist(), strict=True):
+                nats[choice.name] += lost
+                counts[choice.name] += labels
+            unmasked += float(free.sums.sum())
+            positions += int(free.counts.sum())
         for name, make in _OTHERS.items():
             if name in world.objectives:
                 other = make(woven, world.grammar, np.asarray(part), seed)
@@ -239,7 +278,7 @@ def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None], b
     streams = [stream.name for stream in world.vocabulary.streams]
     names = [name for name in (*streams, *(f"{other}.{stream}" for other in _OTHERS for stream in streams)) if counts[name]]
     per_token = {name: (nats[name] + others[name]) / counts[name] / log(2) for name in names}
-    return Bits(per_token, exp((sum(nats.values()) - unmasked) / positions))
+    return Bits(per_token, exp((sum(nats.values()) - unmasked) / positions) if positions else None)
 
 
 def _seen(world: OpenWorld, split: str, part: Sequence[int], blind: bool) -> torch.Tensor | None:

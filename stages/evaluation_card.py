@@ -36,6 +36,7 @@ def evaluation_card(measured: Measured, shown: int, out: Path) -> Card:
         _overview(measured, ordered[0], out)
     rolled = [block for each in measured.rolled for block in _rolled(measured, each, shown, out)]
     blocks = [
+        _filled(measured),
         *examples,
         *rolled,
         _dreams(measured, shown, out),
@@ -59,11 +60,18 @@ def _overview(measured: Measured, outcome: Outcome, out: Path) -> None:
         write_picture(out, "overview", contact_sheet(_spread(pinned, OVERVIEW)))
 
 
+def _filled(measured: Measured) -> Block | None:
+    if not measured.fill_steps:
+        return None
+    return Text(text=f"Answers of fixed shape are written in {measured.fill_steps} steps, by hidden codes; all others token by token.")
+
+
 def _headline(measured: Measured) -> tuple[str, ...]:
-    if measured.oracle is None:
-        return (*(f"world.bits_per_token.{name}" for bits in measured.bits.values() for name in bits.per_token), LEGAL, LEGAL_FREE)
+    legal = (*(LEGAL,) * bool(measured.outcomes or measured.dreams), *(LEGAL_FREE,) * (measured.legal_free is not None))
+    if measured.oracle is None or not measured.outcomes:
+        return (*(f"world.bits_per_token.{name}" for bits in measured.bits.values() for name in bits.per_token), *legal)
     drawn_first = sorted(measured.outcomes, key=lambda outcome: _draws(measured, outcome), reverse=True)
-    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in drawn_first), LEGAL, LEGAL_FREE)
+    return (*(accuracy_name(outcome.direction, outcome.split) for outcome in drawn_first), *legal)
 
 
 def _prominence(measured: Measured, outcome: Outcome) -> tuple[bool, bool]:

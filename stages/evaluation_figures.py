@@ -12,13 +12,14 @@ from worldloom.stages.evaluation import (
     Direction,
     Outcome,
     agreement,
+    answerable,
     ask,
     bits,
-    choose,
-    directions,
     distinct,
     dream,
+    fill_steps_of,
     kept,
+    pick_samples,
     row_seed,
 )
 from worldloom.stages.evaluation_rollouts import Rolled, can_roll, roll_out
@@ -47,30 +48,32 @@ class Measured(NamedTuple):
     dreams: tuple[Sampled, ...]
     kept: dict[tuple[str, str], float]  # by split and stream: what its tokenizer alone keeps readable
     distinct: dict[Direction, float]  # share of different answers to one prompt
-    legal_free: float  # share of legal tokens without the grammar
+    legal_free: float | None  # share of legal tokens without the grammar; None where no next token was learnt
     rolled: tuple[Rolled, ...] = ()
+    fill_steps: int = 0  # in which answers were written; 0: token by token
 
 
 def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) -> Measured:
-    """Runs every measurement; Interrupted between two batches if the run is asked to stop."""
+    """Runs every measurement of what the world learnt; Interrupted between two batches if the run is asked to stop."""
     oracle = oracle_of(world.dataset.oracle)
+    choosing, onward = choosing_of(world, settings), "next_token" in world.objectives
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
-    pairs = directions(world.held, oracle, world.vocabulary.clock)
+    pairs = answerable(world, oracle, choosing.fill_steps)
     rows = {
-        (split, pair): choose(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
+        (split, pair): pick_samples(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
         for split in splits
         for pair in pairs
     }
-    counts = [*(len(chosen) for chosen in rows.values()), settings.unconditional]
+    dreams = settings.unconditional if onward or choosing.fill_steps else 0
+    counts = [*(len(chosen) for chosen in rows.values()), dreams]
     total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
     total += sum(-(-world.tokens.samples(split) // DOCUMENTS) for split in counted) * (1 if world.sight is None else 2)
-    rolls = settings.rollouts if can_roll(world, settings.rollout_given) else 0
-    total += len(splits) * 2 * -(-rolls // settings.batch)
+    rolls = settings.rollouts if onward and can_roll(world, settings.rollout_given) else 0
+    total += len(splits) * 3 * -(-rolls // settings.batch)  # with true actions, with shuffled ones, with none
     between = _progress(worker, total)
-    choosing = choosing_of(world, settings)
     dreaming = choosing.model_copy(update={"temperature": settings.dream_temperature, "guidance": 1.0})
-    plain = choosing.model_copy(update={"guidance": 1.0})  # rollouts are written as learnt
+    plain = choosing.model_copy(update={"guidance": 1.0, "fill_steps": 0})  # rollouts are written as learnt
     return Measured(
         world=world,
         oracle=oracle,
@@ -83,11 +86,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
         ),
         kept={} if oracle is None else _kept(world, splits, oracle, settings),
         distinct=_distinct(world, rows, dreaming, settings, between),
-        legal_free=legal_share(
-            Decoder(world.model, torch.float32),
-            world.grammar,
-            [row_seed(settings.seed, "free", row) for row in range(settings.unconditional)],
-        ),
+        legal_free=_legal_free(world, settings) if onward else None,
         rolled=tuple(
             rolled
             for split in splits
@@ -95,18 +94,40 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
             and (rolled := roll_out(world, split, rolls, oracle, plain, settings.seed, settings.batch, between, settings.rollout_given))
             is not None
         ),
-        dreams=tuple(dream(world, settings.unconditional, dreaming, settings.seed, settings.batch, between)),
+        dreams=tuple(
+            dream(
+                world,
+                dreams,
+                # The model chooses the streams where it can, and that is a next token.
+                dreaming.model_copy(update={"fill_steps": 0}) if onward else dreaming,
+                settings.seed,
+                settings.batch,
+                between,
+            )
+        ),
+        fill_steps=choosing.fill_steps,
     )
 
 
+def _legal_free(world: OpenWorld, settings: "EvaluateWorldModel") -> float:
+    seeds = [row_seed(settings.seed, "free", row) for row in range(settings.unconditional)]
+    return legal_share(Decoder(world.model, torch.float32), world.grammar, seeds)
+
+
 def choosing_of(world: OpenWorld, settings: "EvaluateWorldModel") -> Choosing:
-    """How answers are chosen; ValueError for the temperature of a stream that the world does not have."""
+    """How answers are chosen; ValueError for the temperature of a stream that the world does not have, or a way of writing."""
     temperature = settings.temperature
     if isinstance(temperature, dict):
         if unknown := sorted(set(temperature) - {*world.streams}):
             raise ValueError(f"temperature is given for {unknown[0]!r}; this world has the streams {', '.join(world.streams)}")
         temperature = dict.fromkeys((*world.streams, ORDER), ANSWERING) | temperature
-    return Choosing(temperature=temperature, top_k=settings.top_k, top_p=settings.top_p, guidance=settings.guidance)
+    return Choosing(
+        temperature=temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        guidance=settings.guidance,
+        fill_steps=fill_steps_of(world, settings.fill_steps),
+    )
 
 
 def _distinct(
@@ -149,7 +170,8 @@ def figures_of(measured: Measured) -> dict[str, float]:
     for split, (per_token, legal_mass) in measured.bits.items():
         prefix = "" if split == "validation" else f"{split}_"
         found |= {f"world.{prefix}bits_per_token.{name}": value for name, value in per_token.items()}
-        found[f"world.{prefix}legal_mass"] = legal_mass
+        if legal_mass is not None:
+            found[f"world.{prefix}legal_mass"] = legal_mass
         if split in measured.blind:
             found |= {f"world.{prefix}bits_per_token_unseen.{name}": value for name, value in measured.blind[split].per_token.items()}
     for (split, name), share in measured.kept.items():
@@ -163,15 +185,18 @@ def figures_of(measured: Measured) -> dict[str, float]:
         if agreed is not None:
             found["unconditional.agreement"] = agreed
     found |= {f"{direction.name}.distinct_share": share for direction, share in measured.distinct.items()}
-    found[LEGAL_FREE] = measured.legal_free
+    if measured.legal_free is not None:
+        found[LEGAL_FREE] = measured.legal_free
     for split, horizons, *_ in measured.rolled:
         prefix = "" if split == "validation" else f"{split}_"
         for at in horizons:
             values = {name: value for name, value in at._asdict().items() if name != "horizon" and value is not None}
             found |= {f"rollout.{prefix}{name}_{at.horizon}": value for name, value in values.items()}
     legal = [trial.legal for outcome in measured.outcomes for trial in outcome.trials] + [one.legal for one in measured.dreams]
-    found[LEGAL] = sum(legal) / len(legal)
-    found["distinct_share"] = len({one.tokens.tobytes() for one in measured.dreams}) / len(measured.dreams)
+    if legal:
+        found[LEGAL] = sum(legal) / len(legal)
+    if measured.dreams:
+        found["distinct_share"] = len({one.tokens.tobytes() for one in measured.dreams}) / len(measured.dreams)
     return found
 
 

@@ -1,6 +1,7 @@
 """How far a world can be rolled out: its frames against how samples of the dataset went on, step by step away from the last true frame.
 
-With the true actions; with those of another sample, which must do worse if the world heeds them; and beside the last true frame, copied.
+With the true actions; with those of another sample, which must do worse if the world heeds them; without any, when the world takes its
+own; and beside the last true frame, copied.
 """
 
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloom.stages.evaluation import choose, row_seed
+from worldloom.stages.evaluation import pick_samples, row_seed
 from worldloom.stages.open_world import Choosing, OpenWorld
 from worldloom.stages.oracles import Oracle
-from worldloom.stages.rollouts import clock_of
-from worldloom.stages.settings import AudioStream, VideoStream
+from worldloom.stages.rollouts import before, clock_of
+from worldloom.stages.settings import VideoStream
 from worldloom.stages.step_values import encode_steps
 
 
@@ -23,12 +24,15 @@ class Horizon(NamedTuple):
     horizon: int  # steps behind the last true frame
     psnr: float  # dB, with the true actions
     shuffled_psnr: float | None  # with those of another sample
+    without_psnr: float | None  # with none: the world takes its own
     copy_psnr: float  # of the last true frame
     code_accuracy: float  # share of codes as the tokenizer makes of the true frame
     shuffled_code_accuracy: float | None
+    without_code_accuracy: float | None
     copy_code_accuracy: float
     action_accuracy: float | None  # share in which the oracle reads from the frames the action that was taken, of those that tell one
     shuffled_action_accuracy: float | None  # as that, but the true one, where another was taken
+    without_action_accuracy: float | None  # as that, where the world took its own
     true_action_accuracy: float | None  # as it reads from the true frames
 
 
@@ -82,7 +86,7 @@ def roll_out(
     """
     clock = clock_of(world)
     name, taken = clock.streams[0], clock.given if len(clock.given) == 1 else ()
-    rows = choose(world.dataset, split, [name, *taken], count, seed)
+    rows = pick_samples(world.dataset, split, [name, *taken], count, seed)
     if not rows:
         return None
     values = {stream: [world.dataset.value(split, stream, i) for i in rows] for stream in clock.streams}
@@ -91,23 +95,17 @@ def roll_out(
         name,
         np.stack(values[name]),
         np.stack(values[taken[0]]) if taken else None,
-        {stream: _before(world, stream, np.stack(found), given) for stream, found in others.items() if given > 1},
+        {stream: before(world, stream, np.stack(found), given) for stream, found in others.items() if given > 1},
         given,
     )
     seeds = [row_seed(seed, f"roll out {split}", i) for i in rows]
     made = _made(world, truth, truth.actions, choosing, seeds, batch, between)
-    shuffled = None
-    if truth.actions is not None and len(rows) > 1:
-        shuffled = _made(world, truth, np.roll(truth.actions, 1, axis=0), choosing, seeds, batch, between)
-    return Rolled(split, tuple(_horizons(world, oracle, truth, made, shuffled)), truth.frames, made.frames, given)
-
-
-def _before(world: OpenWorld, stream: str, values: NDArray[Any], given: int) -> NDArray[Any]:
-    """What stands in front of the last of `given` frames: values [B, steps, ...], or sounds [B, channels, samples]."""
-    about = world.dataset.streams[stream]
-    if isinstance(about, AudioStream):
-        return values[..., : round(about.samples * (given - 1) / world.vocabulary.steps)]
-    return values[:, : given - 1]
+    shuffled = without = None
+    if truth.actions is not None:
+        without = _made(world, truth, None, choosing, seeds, batch, between)
+        if len(rows) > 1:
+            shuffled = _made(world, truth, np.roll(truth.actions, 1, axis=0), choosing, seeds, batch, between)
+    return Rolled(split, tuple(_horizons(world, oracle, truth, made, shuffled, without)), truth.frames, made.frames, given)
 
 
 def _made(
@@ -119,7 +117,7 @@ def _made(
     batch: int,
     between: Callable[[], None],
 ) -> _Made:
-    """Rolls all rows out; in front of the last given frame stand the true actions, behind it those of `actions`."""
+    """Rolls all rows out; in front of the last given frame stand the true actions, behind it those of `actions`, or the world's own."""
     clock, steps = clock_of(world), truth.frames.shape[1] - truth.given
     frames, codes = [], []
     for first in range(0, len(truth.frames), batch):
@@ -135,29 +133,54 @@ def _made(
     return _Made(np.concatenate([truth.frames[:, : truth.given], np.concatenate(frames)], axis=1), np.concatenate(codes))
 
 
-def _horizons(world: OpenWorld, oracle: Oracle | None, truth: _Truth, made: _Made, shuffled: _Made | None) -> list[Horizon]:
+def _horizons(
+    world: OpenWorld, oracle: Oracle | None, truth: _Truth, made: _Made, shuffled: _Made | None, without: _Made | None
+) -> list[Horizon]:
     true, first = truth.frames, truth.given
     B, T = true.shape[:2]
     codes = encode_steps(world.tokenizers[truth.name], true.reshape(B * T, *true.shape[2:])).reshape(B, T, -1)
     last = first - 1
-    read = _read(world, oracle, truth, made.frames)
-    misread = [None] * T if shuffled is None else _read(world, oracle, truth, shuffled.frames)
-    truly = _read(world, oracle, truth, true)
+    read, truly = (_read(world, oracle, truth, frames) for frames in (made.frames, true))
+    of_shuffled, of_without = (_against(world, oracle, truth, codes, one) for one in (shuffled, without))
     return [
         Horizon(
             horizon=at - last,
             psnr=_psnr(true[:, at], made.frames[:, at]),
-            shuffled_psnr=None if shuffled is None else _psnr(true[:, at], shuffled.frames[:, at]),
+            shuffled_psnr=of_shuffled.psnr[at - first],
+            without_psnr=of_without.psnr[at - first],
             copy_psnr=_psnr(true[:, at], true[:, last]),
             code_accuracy=float((codes[:, at] == made.codes[:, at - first]).mean()),
-            shuffled_code_accuracy=None if shuffled is None else float((codes[:, at] == shuffled.codes[:, at - first]).mean()),
+            shuffled_code_accuracy=of_shuffled.codes[at - first],
+            without_code_accuracy=of_without.codes[at - first],
             copy_code_accuracy=float((codes[:, at] == codes[:, last]).mean()),
             action_accuracy=read[at - first],
-            shuffled_action_accuracy=misread[at - first],
+            shuffled_action_accuracy=of_shuffled.actions[at - first],
+            without_action_accuracy=of_without.actions[at - first],
             true_action_accuracy=truly[at - first],
         )
         for at in range(first, T)
     ]
+
+
+class _Likeness(NamedTuple):
+    """How close a rollout with other actions comes to the truth, by horizon; None where it was not made, or nothing can be told."""
+
+    psnr: list[float | None]
+    codes: list[float | None]
+    actions: list[float | None]
+
+
+def _against(world: OpenWorld, oracle: Oracle | None, truth: _Truth, codes: NDArray[np.int64], made: _Made | None) -> _Likeness:
+    """`codes` [B, T, codes of a step]: those of the true frames."""
+    first, T = truth.given, truth.frames.shape[1]
+    if made is None:
+        nothing: list[float | None] = [None] * (T - first)
+        return _Likeness(nothing, nothing, nothing)
+    return _Likeness(
+        [_psnr(truth.frames[:, at], made.frames[:, at]) for at in range(first, T)],
+        [float((codes[:, at] == made.codes[:, at - first]).mean()) for at in range(first, T)],
+        _read(world, oracle, truth, made.frames),
+    )
 
 
 def _read(world: OpenWorld, oracle: Oracle | None, truth: _Truth, frames: NDArray[np.uint8]) -> list[float | None]:

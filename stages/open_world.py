@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
@@ -34,6 +34,9 @@ from worldloom.world_model.transformer import WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
 
 SEEN = "seen by the encoder"  # no name of a stream: it holds spaces
+# Draws are keyed by seed and place. What a row writes in a pass of its own takes a seed far from those of its neighbours, which mostly
+# count up by one, or the same noise would decide twice: for each further stream, and for what stands behind the clock's steps. Primes.
+_NEXT_STREAM, _BEHIND_CLOCK = 7_919, 104_729
 
 
 class Choosing(Settings):
@@ -140,11 +143,24 @@ class OpenWorld:
         A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
         are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all. `hear` is called
         with a row's tokens so far as they are written; not where all come at once, in those steps. A row may hold a picture to see under
-        SEEN.
+        SEEN. ValueError for `fill_steps` where the world did not learn from hidden codes.
         """
-        wants = wants_of(want, len(given))
+        if choosing.fill_steps and "masked" not in self.objectives:
+            raise ValueError(
+                f"this world learnt {', '.join(self.objectives)} and not from hidden codes, so it cannot fill them in; "
+                f"leave fill_steps at 0, or train it with the objective masked"
+            )
         if hear is not None and self.vocabulary.ahead:
             hear = partial(_without_ahead, hear, self.vocabulary)
+        try:
+            return self.read(self._written(given, wants_of(want, len(given)), seeds, choosing, hear))
+        finally:
+            self.decoder.forget()
+
+    def _written(
+        self, given: Sequence[Mapping[str, Any]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing, hear: Hear | None
+    ) -> list[NDArray[np.int64]]:
+        """What `sample` reads, row by row."""
         written: dict[int, NDArray[np.int64]] = {}
         told = [self._told(values, mine, choosing) for values, mine in zip(given, wants, strict=True)]
         for names in dict.fromkeys(told):
@@ -156,11 +172,10 @@ class OpenWorld:
                 onward = self._filled if choosing.fill_steps else self._generated
                 made = onward(self.prompts(some), mine, of_rows, choosing, _of_rows(hear, rows))
             written |= dict(zip(rows, made, strict=True))
-        self.decoder.forget()
-        return self.read([written[row] for row in range(len(given))])
+        return [written[row] for row in range(len(given))]
 
     def rollout(
-        self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: NDArray[Any] | Policy | None, **options: Any
+        self, context: NDArray[Any] | Mapping[str, NDArray[Any]], actions: ArrayLike | Policy | None, **options: Any
     ) -> Iterator[Step]:
         """Frames [B, n, height, width, 3] and actions in, steps out as they come; see rollouts.rollout."""
         return rollout(self, context, actions, **{"choosing": Choosing(), **options})
@@ -191,7 +206,7 @@ class OpenWorld:
         if not others:
             return made
         onward = self._filled if choosing.fill_steps else self._generated
-        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + 104_729 for seed in seeds], choosing, hear)
+        return onward([tokens[:-1] for tokens in made], [others] * len(made), [seed + _BEHIND_CLOCK for seed in seeds], choosing, hear)
 
     def _filled_beside(
         self,
@@ -204,7 +219,7 @@ class OpenWorld:
         """As `beside`, stream by stream, each in sight of all steps of those before it."""
         shown, made = [dict(row) for row in given], list[NDArray[np.int64]]()
         for number, name in enumerate(wanted):
-            of_stream = [seed + 7919 * number for seed in seeds]
+            of_stream = [seed + _NEXT_STREAM * number for seed in seeds]
             made = self._fill(prompts, [[name]] * len(prompts), of_stream, choosing, given=shown)
             for row, tokens in zip(shown, made, strict=True):
                 mine = self.grammar.parse(self.vocabulary.own(tokens))
@@ -229,7 +244,7 @@ class OpenWorld:
             fixed = [row for row in there if self.vocabulary.streams[self.vocabulary.index(asked[row][number])].fixed]
             for rows, write in ((fixed, self._fill), ([row for row in there if row not in fixed], self._generated)):
                 before = [written[row] if number == 0 else written[row][:-1] for row in rows]  # without <eos>: another segment follows
-                of_segment = [seeds[row] + 7919 * number for row in rows]
+                of_segment = [seeds[row] + _NEXT_STREAM * number for row in rows]
                 made = write(before, [[asked[row][number]] for row in rows], of_segment, choosing, _of_rows(hear, rows))
                 for row, tokens in zip(rows, made, strict=True):
                     written[row] = tokens
@@ -280,7 +295,7 @@ class OpenWorld:
             guidance=choosing.guidance,
             seeds=seeds,
             hear=hear,
-        ).tokens
+        )
 
     def infill(
         self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]], seeds: Sequence[int], choosing: Choosing
@@ -290,6 +305,22 @@ class OpenWorld:
 
         ValueError for a hole beyond the codes, or a world that did not learn spans.
         """
+        try:
+            written = infill(
+                self.decoder,
+                self.grammar,
+                self._holed(given, holes),
+                seeds=seeds,
+                temperature=choosing.temperature,
+                top_k=choosing.top_k,
+                top_p=choosing.top_p,
+            )
+        finally:
+            self.decoder.forget()
+        return self.read(written)
+
+    def _holed(self, given: Sequence[Mapping[str, Any]], holes: Sequence[Mapping[str, Sequence[int]]]) -> list[NDArray[np.int64]]:
+        """Whole samples with <mask> in their holes."""
         samples = []
         for prompt_of, of_row in zip(self.prompts(given), holes, strict=True):
             tokens, ids = np.append(prompt_of, self.vocabulary.eos), self.vocabulary
@@ -300,17 +331,7 @@ class OpenWorld:
                     raise ValueError(f"{name} has {len(codes)} codes in this row; its hole must lie within them, got {places}")
                 tokens[codes[np.asarray(places)]] = ids.mask
             samples.append(tokens)
-        written = infill(
-            self.decoder,
-            self.grammar,
-            samples,
-            seeds=seeds,
-            temperature=choosing.temperature,
-            top_k=choosing.top_k,
-            top_p=choosing.top_p,
-        )
-        self.decoder.forget()
-        return self.read(written)
+        return samples
 
     def read(self, written: Sequence[NDArray[np.int64]]) -> list[Sampled]:
         """Parses and decodes whole sequences."""

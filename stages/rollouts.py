@@ -4,13 +4,14 @@ B rows, n frames of context.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from worldloom.stages.settings import AudioStream
+from worldloom.stages.settings import ActionStream, AudioStream
 from worldloom.stages.step_values import Hearing, decode_steps, encode_sounds, encode_steps
 from worldloom.world_model.rollout import Codes, Rollout, roll
 from worldloom.world_model.vocabulary import Clock
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 def rollout(
     world: "OpenWorld",
     context: NDArray[Any] | Values,
-    actions: NDArray[Any] | Policy | None,
+    actions: ArrayLike | Policy | None,
     *,
     choosing: "Choosing",
     seeds: Sequence[int] | None = None,
@@ -69,12 +70,40 @@ def rollout(
         window=window,
         slide=slide,
     )
-    said = _actions(world, clock, actions)
-    if isinstance(actions, np.ndarray):
-        steps = actions.shape[1] if steps is None else min(steps, actions.shape[1])
+    acting = actions if actions is None or callable(actions) else _told(world, clock, actions, rows)
+    said = _actions(world, clock, acting)
+    if isinstance(acting, np.ndarray):
+        steps = acting.shape[1] if steps is None else min(steps, acting.shape[1])
     decoded = _Decoder(world)
     going = (Step(decoded(step), step) for step in roll(written, codes, lambda last: said(decoded.last(last))))
     return going if steps is None else islice(going, steps)
+
+
+def beginning(world: "OpenWorld", split: str, sample: int, given: int = 1) -> dict[str, NDArray[Any]]:
+    """What a rollout of a sample begins with, by stream, as one row: its first `given` frames, and what stands between them.
+
+    ValueError where the sample has no frames, or fewer.
+    """
+    clock = clock_of(world)
+    frames = clock.streams[0]
+    values = {name: world.dataset.value(split, name, sample) for name in (clock.streams if given > 1 else (frames,))}
+    if values[frames] is None or not 1 <= given <= len(values[frames]):
+        has = 0 if values[frames] is None else len(values[frames])
+        raise ValueError(
+            f"a rollout begins with {given} frames of {frames}, and sample {sample} of {split!r} has {has}; give from 1 to {has}"
+        )
+    others = {name: before(world, name, value[None], given) for name, value in values.items() if name != frames and value is not None}
+    return {frames: values[frames][None, :given], **others}
+
+
+def before(world: "OpenWorld", stream: str, values: NDArray[Any], given: int) -> NDArray[Any]:
+    """Of another stream on the clock, what stands in front of the last of `given` frames: values [B, steps, ...], or sounds [B, channels,
+    samples].
+    """
+    about = world.dataset.streams[stream]
+    if isinstance(about, AudioStream):
+        return values[..., : round(about.samples * (given - 1) / world.vocabulary.steps)]
+    return values[:, : given - 1]
 
 
 def clock_of(world: "OpenWorld") -> Clock:
@@ -134,6 +163,20 @@ def _encoded(world: "OpenWorld", name: str, values: NDArray[Any]) -> NDArray[np.
         return encode_sounds(world.tokenizers[name], values, world.vocabulary.steps, stream.samples)
     rows, steps = values.shape[:2]
     return encode_steps(world.tokenizers[name], values.reshape(rows * steps, *values.shape[2:])).reshape(rows, steps, -1)
+
+
+def _told(world: "OpenWorld", clock: Clock, actions: ArrayLike, rows: int) -> NDArray[np.float32]:
+    """Actions as numbers [B, steps, dimensions]; ValueError where they are none."""
+    widths = [stream.dimensions for name in clock.given if isinstance(stream := world.dataset.streams[name], ActionStream)]
+    told: NDArray[np.float32] = np.zeros((), np.float32)
+    with suppress(TypeError, ValueError):  # what is no array of numbers is refused below, with what it is
+        told = np.asarray(actions, np.float32)
+    if told.ndim != 3 or len(told) != rows or (len(widths) == 1 and told.shape[2] != widths[0]):
+        raise ValueError(
+            f"actions are numbers [rows, steps, dimensions], here [{rows}, steps, {widths[0] if len(widths) == 1 else 'dimensions'}], or a "
+            f"function from what came last to those of a step, got {f'an array {told.shape}' if told.ndim else type(actions).__name__}"
+        )
+    return told
 
 
 def _actions(world: "OpenWorld", clock: Clock, actions: NDArray[Any] | Policy | None) -> Callable[[Values], Codes]:

@@ -32,7 +32,7 @@ class _Free(Row):
         return self.state.stream
 
     @property
-    def legal(self) -> Ranges:  # type: ignore[override]
+    def legal(self) -> Ranges:
         return self.grammar.legal(self.state)
 
     def allowed(self) -> Ranges:

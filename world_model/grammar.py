@@ -2,8 +2,8 @@
 
     <bos> <caption> text pieces </caption> <frame> h*w codes </frame> <eos>
 
-Segments come in any order; a stream opens at most `repeats` times in a sample (once, unless the grammar says otherwise). The budget rule: a
-segment opens, and a code of a segment of varying length is written, only if everything can still be closed within the tokens that are left.
+Segments come in any order; a stream opens at most once in a sample. The budget rule: a segment opens, and a code of a segment of varying
+length is written, only if everything can still be closed within the tokens that are left.
 
     <bos> ... (<clip> h*w codes </clip> <push> codes </push>) x T ... <eos>
 
@@ -49,24 +49,13 @@ class Segment(NamedTuple):
 class Grammar:
     """The sequences of one vocabulary; `streams` are those that may appear (all by default), `steps` those of the clock if not as in it."""
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        streams: Sequence[str] | None = None,
-        repeats: Mapping[str, int] | None = None,
-        steps: int | None = None,
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, streams: Sequence[str] | None = None, steps: int | None = None) -> None:
         self.vocabulary = vocabulary
         self.steps = vocabulary.steps if steps is None else steps
         self.streams = tuple(stream.name for stream in vocabulary.streams) if streams is None else tuple(streams)
-        self._numbers = tuple(sorted(vocabulary.index(name) for name in self.streams))
-        self.repeats = [0] * len(vocabulary.streams)
-        for number, name in ((vocabulary.index(name), name) for name in self.streams):
-            self.repeats[number] = (repeats or {}).get(name, 1)
-            if number in vocabulary.clocked and self.repeats[number] > 1:
-                raise ValueError(f"stream {name!r} is on the clock, so it stands once in a sample, not {self.repeats[number]} times")
+        self.numbers = tuple(sorted(vocabulary.index(name) for name in self.streams))
         self._place = {stream: place for place, stream in enumerate(vocabulary.clocked)}
-        self.clocked = tuple(stream for stream in vocabulary.clocked if self.repeats[stream] and self.steps_of(stream) > 0)
+        self.clocked = tuple(stream for stream in vocabulary.clocked if stream in self.numbers and self.steps_of(stream) > 0)
 
     def steps_of(self, stream: int) -> int:
         """Steps of the clock at which stream number `stream` has codes; 0 without a clock."""
@@ -82,7 +71,7 @@ class Grammar:
     def openable(self, state: State) -> list[int]:
         """Numbers of the streams that may open in a state between segments, in increasing order."""
         onward = self.onward(state)
-        others = () if onward is not None else (s for s in self._numbers if s not in self._place and state.opened[s] < self.repeats[s])
+        others = () if onward is not None else (s for s in self.numbers if s not in self._place and not state.opened[s])
         fitting = [s for s in (*others, *self._joining(state)) if s != onward and self._least(state, s) <= state.left]
         return sorted([*fitting, onward] if onward is not None else fitting)
 
@@ -211,10 +200,10 @@ class Grammar:
         return f"{state.codes} codes of <{self.vocabulary.streams[state.stream].name}>{step}"
 
     def to_json(self) -> dict[str, Any]:
-        repeats = {name: self.repeats[self.vocabulary.index(name)] for name in self.streams}
         steps = {} if self.steps == self.vocabulary.steps else {"steps": self.steps}
-        return {"streams": list(self.streams), "repeats": repeats, **steps}
+        # "repeats" is part of the files' format, for readers that do not know that a stream opens once.
+        return {"streams": list(self.streams), "repeats": dict.fromkeys(self.streams, 1), **steps}
 
     @classmethod
     def from_json(cls, vocabulary: Vocabulary, value: Mapping[str, Any]) -> "Grammar":
-        return cls(vocabulary, value["streams"], value["repeats"], value.get("steps"))
+        return cls(vocabulary, value["streams"], value.get("steps"))

@@ -63,7 +63,7 @@ class _Hole(Row):
         return self.plan[self.at][0]
 
     @property
-    def legal(self) -> Ranges:  # type: ignore[override]
+    def legal(self) -> Ranges:
         return self.plan[self.at][1]
 
     def allowed(self) -> Ranges:

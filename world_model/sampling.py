@@ -8,8 +8,6 @@ B rows, V vocabulary, C ids of a legal set.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +29,6 @@ Want = Sequence[str] | None
 Hear = Callable[[int, Sequence[int]], None]  # the number of a row, and its tokens so far
 
 
-class Generated(NamedTuple):
-    """Whole samples, prompts included, and how far the model alone would have gone astray."""
-
-    tokens: list[np.ndarray]  # int64, from <bos> to <eos>
-    illegal: dict[str, float]  # mean probability that the model gave to illegal tokens, by stream and for "order"; empty if not watched
-
-
 def prompt(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np.ndarray]]) -> np.ndarray:
     """The tokens of a sample that is to be gone on with: <bos> and whole segments, in the order given; nothing is seen ahead of it."""
     return np.concatenate([grammar.vocabulary.unseen, weave_one(grammar, segments).tokens[:-1]])
@@ -56,17 +47,15 @@ def generate(
     top_p: float | Mapping[str, float] = 1.0,
     guidance: float = 1.0,
     length: int | None = None,
-    watch: bool = False,
     hear: Hear | None = None,
-) -> Generated:
-    """Goes on from every prompt (tokens from <bos> on, maybe in the middle of a segment) to its <eos>.
+) -> list[np.ndarray]:
+    """Every prompt (tokens from <bos> on, maybe in the middle of a segment), gone on with to its <eos>; int64 tokens.
 
     `want` names the streams to write, in turn, after whatever segment the prompt leaves open; None leaves the choice to the model, <eos>
     too. It is one for all rows, or a list with one for each. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave out
     nothing; each is one number, or one for each stream that is named ("order" for what stands between segments), else 1, 0 and 1.
     `guidance` s takes u + s (c - u), for logits c behind the prompt and u behind <bos> alone (arXiv:2207.12598). A sample has at most
-    `length` tokens (None: as long as it may get). `watch` measures the illegal probability, which takes the logits of all ids. `hear` hears
-    of every token that is drawn.
+    `length` tokens (None: as long as it may get). `hear` hears of every token that is drawn.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
@@ -74,21 +63,17 @@ def generate(
     wants = wants_of(want, len(prompts))
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_Row(grammar, tokens, mine, seed, length) for tokens, mine, seed in zip(prompts, wants, seeds, strict=True)]
-    write(decoder, rules, rows, guidance, watch, hear)
-    return Generated([np.array(row.tokens, dtype=np.int64) for row in rows], _by_stream(grammar, rows))
+    write(decoder, rules, rows, guidance, hear)
+    return [np.array(row.tokens, dtype=np.int64) for row in rows]
 
 
 @torch.inference_mode()
-def write(
-    decoder: Decoder, rules: "Rules", rows: Sequence["Row"], guidance: float = 1.0, watch: bool = False, hear: Hear | None = None
-) -> None:
+def write(decoder: Decoder, rules: "Rules", rows: Sequence["Row"], guidance: float = 1.0, hear: Hear | None = None) -> None:
     """Goes on with every row until it is done."""
     writer = _Writer(decoder, rows, guidance)
     numbers = {id(row): number for number, row in enumerate(rows)}
     while left := [row for row in writer.rows if row is not None and not row.done()]:
         hidden = writer.hidden(left)
-        if watch:
-            _watch(left, writer.mixed(hidden, (range(decoder.shape.vocab_size),), slice(None)))
         for (stream, ids), members in _alike(left).items():
             mine = slice(None) if len(members) == len(left) else torch.tensor(members, device=decoder.device)
             if sum(map(len, ids)) == 1:
@@ -162,14 +147,11 @@ class Rules:
 class Row(ABC):
     """A sample being written: what it has so far, and what may follow."""
 
-    legal: Ranges  # ids that may follow
-
     def __init__(self, tokens: np.ndarray, seed: int) -> None:
         self.tokens: list[int] = np.asarray(tokens, dtype=np.int64).tolist()
         if not self.tokens:
             raise ValueError("a prompt begins with <bos>; this one is empty")
         self.seed, self.prompted = seed, len(self.tokens)
-        self.illegal: list[tuple[int, float]] = []
         self._noise: list[float] = []
         self._noise_from = 0
 
@@ -322,18 +304,3 @@ def _tokens(ids: Ranges, columns: Sequence[int]) -> list[int]:
         return [ids[0].start + column for column in columns]
     every = [token for one in ids for token in one]
     return [every[column] for column in columns]
-
-
-def _watch(rows: Sequence[Row], logits: Tensor) -> None:
-    """Notes the probability that each row's full `logits` [B, V] give to illegal ids."""
-    p = torch.softmax(logits, dim=1)
-    for row, of_row in zip(rows, p, strict=True):
-        legal = sum(float(of_row[ids.start : ids.stop].sum()) for ids in row.legal)
-        row.illegal.append((row.stream, max(0.0, 1 - legal)))
-
-
-def _by_stream(grammar: Grammar, rows: Sequence[_Row]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for stream, illegal in chain.from_iterable(row.illegal for row in rows):
-        found.setdefault(grammar.vocabulary.streams[stream].name if stream >= 0 else ORDER, []).append(illegal)
-    return {name: float(np.mean(values)) for name, values in found.items()}

@@ -165,7 +165,7 @@ def _choices(grammar: Grammar, order: np.ndarray) -> _Choices:
     assert S < 55, "bits of a legal set are kept in an int64"
     bits = np.int64(1) << np.arange(S + 1, dtype=np.int64)
     on_clock = np.isin(np.arange(-1, S), ids.clocked)  # by number + 1
-    repeats = np.where(on_clock[1:], 0, grammar.repeats)
+    off_clock = np.isin(np.arange(S), grammar.numbers) & ~on_clock[1:]
     opened_BS = np.zeros((B, S), dtype=np.int64)
     joining_B = np.full(B, bits[list(grammar.clocked)].sum(), dtype=np.int64)
     onward_B, begun_B = np.full(B, -1, dtype=np.int64), np.zeros(B, dtype=bool)
@@ -177,7 +177,7 @@ def _choices(grammar: Grammar, order: np.ndarray) -> _Choices:
         return np.where(joining_B > 0, S + (joining_B | bits[onward_B] | bits[S]), FORCED)
 
     def between() -> np.ndarray:
-        free_B = ((opened_BS < repeats) * bits[:S]).sum(axis=1) | joining_B
+        free_B = ((off_clock & (opened_BS == 0)) * bits[:S]).sum(axis=1) | joining_B
         return np.where(onward_B >= 0, inside(), np.where(free_B > 0, S + free_B, FORCED))
 
     for k in range(K + 1):
@@ -206,8 +206,8 @@ def _check_order(grammar: Grammar, order: np.ndarray) -> None:
         raise ValueError(f"the order of streams must hold numbers 0..{S - 1} or -1, got {order.min()}..{order.max()}")
     if ((order[:, 1:] >= 0) & (order[:, :-1] < 0)).any():
         raise ValueError("in an order of streams, -1 may only stand behind the last stream")
-    for s, repeats in enumerate(grammar.repeats):
-        most = int(s in grammar.clocked) if s in grammar.vocabulary.clocked else min(repeats, 1)
+    for s in range(S):
+        most = int(s in (grammar.clocked if s in grammar.vocabulary.clocked else grammar.numbers))
         if order.size and (seen := int((order == s).sum(axis=1).max())) > most:
             name = grammar.vocabulary.streams[s].name
             raise ValueError(f"stream {name!r} stands {seen} times in a sample, it may stand at most {most} times")

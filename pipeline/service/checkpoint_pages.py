@@ -55,14 +55,15 @@ def _page(folder: Path, step: int) -> CheckpointPage:
 
 
 def _of_world(artifact: Artifact, step: int) -> list[MadeValue]:
-    from worldloom.stages.evaluation import Direction, ask, choose, directions
+    from worldloom.stages.evaluation import Direction, answerable, ask, fill_steps_of, pick_samples
     from worldloom.stages.open_checkpoint import world_at
     from worldloom.stages.open_world import Choosing
     from worldloom.stages.oracles import oracle_of
 
     world = world_at(artifact, step)
     oracle = oracle_of(world.dataset.oracle)
-    possible = directions(world.held, oracle, world.vocabulary.clock)
+    choosing = Choosing(temperature=TEMPERATURE, fill_steps=fill_steps_of(world, None))
+    possible = answerable(world, oracle, choosing.fill_steps)
     if not possible:
         return []
 
@@ -71,8 +72,8 @@ def _of_world(artifact: Artifact, step: int) -> list[MadeValue]:
 
     direction = min(possible, key=wanted)
     split = _split(world.dataset)
-    rows = choose(world.dataset, split, [*direction], PROMPTS, SEED)
-    outcome = ask(world, direction, split, rows, oracle, Choosing(temperature=TEMPERATURE), SEED, PROMPTS, lambda: None)
+    rows = pick_samples(world.dataset, split, [*direction], PROMPTS, SEED)
+    outcome = ask(world, direction, split, rows, oracle, choosing, SEED, PROMPTS, lambda: None)
     about = world.dataset.streams[direction.target]
     told = []
     for trial in outcome.trials:
@@ -89,13 +90,13 @@ def _of_world(artifact: Artifact, step: int) -> list[MadeValue]:
 def _of_tokenizer(artifact: Artifact, step: int) -> list[MadeValue]:
     import numpy as np
 
-    from worldloom.stages.evaluation import choose
+    from worldloom.stages.evaluation import pick_samples
     from worldloom.stages.open_checkpoint import tokenizer_at
     from worldloom.stages.streams import kind_of
 
     tokenizer, dataset, stream = tokenizer_at(artifact, step)
     split = _split(dataset)
-    values = [dataset.value(split, stream, row) for row in choose(dataset, split, [stream], PROMPTS, SEED)]
+    values = [dataset.value(split, stream, row) for row in pick_samples(dataset, split, [stream], PROMPTS, SEED)]
     if not values:
         return []
     back = tokenizer.decode(tokenizer.encode(kind_of(tokenizer.kind).batch(values)))

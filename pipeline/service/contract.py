@@ -273,6 +273,7 @@ class RolloutRequest(Choosing):
         default=None, description="the first frame: a picture or a clip for the stream of frames; null: of a sample the world has not seen"
     )
     sample: NonNegativeInt | None = Field(default=None, description="seed of that sample, where context is null; null: `seed`")
+    given: PositiveInt = Field(default=1, description="frames of it that stand in front, with what lies between them; step 0 is the last")
     prompts: dict[str, Input] = Field(default={}, description="values of streams that are not on the clock: a caption")
     window: PositiveInt | None = Field(default=None, description="steps in sight; null: as many as a sample has")
     scale: PositiveInt = Field(default=1, le=16, description="enlarges frames by whole pixels")

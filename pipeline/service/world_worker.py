@@ -21,15 +21,15 @@ from worldloom.pipeline.service.errors import ServiceError, not_found
 from worldloom.pipeline.service.reading import content_of
 from worldloom.pipeline.service.values import as_file, shown
 from worldloom.stages.artifact import Artifact
+from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
 from worldloom.stages.open_world import Choosing, open_world
 from worldloom.stages.oracles import ACTION_NAMES
 from worldloom.stages.rejects import InputRejected
-from worldloom.stages.rollouts import Step, clock_of
+from worldloom.stages.rollouts import Step, beginning, clock_of
 from worldloom.stages.settings import ActionStream, ImageStream, VideoStream
 from worldloom.stages.streams import kind_of
 from worldloom.world_model.vocabulary import Vocabulary
 
-ANSWERING, DREAMING = 0.25, 1.0  # temperature, where something is given and where nothing is
 TOGETHER_SECONDS = 0.03  # codes that are written so close to each other are told at once
 PAUSE = 0.0002  # seconds: enough for another thread to take the lock
 
@@ -160,7 +160,7 @@ class WorldWorker:
         session = _Session(tenant, iter(()), asked.scale, self._now())
         with self._turns(), _as_service_errors():
             session.steps = self.world.rollout(
-                {frames: context[None]},
+                context,
                 (lambda last: session.action) if clock_of(self.world).given else None,
                 choosing=Choosing(
                     temperature=ANSWERING if asked.temperature is None else asked.temperature, top_k=asked.top_k, top_p=asked.top_p
@@ -171,7 +171,7 @@ class WorldWorker:
             )
         name = uuid.uuid4().hex
         self._sessions[name] = session
-        return {"id": name, "first": self._shown(name, session, {frames: context[-1:]})}
+        return {"id": name, "first": self._shown(name, session, {frames: context[frames][:, -1]})}
 
     def act(self, tenant: str, name: str, action: int | float | str | list[float] | None, steps: int) -> list[dict[str, Any]]:
         """The next steps of a session, as plain values."""
@@ -237,20 +237,23 @@ class WorldWorker:
         except InputRejected as refused:
             raise ServiceError.of(refused, param) from None
 
-    def _context(self, frames: str, asked: RolloutRequest) -> NDArray[Any]:
-        """Frames [n, height, width, 3] that a rollout begins with."""
+    def _context(self, frames: str, asked: RolloutRequest) -> dict[str, NDArray[Any]]:
+        """What a rollout begins with, by stream: frames [1, n, height, width, 3], and what stands between those of a sample."""
         from worldloom.pipeline.dream import held_out_sample
 
         about = self.world.dataset.streams[frames]
         if asked.context is None:
             split, sample = held_out_sample(self.world, asked.seed if asked.sample is None else asked.sample)
-            first: NDArray[Any] = self.world.dataset.value(split, frames, sample)[:1]
-            return first
+            return beginning(self.world, split, sample, asked.given)
+        if asked.given != 1:
+            raise ServiceError(
+                "request_invalid", 422, "given counts frames of a sample, and the context has its own; leave it out", "given"
+            )
         if set(asked.context) != {frames} or not isinstance(about, VideoStream):
             raise ServiceError("request_invalid", 400, f"a rollout begins with a picture or a clip for {frames}", "context")
         content = content_of(asked.context[frames], "video", f"context.{frames}")
         try:
-            return _frames(content, about)
+            return {frames: _frames(content, about)[None]}
         except InputRejected as refused:
             raise ServiceError.of(refused, f"context.{frames}") from None
 

@@ -32,6 +32,15 @@ def test_a_gif_shows_how_it_went_on_beside_the_dream(clocked_root, tmp_path):
     assert again.file.read_bytes() == made.file.read_bytes()
 
 
+def test_a_dream_behind_two_frames_begins_with_both_and_ends_where_the_sample_does(clocked_root, tmp_path):
+    made = dream_command(clocked_root, tmp_path / "dream.gif", seed=1, given=2)
+    assert made.frames == 5
+    frames = frames_of(made.file)
+    for frame in frames[:2]:
+        assert np.abs(frame[:, :192].astype(int) - frame[:, 198:]).max() < 40
+    assert frames_of(dream_command(clocked_root, tmp_path / "one.gif", seed=1).file)[1].tolist() != frames[1].tolist()
+
+
 def test_an_mp4_has_the_dreams_sound(clocked_root, tmp_path):
     made = dream_command(clocked_root, tmp_path / "dream.mp4", steps=3)
     with av.open(str(made.file)) as container:
@@ -62,8 +71,11 @@ def test_a_stream_may_have_names_of_its_own_for_its_choices():
     [
         ({"out": "dream.png"}, "does not end in .gif or .mp4"),
         ({"actions": "left", "policy": "random"}, "leave out one of them"),
-        ({"steps": 0}, "steps at least 1, got 0.25 and 0"),
+        ({"steps": 0}, "steps and given at least 1, got 0.25, 0 and 1"),
         ({"steps": 5}, "there are actions for 4 steps, and 5 are asked for; give more, or --policy random"),
+        ({"steps": 4, "given": 2}, "there are actions for 3 steps, and 4 are asked for"),
+        ({"given": 5}, "behind 5 of its 5 frames nothing of this sample's clip is left; lower --given, or say --steps"),
+        ({"given": 6}, r"a rollout begins with 6 frames of clip, and sample \d of 'held_out' has 5; give from 1 to 5"),
         ({"actions": "sideways"}, r"neither a file nor names \(none, left, right, up, down\) or numbers"),
         ({"actions": "left+up"}, "an action here has 1 numbers"),
         ({"actions": "7"}, "every action is one of 0 .. 4"),
@@ -89,7 +101,7 @@ def test_a_world_without_a_clock_and_an_mp4_without_pyav_are_refused(tiny_root, 
 
 
 def test_a_set_without_clips_cannot_be_dreamed_from(clocked_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "choose", lambda *_: [])
+    monkeypatch.setattr(evaluation, "pick_samples", lambda *_: [])
     with pytest.raises(ValueError, match=r"no sample of the dataset has clip, push, .* name one that has them by --tokens"):
         dream_command(clocked_root, tmp_path / "dream.gif")
     monkeypatch.undo()

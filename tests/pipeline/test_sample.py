@@ -45,6 +45,22 @@ def test_sample_number_n_is_the_sample_of_seed_plus_n(tiny_root: Path, tmp_path:
     assert (_pixels(tmp_path / "x-002.png") == _pixels(tmp_path / "y.png")).all()
 
 
+def test_a_set_of_tokens_that_the_world_did_not_learn_from_is_refused(tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", str(tiny_root), "--caption", CAPTION, "--want", "view", "--out", "x.png", "--tokens", "others"])
+    assert stopped.value.code == 2 and "world did not learn from 'others'; it learnt from one set of tokens" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@pytest.fixture
+def knows_hidden(tiny_world: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the world of `tiny_root` pass for one that learnt from hidden codes."""
+    knows = dataclasses.replace(open_world.open_world(tiny_world), objectives=("next_token", "masked"))
+    monkeypatch.setattr(open_world, "open_world", lambda *_: knows)
+
+
+@pytest.mark.usefixtures("knows_hidden")
 def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_by_one(tiny_root: Path, tmp_path: Path) -> None:
     for name in "ab":
         (sample,) = sample_command(tiny_root, want=["view", "words"], out=tmp_path / name, seed=3, fill_steps=2)
@@ -56,6 +72,7 @@ def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_
         sample_command(tiny_root, out=tmp_path / "c", fill_steps=-1)
 
 
+@pytest.mark.usefixtures("knows_hidden")
 def test_hidden_codes_are_settled_in_the_order_asked_for(tiny_root: Path, tmp_path: Path) -> None:
     def made(number: int, **options: Any) -> np.ndarray:
         (sample,) = sample_command(tiny_root, want=["view"], out=tmp_path / f"{number}.png", seed=3, temperature=1.0, **options)
@@ -74,7 +91,7 @@ def knows_spans(tiny_world: Artifact, monkeypatch: pytest.MonkeyPatch) -> OpenWo
     ids = dataclasses.replace(world.vocabulary, sentinels=2)
     shape = dataclasses.replace(world.model.shape, vocab_size=ids.size)
     knows = dataclasses.replace(world, model=WorldModel(shape, torch.Generator().manual_seed(0)), grammar=Grammar(ids))
-    monkeypatch.setattr(open_world, "open_world", lambda artifact: knows)
+    monkeypatch.setattr(open_world, "open_world", lambda *_: knows)
     return knows
 
 

@@ -11,7 +11,7 @@ import torch
 from worldloom.stages import shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.evaluate_world_model import STAGE, EvaluateWorldModel
-from worldloom.stages.evaluation import Direction, _documents, bits, choose, directions, distinct, kept, row_seed
+from worldloom.stages.evaluation import Direction, _documents, bits, directions, distinct, kept, pick_samples, row_seed
 from worldloom.stages.evaluation_card import _spread, evaluation_card
 from worldloom.stages.evaluation_figures import _varied, choosing_of, figures_of, measure
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled, open_world
@@ -63,6 +63,13 @@ def scores(tiny_world: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ar
 
 def _stand_in(world: OpenWorld, kind: type[OpenWorld]) -> OpenWorld:
     return kind(**{field.name: getattr(world, field.name) for field in dataclasses.fields(world)})
+
+
+def _with_sentinels(world: OpenWorld, objectives: tuple[str, ...]) -> OpenWorld:
+    ids = dataclasses.replace(world.vocabulary, sentinels=2)
+    shape = dataclasses.replace(world.model.shape, vocab_size=ids.size)
+    model = WorldModel(shape, torch.Generator().manual_seed(0))
+    return dataclasses.replace(world, model=model, grammar=Grammar(ids), objectives=objectives)
 
 
 def test_a_world_that_never_learnt_writes_legal_sequences_that_say_nothing(scores: Artifact) -> None:
@@ -120,6 +127,44 @@ def test_bits_of_hidden_codes_and_spans_are_counted_where_they_were_learnt(world
     assert found.legal_mass == plain.legal_mass
 
 
+def test_a_world_that_learnt_from_hidden_codes_alone_is_asked_by_them_alone(world: OpenWorld, tmp_path: Path) -> None:
+    knows = dataclasses.replace(world, objectives=("masked",))
+    measured = measure(knows, SETTINGS, Worker())
+    figures = figures_of(measured)
+    assert {outcome.direction.name for outcome in measured.outcomes} == {"words_to_view"}  # nobody knows how long words would be
+    assert measured.fill_steps == 12 and figures["legal_share"] == 1.0 and figures["distinct_share"] == 1.0
+    assert all(set(one.values) == {"view"} for one in measured.dreams) and len(measured.dreams) == 3
+    assert {"world.bits_per_token.masked.view", "words_to_view.accuracy"} <= set(figures)
+    assert not {"world.bits_per_token.view", "world.legal_mass", "legal_share_free"} & set(figures)
+    filled = next(outcome for outcome in measured.outcomes if outcome.split == "validation").trials[0]
+    row = pick_samples(world.dataset, "validation", ("words", "view"), 5, 0)[0]
+    seed = row_seed(0, "words_to_view validation", row)
+    (alone,) = knows.sample([{"words": filled.given}], ["view"], [seed], Choosing(temperature=0.25, fill_steps=12))
+    assert np.array_equal(alone.values["view"], filled.made)
+    card = evaluation_card(measured, 2, tmp_path).model_dump()
+    assert card["blocks"][0]["text"].startswith("Answers of fixed shape are written in 12 steps") and set(card["headline"]) <= set(figures)
+
+
+def test_what_a_world_learnt_decides_how_it_can_be_asked(world: OpenWorld, tmp_path: Path) -> None:
+    both, hidden = (dataclasses.replace(world, objectives=learnt) for learnt in (("next_token", "masked"), ("masked",)))
+    spans = _with_sentinels(world, ("span",))
+    steps = SETTINGS.model_copy(update={"fill_steps": 3})
+    assert [choosing_of(one, SETTINGS).fill_steps for one in (both, hidden, spans)] == [0, 12, 0]
+    assert [choosing_of(one, steps).fill_steps for one in (both, hidden)] == [3, 3]
+    with pytest.raises(
+        ValueError, match=r"fill_steps is 3, but this world learnt next_token and not hidden codes, .* leave fill_steps out"
+    ):
+        choosing_of(world, steps)
+    with pytest.raises(ValueError, match=r"fill_steps is 0, but this world learnt masked and not next tokens, so it cannot write token by"):
+        choosing_of(hidden, steps.model_copy(update={"fill_steps": 0}))
+    measured = measure(spans, SETTINGS, Worker())
+    assert not measured.outcomes and not measured.dreams
+    assert [name for name in figures_of(measured) if "bits" in name and "held_out" not in name] == [
+        f"world.bits_per_token.span.{name}" for name in ("view", "words")
+    ]
+    assert set(evaluation_card(measured, 2, tmp_path).headline) <= set(figures_of(measured))
+
+
 def test_answers_are_as_varied_as_they_are_different(world: OpenWorld) -> None:
     way = Direction("words", "view")
     assert distinct(world, way, "train", [0, 1], 4, Choosing(temperature=0.0), 0) == 0.25
@@ -172,6 +217,7 @@ def test_a_row_gives_the_same_whatever_else_is_in_the_batch(world: OpenWorld) ->
 
 @pytest.mark.parametrize("fill_steps", [0, 2])
 def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: OpenWorld, fill_steps: int) -> None:
+    world = dataclasses.replace(world, objectives=("next_token", "masked"))
     caption, choosing = world.dataset.value("train", "words", 0), Choosing(fill_steps=fill_steps, temperature={"view": 0.5})
     given, wants = [{"words": caption}, {}, {}, {"words": caption}], [["view"], ["words", "view"], ["view", "words"], []]
     together = world.sample(given, wants, [1, 2, 3, 4], choosing)
@@ -181,10 +227,14 @@ def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: Ope
         assert [segment.stream for segment in world.grammar.parse(made.tokens)] == [*given[row], *wants[row]]
 
 
+def test_a_world_that_never_learnt_from_hidden_codes_fills_none_in(world: OpenWorld) -> None:
+    with pytest.raises(ValueError, match=r"this world learnt next_token and not from hidden codes, .* train it with the objective masked"):
+        world.sample([{}], ["view"], [1], Choosing(fill_steps=2))
+
+
 def test_a_hole_in_a_picture_is_filled_and_the_rest_stays(world: OpenWorld) -> None:
-    ids = dataclasses.replace(world.vocabulary, sentinels=2)
-    shape = dataclasses.replace(world.model.shape, vocab_size=ids.size)
-    knows = dataclasses.replace(world, model=WorldModel(shape, torch.Generator().manual_seed(0)), grammar=Grammar(ids))
+    knows = _with_sentinels(world, ("next_token", "span"))
+    ids = knows.vocabulary
     given = {"words": world.dataset.value("train", "words", 0), "view": world.dataset.value("train", "view", 0)}
     (made,) = knows.infill([given], [{"view": range(1, 3)}], [5], CHOOSING)
     (before,) = world.prompts([given])
@@ -248,11 +298,11 @@ def test_directions_are_all_pairs_that_can_be_judged() -> None:
 
 
 def test_samples_are_chosen_by_the_seed_each_once(world: OpenWorld) -> None:
-    chosen = choose(world.dataset, "train", ("words", "view"), 5, 0)
+    chosen = pick_samples(world.dataset, "train", ("words", "view"), 5, 0)
     assert len(set(chosen)) == 5 and chosen == sorted(chosen) and max(chosen) < 12
-    assert chosen == choose(world.dataset, "train", ("words", "view"), 5, 0)
-    assert chosen != choose(world.dataset, "train", ("words", "view"), 5, 1)
-    assert choose(world.dataset, "train", ("view",), 50, 0) == list(range(12))
+    assert chosen == pick_samples(world.dataset, "train", ("words", "view"), 5, 0)
+    assert chosen != pick_samples(world.dataset, "train", ("words", "view"), 5, 1)
+    assert pick_samples(world.dataset, "train", ("view",), 50, 0) == list(range(12))
 
 
 def test_row_seeds_differ_by_seed_purpose_and_row() -> None:

@@ -56,6 +56,16 @@ def test_a_frame_and_actions_go_in_and_frames_and_sounds_come_out_beyond_the_lon
     assert [step.codes["clip"][0].tolist() for step in again] == [step.codes["clip"][1].tolist() for step in made]
 
 
+def test_actions_are_numbers_in_whatever_form(world):
+    frames, pushes = clips(world, 1)[:, :1], [[[1], [4]]]
+    made = [list(world.rollout(frames, form)) for form in (np.array(pushes, np.float32), pushes, torch.tensor(pushes))]
+    for number in range(2):
+        assert [steps[number].codes["clip"].tolist() for steps in made] == [made[0][number].codes["clip"].tolist()] * 3
+    for wrong, got in (([[1, 4]], r"an array \(1, 2\)"), (["left", "up"], "list"), (pushes * 2, r"an array \(2, 2, 1\)")):
+        with pytest.raises(ValueError, match=rf"actions are numbers .* here \[1, steps, 1\], or a function .*, got {got}"):
+            world.rollout(frames, wrong)
+
+
 def test_a_policy_is_asked_at_every_step_and_sees_the_last_frame(world):
     seen = []
 
@@ -105,7 +115,7 @@ def test_holes_of_a_stream_on_the_clock_lie_in_any_of_its_steps(world):
 
 
 def test_codes_are_filled_in_beside_what_is_given_and_several_streams_of_the_clock_in_turn(world):
-    filled = Choosing(fill_steps=2)
+    world, filled = replace(world, objectives=("masked",)), Choosing(fill_steps=2)
     (one,) = world.sample([{"clip": clips(world, 1)[0]}], ["push", "sound"], [1], filled)
     assert one.legal and set(one.values) == {"clip", "push", "sound"}
     (two,) = world.sample([{}], ["clip", "push", "words"], [1], filled)

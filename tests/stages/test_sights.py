@@ -152,6 +152,11 @@ def test_a_world_is_measured_with_and_without_and_asked_with_a_picture(root: Pat
     made = world.sample(rows, [["words"]] * 3, [1, 1, 1], Choosing(), lambda row, tokens: heard.append(max(tokens)))
     assert all(one.legal and "words" in one.values and one.tokens.max() < world.vocabulary.size for one in made)
     assert max(heard) < world.vocabulary.size and len(world.decoder.embedding) == world.vocabulary.size + 4
+    with pytest.raises(ValueError, match="was asked for, but the sample has it already"):
+        world.sample(rows[2:], ["view"], [1], Choosing())
+    with pytest.raises(ValueError, match="its hole must lie within them"):
+        world.infill(rows[2:], [{"view": range(4, 5)}], [1], Choosing())
+    assert len(world.decoder.embedding) == world.vocabulary.size + 4  # what a request saw is forgotten, however it ends
     alone = world.sample(rows[:1], ["words"], [1], Choosing())
     assert np.array_equal(alone[0].tokens, made[0].tokens)
     filled = world.sample(rows, [["view"], ["view"], ["words"]], [1, 1, 1], Choosing(fill_steps=2))

@@ -117,7 +117,7 @@ def test_it_generates_the_same_greedily(worlds, tmp_path: Path, clocked: bool) -
 
     caption = prompt(grammar, [("caption", [3, 1, 4])])
     for before in (start[0].numpy(), caption, caption[:-1]):
-        (found,) = generate(ours, grammar, [before], seeds=[0], temperature=0).tokens
+        (found,) = generate(ours, grammar, [before], seeds=[0], temperature=0)
         given = torch.from_numpy(before)[None]
         made = theirs.generate(
             given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=100, prefix_allowed_tokens_fn=legal

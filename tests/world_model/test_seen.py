@@ -151,8 +151,8 @@ def test_what_is_written_follows_from_what_is_seen_and_from_nothing_beside(model
     shown = [plain.copy() for _ in range(3)]
     for row in (0, 2):
         shown[row][:T] = decoder.look(vectors()[row * T : (row + 1) * T])
-    made = generate(decoder, grammar, shown, ["view"], seeds=[7, 7, 7], guidance=guidance).tokens
-    alone = generate(decoder, grammar, shown[2:], ["view"], seeds=[7], guidance=guidance).tokens
+    made = generate(decoder, grammar, shown, ["view"], seeds=[7, 7, 7], guidance=guidance)
+    alone = generate(decoder, grammar, shown[2:], ["view"], seeds=[7], guidance=guidance)
     assert np.array_equal(made[2], alone[0])
     for tokens in made:
         assert [segment.stream for segment in grammar.parse(IDS.own(tokens))] == ["view"]

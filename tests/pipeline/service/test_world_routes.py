@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from worldloom.pipeline.service.contract import RolloutRequest
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.world_worker import WorldWorker
 from worldloom.stages.open_world import Choosing
+from worldloom.stages.rollouts import beginning
 
 
 def lines_of(answer):
@@ -34,7 +36,9 @@ def world_of(service):
 
 
 @pytest.mark.parametrize("options", [{}, {"fill_steps": 3}, {"guidance": 2.0}], ids=str)
-def test_codes_that_are_told_are_those_of_the_sample(tiny, options):
+def test_codes_that_are_told_are_those_of_the_sample(tiny, options, monkeypatch):
+    worker = tiny.engine.calls.workers["world"]
+    monkeypatch.setattr(worker, "world", replace(worker.world, objectives=("next_token", "masked")))
     asked = {"given": {"words": "a red circle"}, "want": ["view"], "seed": 7, **options}
     lines = lines_of(tiny("POST", "/v1/generate", json=asked))
     world = world_of(tiny)
@@ -101,6 +105,22 @@ def test_a_session_gives_the_frames_that_a_rollout_gives(clocked):
         assert step["step"] == number and np.array_equal(frame, expected.values["clip"][0])
         assert step["numbers"]["push"] == expected.values["push"][0].reshape(-1).tolist()
     assert clocked("DELETE", f"/v1/rollouts/{opened['id']}").status_code == 204
+
+
+def test_a_session_may_begin_behind_several_frames_of_a_sample(clocked):
+    opened = clocked("POST", "/v1/rollouts", json={"seed": 5, "given": 2}).json()
+    step = clocked("POST", f"/v1/rollouts/{opened['id']}/act", json={"action": 1}).json()["data"][0]
+    world = world_of(clocked)
+    context = beginning(world, *held_out_sample(world, 5), 2)
+    assert context["clip"].shape[1] == 2 and context["push"].shape[1] == 1
+    (expected,) = world.rollout(context, [[[1]]], choosing=Choosing(temperature=0.25), seeds=[5])
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(step["values"]["clip"]["content"])))), expected.values["clip"][0]
+    )
+    many = clocked("POST", "/v1/rollouts", json={"given": 6})
+    assert many.status_code == 422 and "give from 1 to 5" in many.json()["error"]["message"]
+    both = clocked("POST", "/v1/rollouts", json={"given": 2, "context": {"clip": "AAAA"}})
+    assert both.status_code == 422 and both.json()["error"]["param"] == "given"
 
 
 def test_several_steps_at_once_are_those_steps_and_the_world_may_take_its_own(clocked):
