@@ -311,6 +311,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="world_model",
-    version=3,
+    version=4,
     placement="gang",
 )
