@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from worldloom.stages import disk
 from worldloom.stages.checkpoint import Checkpoints, Saved
@@ -106,6 +107,8 @@ class _Loop:
     position: dict[str, Any] | None = field(init=False)  # of the data
     tallies: Tallies = field(init=False)
     guard: SpikeGuard | None = field(init=False)
+    failed: set[str] = field(default_factory=set)  # players of whose turns since their last step one is no number
+    taken: dict[str, list[tuple[Turn, Tensor]]] = field(default_factory=dict)  # the other turns of each player since then
 
     def run(self, saved: Saved | None) -> Before:
         """All steps behind a checkpoint, or all there are; Spike where it would be better to go back."""
@@ -124,6 +127,7 @@ class _Loop:
 
     def _begin(self, saved: Saved | None) -> None:
         before = self.before
+        self.failed, self.taken = set(), {name: [] for name in self.engines}
         if saved is not None:
             self.learner.load_state(saved.learner)
         self.step, self.position = (saved.step, saved.position) if saved is not None else (0, before.position)
@@ -173,22 +177,37 @@ class _Loop:
         raise AssertionError(f"the batches ended after {self.step} of {training.steps} steps; they must go on for ever")
 
     def _take(self, turn: Turn, share: float) -> None:
-        """One turn: taken by all ranks, or, where a number is not finite on one of them, by none."""
-        engine = self.engines[turn.player]
-        loss = sum(turn.losses.values(), start=torch.zeros((), device=engine.device))
-        if _on_any_rank(not bool(torch.isfinite(loss.detach())))[0]:
-            self.tallies.fail(f"the loss of {turn.player}", self.step)
-        else:
-            engine.backward(loss)
+        """One turn: taken by all ranks, or, where a number is not finite on one of them, by none. Parts of a batch, which are turns that
+        end in one step, are all taken or none: the others' losses are divided by what the whole batch weighs."""
+        engine, player = self.engines[turn.player], turn.player
+        if player not in self.failed:
+            loss = sum(turn.losses.values(), start=torch.zeros((), device=engine.device))
+            if not _on_any_rank(not bool(torch.isfinite(loss.detach())))[0]:
+                engine.backward(loss)
+                self.taken[player].append((turn.detached(), loss.detach()))
+            else:
+                self.failed.add(player)
+                if engine.pending:
+                    engine.backward(loss * math.nan)  # under a gradient that is no number, every kind of engine forgets all it has
+        if turn.step:
+            self._step(player, share)
+
+    def _step(self, player: str, share: float) -> None:
+        """A player's step, behind the last of its turns."""
+        engine, failed, taken = self.engines[player], player in self.failed, self.taken[player]
+        norm = engine.step(share) if engine.pending else 0.0
+        for turn, loss in () if failed else taken:
             self.tallies.note(turn, loss)
             if self.guard is not None:
                 self.guard.note(turn, loss)
-        if turn.step and engine.pending:
-            norm = engine.step(share)
-            if math.isfinite(norm):
-                self.tallies.succeed(turn.player, norm)
-            else:
-                self.tallies.fail(f"the gradient of {turn.player}", self.step)
+        self.failed.discard(player)
+        taken.clear()
+        if failed:
+            self.tallies.fail(f"the loss of {player}", self.step)
+        elif math.isfinite(norm):
+            self.tallies.succeed(player, norm)
+        else:
+            self.tallies.fail(f"the gradient of {player}", self.step)
 
     def _measure(self, share: float, metrics: Metrics | None) -> dict[str, float]:
         """Closes the window since the last line of metrics and writes it on rank 0; returns what a person wants to see of it."""

@@ -299,6 +299,40 @@ def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tmp_path: Pat
     assert losses(tmp_path)[2]["loss"] < losses(tmp_path)[0]["loss"]
 
 
+class InParts(Regression):
+    """A batch in three turns; the loss of turn `poison[step]` is no number at that step."""
+
+    def __init__(self, poison: Mapping[int, int], precision: str = "fp32") -> None:
+        super().__init__(precision)
+        self.poison = poison
+
+    def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+        rows = batch.to(next(self.module.parameters()).dtype)
+        for number, part in enumerate(rows.split([1, 3, 2])):
+            loss = (self.module(part) - part[:, 2:]).float().square().sum() / (3 * len(rows))
+            loss = loss * (math.inf if self.poison.get(step) == number else 1.0)
+            yield Turn("model", {"squares": loss}, {"mean": Mean(loss, 1)}, {"rows": len(part)}, step=number == 2)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["the first", "the second", "the last"])
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("fp32", 3)])
+def test_a_part_whose_loss_is_not_finite_leaves_out_the_whole_batch(tmp_path: Path, precision: str, zero: int, part: int) -> None:
+    same = {"steps": 4, "schedule": "constant", "warmup": 0, "worker": {"zero": zero}}
+    poisoned = run(tmp_path / "poisoned", InParts({1: part}, precision), **same)
+    without = run(tmp_path / "without", InParts({}, precision), Leaping(set(), without={2}), **same | {"steps": 3})
+    assert all(torch.equal(a, b) for a, b in zip(poisoned.module.parameters(), without.module.parameters(), strict=True))
+    first, second, third, fourth = losses(tmp_path / "poisoned")
+    assert [line.get("skipped") for line in (first, second, third, fourth)] == [None, 1, 1, 1]
+    assert "loss" not in second and "mean" not in second
+    assert [line["loss"] for line in (first, third, fourth)] == [line["loss"] for line in losses(tmp_path / "without")]
+    assert fourth["rows"] == 3 * GLOBAL_BATCH
+
+
+def test_a_part_that_is_always_without_numbers_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(tallies.Diverged, match="the loss of model was not finite 20 times in a row, last at step 19"):
+        run(tmp_path, InParts(dict.fromkeys(range(100), 1)), steps=30)
+
+
 def test_a_training_that_stays_without_numbers_is_given_up(tmp_path: Path) -> None:
     learner = Toy()
     learner.poison = set(range(100))
