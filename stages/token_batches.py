@@ -6,12 +6,14 @@ so that the only state between two batches is how many places were taken.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import count
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from worldloom.stages.ahead import ahead
 from worldloom.stages.dataset import Tokens
 from worldloom.stages.mixture import Mixture, Share, deal
 from worldloom.stages.order import order, uniform
@@ -86,10 +88,13 @@ class TokenBatches:
             )
 
     def after(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
-        """Batches for ever; a position is {"places": places taken by all ranks so far}."""
+        """Batches for ever; a position is {"places": places taken by all ranks so far}. The next one is made while one is trained on."""
+        yield from ahead(repeat(partial(next, self._one_by_one(position))), depth=1)
+
+    def _one_by_one(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
         taken = 0 if position is None else position["places"]
         expected = max(1, self.rows * self.row_length // max(1, round(self._mean_length())))
-        for _ in count():
+        while True:
             places, streams, rows = self._plan(taken, expected)
             mine = (rows >= self.mine.start) & (rows < self.mine.stop)
             yield self._batch(places[mine], streams[mine]), {"places": taken + len(places)}

@@ -1,5 +1,6 @@
 """What a world model is trained on: every sample once an epoch, whatever the ranks, from any place on."""
 
+import threading
 from itertools import islice
 
 import numpy as np
@@ -159,6 +160,25 @@ def test_an_unknown_stream_to_drop_is_refused():
 def test_a_split_without_samples_is_refused():
     with pytest.raises(ValueError, match="no samples in the split 'held_out'; they have train"):
         TokenBatches(Memory(), GRAMMAR, "held_out", 4, 32, 0)
+
+
+def test_the_next_batch_is_made_by_a_thread_while_one_is_learnt_from_and_the_thread_goes_with_it():
+    here, made = threading.current_thread(), []
+
+    class Watched(Memory):
+        def gather(self, split, stream, indices):
+            made.append((threading.current_thread() is here, len(indices)))
+            return super().gather(split, stream, indices)
+
+    source = TokenBatches(Watched(), GRAMMAR, "train", 4, 32, 3).after(None)
+    batch, position = next(source)
+    assert position == {"places": len(batch.places)}, "the position is that behind the batch, not behind the one being made"
+    again, _ = next(batches().after(position))
+    ahead, _ = next(source)
+    assert np.array_equal(again.places, ahead.places) and np.array_equal(again.woven.tokens, ahead.woven.tokens)
+    source.close()
+    assert len(made) >= 4 and not any(by_us for by_us, _ in made)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 class Clocked(Memory):
