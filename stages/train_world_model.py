@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
     from worldloom.stages.sights import Sights
+    from worldloom.stages.token_batches import TokenBatches
     from worldloom.stages.training import Before
     from worldloom.stages.worker import Worker
     from worldloom.world_model.grammar import Grammar
@@ -160,36 +161,30 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     generator = torch.Generator().manual_seed(settings.seed)
     model: WorldModel | None = None
     before = Before(total=sum(stage.steps for stage in settings.all_stages))
-    for stage in settings.all_stages:
+    # All of them first: a mistake in the last must not wait for the others to have trained.
+    batches = [_batches(stage, tokens, sights, grammar, worker) for stage in settings.all_stages]
+    for stage, its_batches in zip(settings.all_stages, batches, strict=True):
         # Not the same module again: DeepSpeed leaves its marks on it.
         longer = WorldModel(shape_of(stage.model, grammar.vocabulary.size, sights), generator)
         if model is not None:
             longer.load_state_dict(model.state_dict())
         model = longer
-        before = _train(stage, tokens, sights, grammar, model, out, worker, before)
+        before = _train(stage, its_batches, grammar, model, out, worker, before)
     assert model is not None
     if worker.rank == 0:
         save_pretrained(out / "world", model, grammar)
         _report(settings, tokens, model, out)
 
 
-def _train(
-    settings: TrainWorldModel,
-    tokens: "Tokens | Mixture",
-    sights: "Sights | None",
-    grammar: "Grammar",
-    model: "WorldModel",
-    out: Path,
-    worker: "Worker",
-    before: "Before",
-) -> "Before":
-    """One training, in place, behind those `before` it."""
-    from worldloom.stages.learner import Player, resolve_precision
+def _batches(
+    settings: TrainWorldModel, tokens: "Tokens | Mixture", sights: "Sights | None", grammar: "Grammar", worker: "Worker"
+) -> "TokenBatches":
+    """What one training learns from; ValueError where its settings do not go with the tokens."""
     from worldloom.stages.token_batches import TokenBatches
-    from worldloom.stages.training import train
-    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+    from worldloom.world_model.next_token import check_weights
 
-    batches = TokenBatches(
+    check_weights(grammar, settings.weights)
+    return TokenBatches(
         tokens,
         grammar,
         "train",
@@ -202,6 +197,22 @@ def _train(
         sights,
         settings.sees.unseen if settings.sees is not None else 0.0,
     )
+
+
+def _train(
+    settings: TrainWorldModel,
+    batches: "TokenBatches",
+    grammar: "Grammar",
+    model: "WorldModel",
+    out: Path,
+    worker: "Worker",
+    before: "Before",
+) -> "Before":
+    """One training, in place, behind those `before` it."""
+    from worldloom.stages.learner import Player, resolve_precision
+    from worldloom.stages.training import train
+    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+
     model.recompute = settings.checkpoint_activations
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)

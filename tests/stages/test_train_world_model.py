@@ -272,6 +272,23 @@ def test_longer_and_longer_rows_go_on_anywhere(tokens, tmp_path, at):
     assert seen == sorted(set(seen))
 
 
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"row_length": 12}, "a row has 12; set row_length to at least 13"),
+        ({"rows": 3}, r"rows \(3\) cannot be shared by 2 training workers"),
+        ({"weights": {"sound": 0.5}}, r"weights for \['sound'\]"),
+    ],
+    ids=["rows too short", "rows that cannot be shared", "weights of no stream"],
+)
+def test_a_mistake_in_the_last_of_them_shows_before_the_first_has_begun(tokens, tmp_path, mistake, message):
+    # Nothing is trained, or the second worker would be waited for.
+    with pytest.raises(ValueError, match=message):
+        about = settings(**contexts(CONTEXTS[0], {**CONTEXTS[1], **mistake}))
+        train_world_model.run(about, {"tokens": tokens}, tmp_path, Worker(0, 2))
+    assert not any(tmp_path.iterdir())
+
+
 def test_each_of_them_begins_with_what_the_last_one_left(tokens, tmp_path):
     short = train(tokens, tmp_path / "short", **contexts(CONTEXTS[0]))
     long = train(tokens, tmp_path / "long", **contexts(CONTEXTS[0], {**CONTEXTS[1], "learning_rate": 1e-9}))
