@@ -1,6 +1,6 @@
 """Trains a world model on the tokens of a dataset: one transformer for all streams, in every order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -46,7 +46,10 @@ class Model(Settings):
 
 
 class Context(Settings):
-    """One of several trainings in a row, each on longer rows than the last (Large World Model, arXiv:2402.08268, section 3)."""
+    """One of several trainings in a row, each on longer rows than the last (Large World Model, arXiv:2402.08268, section 3).
+
+    Samples that are longer than its rows are left to those whose rows are the longest, so that contexts grow with the rows.
+    """
 
     row_length: PositiveInt = Field(description="tokens of a row")
     steps: PositiveInt = Field(description="optimizer steps; warm-up and schedule begin again")
@@ -162,7 +165,8 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     model: WorldModel | None = None
     before = Before(total=sum(stage.steps for stage in settings.all_stages))
     # All of them first: a mistake in the last must not wait for the others to have trained.
-    batches = [_batches(stage, tokens, sights, grammar, worker) for stage in settings.all_stages]
+    longest = max(stage.row_length for stage in settings.all_stages)
+    batches = [_batches(stage, tokens, sights, grammar, worker, stage.row_length < longest) for stage in settings.all_stages]
     for stage, its_batches in zip(settings.all_stages, batches, strict=True):
         # Not the same module again: DeepSpeed leaves its marks on it.
         longer = WorldModel(shape_of(stage.model, grammar.vocabulary.size, sights), generator)
@@ -173,11 +177,16 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     assert model is not None
     if worker.rank == 0:
         save_pretrained(out / "world", model, grammar)
-        _report(settings, tokens, model, out)
+        _report(settings, tokens, batches, model, out)
 
 
 def _batches(
-    settings: TrainWorldModel, tokens: "Tokens | Mixture", sights: "Sights | None", grammar: "Grammar", worker: "Worker"
+    settings: TrainWorldModel,
+    tokens: "Tokens | Mixture",
+    sights: "Sights | None",
+    grammar: "Grammar",
+    worker: "Worker",
+    leave_longer: bool,
 ) -> "TokenBatches":
     """What one training learns from; ValueError where its settings do not go with the tokens."""
     from worldloom.stages.token_batches import TokenBatches
@@ -196,6 +205,7 @@ def _batches(
         settings.drop,
         sights,
         settings.sees.unseen if settings.sees is not None else 0.0,
+        leave_longer,
     )
 
 
@@ -281,7 +291,7 @@ def shape_of(model: Model, vocab_size: int, sights: "Sights | None" = None) -> "
     )
 
 
-def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> None:
+def _report(settings: TrainWorldModel, tokens: Any, batches: "Sequence[TokenBatches]", model: Any, out: Path) -> None:
     from worldloom.stages.card import Block, Card, Curves, Table, write_card, write_figures
     from worldloom.stages.metrics import read
 
@@ -301,6 +311,7 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, out: Path) -> No
         ("tokens seen", seen),
         ("floating-point operations", f"{last['operations']:.3g}"),
         ("samples", tokens.samples("train")),
+        ("samples left to longer rows", ", then ".join(str(its_batches.left_out) for its_batches in batches)),
         ("steps", sum(stage.steps for stage in settings.all_stages)),
         ("tokens a step, at most", ", then ".join(str(stage.rows * stage.row_length) for stage in settings.all_stages)),
     )

@@ -152,6 +152,23 @@ def test_a_row_shorter_than_a_sample_is_refused():
     batches(row_length=15)
 
 
+def test_samples_longer_than_a_row_can_be_left_out_and_all_others_come_once_an_epoch():
+    def all_of(i):
+        return sum(len(Memory().codes(name, i)) + 2 for name in STREAMS if len(Memory().codes(name, i))) + 2
+
+    fitting = [i for i in range(SAMPLES) if all_of(i) <= 13]
+    source = batches(row_length=13, leave_longer=True)
+    assert source.left_out == SAMPLES - len(fitting) > 0
+    places = np.concatenate([batch.places for batch in first(source, 30)])
+    assert np.array_equal(places, np.arange(len(places))) and len(places) > 2 * len(fitting)
+    for epoch in (0, 1):
+        assert sorted(source.sample(np.arange(len(fitting)) + epoch * len(fitting)).tolist()) == fitting
+    every, none = (first(batches(leave_longer=leave), 4) for leave in (True, False))
+    assert [batch.woven.tokens.tolist() for batch in every] == [batch.woven.tokens.tolist() for batch in none]
+    with pytest.raises(ValueError, match="the shortest sample of 'train' makes 5 tokens, a row has 4; set row_length to at least 5"):
+        batches(row_length=4, leave_longer=True)
+
+
 def test_an_unknown_stream_to_drop_is_refused():
     with pytest.raises(ValueError, match="drop names sound, but the streams are caption, frame"):
         batches(drop={"sound": 0.1})
