@@ -1,27 +1,28 @@
 """Views of pictures for training encoders: crops, flips, colours, blur and solarisation, on whole batches of tensors.
 
 Every draw is a function of (seed, epoch, sample, view, what is drawn), so that a view is the same whoever makes it and in whatever batch.
+What supervised recipes add, behind all that, is in rand_augment.py and erasing.py.
 Resizing and blurring are products with one matrix along each axis, so pictures of a batch may have boxes and blurs of their own.
 
 B batch, H x W pixels, S side of a view.
 """
 
 import math
-from enum import IntEnum
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from worldloom.stages.order import uniform
+from worldloom.stages.encoder_settings import RandAugment
+from worldloom.stages.erasing import erased
+from worldloom.stages.luma import luma
+from worldloom.stages.rand_augment import rand_augment
+from worldloom.stages.view_draws import Draw, Draws
 
 ASPECT = 4 / 3  # longer side of a crop's box over the shorter, at most
 SIGMA = (0.1, 2.0)  # of the blur, in pixels of the view
 SOLARISED_FROM = 0.5  # pixels that are brighter are inverted
-LUMA = (0.299, 0.587, 0.114)
 
 
 class Jitter(NamedTuple):
@@ -45,57 +46,28 @@ class View(NamedTuple):
     grey: float = 0.0
     blur: float = 0.0
     solarise: float = 0.0
-
-
-class _Draw(IntEnum):
-    """What a number is drawn for; part of the counter, so that a new one changes none of the others."""
-
-    AREA = 0
-    ASPECT = 1
-    TOP = 2
-    LEFT = 3
-    FLIP = 4
-    JITTERED = 5
-    BRIGHTNESS = 6
-    CONTRAST = 7
-    SATURATION = 8
-    HUE = 9
-    GREY = 10
-    BLURRED = 11
-    SIGMA = 12
-    SOLARISED = 13
-    TURN = 14
-
-
-class Draws:
-    """Numbers in [0, 1) for the pictures of a batch."""
-
-    def __init__(self, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64], view: int | NDArray[np.int64]) -> None:
-        self.counters = (seed, epoch, sample, view)
-
-    def __getitem__(self, what: _Draw) -> Tensor:
-        """float32 [B]."""
-        return torch.from_numpy(np.broadcast_to(uniform(*self.counters, int(what)), self.counters[1].shape).astype(np.float32))
-
-    def between(self, what: _Draw, low: float, high: float) -> Tensor:
-        return low + (high - low) * self[what]
+    randaugment: RandAugment | None = None
+    erase: float = 0.0
 
 
 def see(pictures: Tensor, view: View, draws: Draws) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, S, S] in [-1, 1]; what is erased becomes noise, N(0, 1)."""
     x = pictures.permute(0, 3, 1, 2).float() / 255
     if view.turn:
-        x = turned(x, draws.between(_Draw.TURN, -view.turn, view.turn))
+        x = turned(x, draws.between(Draw.TURN, -view.turn, view.turn))
     x = crop(x, view, draws)
     if view.jittered or view.grey:
         x = colours(x, view, draws)
     if view.blur:
-        sigma = draws.between(_Draw.SIGMA, *SIGMA).where(draws[_Draw.BLURRED] < view.blur, torch.zeros(()))
+        sigma = draws.between(Draw.SIGMA, *SIGMA).where(draws[Draw.BLURRED] < view.blur, torch.zeros(()))
         x = along_both(x, *(blur_matrix(view.size, sigma) for _ in range(2)))
     if view.solarise:
-        chosen = (draws[_Draw.SOLARISED] < view.solarise).view(-1, 1, 1, 1)
+        chosen = (draws[Draw.SOLARISED] < view.solarise).view(-1, 1, 1, 1)
         x = torch.where(chosen & (x >= SOLARISED_FROM), 1 - x, x)
-    return x * 2 - 1
+    if view.randaugment is not None:
+        x = rand_augment(x, view.randaugment, draws)
+    x = x * 2 - 1
+    return erased(x, view.erase, draws) if view.erase else x
 
 
 def turned(x: Tensor, degrees: Tensor) -> Tensor:
@@ -114,16 +86,16 @@ def crop(x: Tensor, view: View, draws: Draws) -> Tensor:
     A side that would be longer than the picture is cut to it, where torchvision draws again.
     """
     H, W = x.shape[-2:]
-    area = draws.between(_Draw.AREA, *view.scale) * H * W
-    stretch = torch.exp(draws.between(_Draw.ASPECT, -1, 1) * math.log(ASPECT) / 2)
+    area = draws.between(Draw.AREA, *view.scale) * H * W
+    stretch = torch.exp(draws.between(Draw.ASPECT, -1, 1) * math.log(ASPECT) / 2)
     if view.scale[0] == 1:
         stretch, area = stretch * 0 + math.sqrt(W / H), area * 0 + H * W
     across = (area.sqrt() * stretch).round().clamp(1, W)
     down = (area.sqrt() / stretch).round().clamp(1, H)
-    top = (draws[_Draw.TOP] * (H - down + 1)).floor()
-    left = (draws[_Draw.LEFT] * (W - across + 1)).floor()
+    top = (draws[Draw.TOP] * (H - down + 1)).floor()
+    left = (draws[Draw.LEFT] * (W - across + 1)).floor()
     columns = resize_matrix(W, view.size, left, across)
-    mirrored = draws[_Draw.FLIP] < view.flip
+    mirrored = draws[Draw.FLIP] < view.flip
     columns = torch.where(mirrored.view(-1, 1, 1), columns.flip(1), columns)
     return along_both(x, resize_matrix(H, view.size, top, down), columns)
 
@@ -157,20 +129,15 @@ def colours(x: Tensor, view: View, draws: Draws) -> Tensor:
     jitter = view.jitter
     moved = x
     for what, amount, towards in (
-        (_Draw.BRIGHTNESS, jitter.brightness, torch.zeros_like),
-        (_Draw.CONTRAST, jitter.contrast, lambda x: luma(x).mean((2, 3), keepdim=True)),
-        (_Draw.SATURATION, jitter.saturation, luma),
+        (Draw.BRIGHTNESS, jitter.brightness, torch.zeros_like),
+        (Draw.CONTRAST, jitter.contrast, lambda x: luma(x).mean((2, 3), keepdim=True)),
+        (Draw.SATURATION, jitter.saturation, luma),
     ):
         factor = draws.between(what, 1 - amount, 1 + amount).view(-1, 1, 1, 1)
         moved = (factor * moved + (1 - factor) * towards(moved)).clamp(0, 1)
-    moved = turn_hue(moved, draws.between(_Draw.HUE, -jitter.hue, jitter.hue))
-    x = torch.where((draws[_Draw.JITTERED] < view.jittered).view(-1, 1, 1, 1), moved, x)
-    return torch.where((draws[_Draw.GREY] < view.grey).view(-1, 1, 1, 1), luma(x).expand_as(x), x)
-
-
-def luma(x: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, 1, H, W]."""
-    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    moved = turn_hue(moved, draws.between(Draw.HUE, -jitter.hue, jitter.hue))
+    x = torch.where((draws[Draw.JITTERED] < view.jittered).view(-1, 1, 1, 1), moved, x)
+    return torch.where((draws[Draw.GREY] < view.grey).view(-1, 1, 1, 1), luma(x).expand_as(x), x)
 
 
 def turn_hue(x: Tensor, turn: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,7 @@ class Engine:
         self._clip = training.clip
         self._plain = worker.zero == 0 and player.precision == "fp32"
         self.module.to(self.device)
-        groups = _groups(self.module, player.weight_decay)
+        groups = parameter_groups(self.module, player.weight_decay, player.shares)
         trained = [parameter for group in groups for parameter in group["params"]]
         called = {id(parameter): name for name, parameter in self.module.named_parameters()}
         names = [called[id(parameter)] for parameter in trained]
@@ -65,12 +65,11 @@ class Engine:
         self.pending = True
 
     def step(self, share: float) -> float:
-        """One AdamW update at `share` of the player's learning rate; returns the gradient norm before clipping.
+        """One AdamW update at `share` of the player's learning rates; returns the gradient norm before clipping.
 
         A norm that is not finite leaves the parameters as they are.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._peak * share
+        set_learning_rate(self._optimizer.param_groups, self._peak * share)
         self.pending = False
         if self._plain:
             norm = self._plain_step()
@@ -195,14 +194,24 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not; an empty group would upset ZeRO."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+def parameter_groups(module: nn.Module, weight_decay: float, shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One group for each decay and share of the learning rate, none of them empty, which would upset ZeRO.
+
+    Matrices decay, vectors (norms, biases) do not.
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((not weight_decay or parameter.dim() < 2, shares.get(name, 1.0)), []).append(parameter)
+    return [
+        {"params": groups[still, share], "weight_decay": 0.0 if still else weight_decay, "share": share} for still, share in sorted(groups)
     ]
-    return [group for group in groups if group["params"]] if weight_decay else [{"params": trained, "weight_decay": 0.0}]
+
+
+def set_learning_rate(groups: list[dict[str, Any]], rate: float) -> None:
+    """Each group's share of it."""
+    for group in groups:
+        group["lr"] = rate * group["share"]
 
 
 def _deepspeed() -> ModuleType:

@@ -1,17 +1,16 @@
 """DeiT (arXiv:2012.12877): a ViT whose second class token learns from a teacher of any form, best one of convolutions.
 
 Default: the teacher's hard label, smoothed, beside the true one, pictures repeated in a batch with views of their own, and at inference the
-sum of both heads' logits. Left out of the paper's recipe: mixed and erased pictures, and the average of the weights.
+sum of both heads' logits. The rest of the paper's recipe is a choice: `mixing`, `erase`, `randaugment`, `label_smoothing`, and of the stage
+`ema`. The teacher looks at the same pictures, mixed and erased.
 """
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from worldloom.stages.augment import View
 from worldloom.stages.distill_learner import agreement, answers, same_classes
-from worldloom.stages.encoder_learner import EncoderLearner, Recipe
+from worldloom.stages.encoder_learner import EncoderLearner, Recipe, taught_view
 from worldloom.stages.encoder_settings import Deit
 from worldloom.stages.learner import Turn
 from worldloom.stages.picture_batches import Pictures
@@ -27,26 +26,25 @@ class DeitLearner(EncoderLearner):
         self.encoder, self.about, self.recipe, self.teacher = encoder, about, recipe, teacher
         self.classes = same_classes(teacher.classes, classes)
         self.module = self.deit = DeiT(encoder, len(classes))
-        self.view = View(side, (about.crop_from, 1.0), about.flip)
+        self.view = taught_view(about, side)
         self.players = (recipe.player(self.module),)
 
     def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
-        assert batch.labels is not None
         self.module.train()
-        (x,), labels = self.recipe.views(batch, (self.view,), self.device), torch.from_numpy(batch.labels).to(self.device)
+        x, target, first = self.recipe.lesson(batch, self.view, self.about.mixing, len(self.classes), step, self.device)
         told = answers(self.teacher, x, self.recipe)
         with self.recipe.autocast(x):
             found = self.deit(x)
         said = DeitLogits(*(each.float() for each in found))
-        right = (combine(DeitLogits(*(each.detach() for each in said)), self.about.inference).argmax(1) == labels).float().mean()
+        right = (combine(DeitLogits(*(each.detach() for each in said)), self.about.inference).argmax(1) == first).float().mean()
         metrics = {"accuracy": right, "agreement_with_teacher": agreement(said.distilled, told)}
-        yield Turn("encoder", {"deit": self._loss(said, labels, told)}, metrics, {"pictures": len(x)})
+        yield Turn("encoder", {"deit": self._loss(said, target, told)}, metrics, {"pictures": len(x)})
 
-    def _loss(self, said: DeitLogits, labels: Tensor, told: Tensor) -> Tensor:
+    def _loss(self, said: DeitLogits, target: Tensor, told: Tensor) -> Tensor:
         about = self.about
         if about.form == "soft":
-            return deit_soft_loss(said, labels, told, about.alpha, about.temperature)
-        return deit_loss(said, labels, told, about.smoothing, about.smoothing_over)
+            return deit_soft_loss(said, target, told, about.alpha, about.temperature, label_smoothing=about.label_smoothing)
+        return deit_loss(said, target, told, about.smoothing, about.smoothing_over, about.label_smoothing)
 
     @property
     def namer(self) -> Namer:

@@ -1,7 +1,7 @@
 """DINOv2 (arXiv:2304.07193): DINO on whole pictures, iBOT on hidden patches, which the student alone does not see, and KoLeo.
 
-Student, teacher, heads and centres are one module, so that all of them are in a checkpoint. What differs from the paper's recipe: no layer
-decay and no smaller learning rate of the patch embedding.
+Student, teacher, heads and centres are one module, so that all of them are in a checkpoint. The paper's layer decay and the
+smaller learning rate of its patch embedding are settings of the stage: `layer_decay` 0.9 or 1, `patch_rate` 0.2.
 
 G = 2 global views, L local ones, B pictures, N patches, M hidden patches of the batch, K prototypes.
 """

@@ -20,16 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldloom.stages.augment import Draws, Jitter, View, multi_crop, see
-from worldloom.stages.encoder_settings import Dino, Looks, SimMim, Supervised
+from worldloom.stages.augment import Jitter, View, multi_crop, see
+from worldloom.stages.encoder_settings import Deit, Dino, Looks, Mixing, SimMim, Supervised
 from worldloom.stages.learner import Player, Precision, Turn
+from worldloom.stages.mixing import Mixed, mix
 from worldloom.stages.order import uniform
 from worldloom.stages.picture_batches import Pictures
+from worldloom.stages.view_draws import Draws
 from worldloom.world_model.encoders.build import Network, NetworkSettings
 from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.joined import Namer, Redrawer, save_namer, save_redrawer
 from worldloom.world_model.encoders.koleo import koleo
+from worldloom.world_model.encoders.layers import rate_shares
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
@@ -43,13 +46,26 @@ class Recipe:
     """What every objective takes from the stage's settings."""
 
     def __init__(
-        self, steps: int, seed: int, learning_rate: float, betas: tuple[float, float], weight_decay: float, precision: Precision
+        self,
+        steps: int,
+        seed: int,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        precision: Precision,
+        layer_decay: float = 1.0,
+        patch_rate: float = 1.0,
+        ema: float | None = None,
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.layer_decay, self.patch_rate, self.ema = layer_decay, patch_rate, ema
 
     def player(self, module: nn.Module) -> Player:
-        return Player("encoder", module, self.learning_rate, self.betas, self.weight_decay)
+        """Of a module whose encoder is called so; what else there is learns at the full rate."""
+        found = rate_shares(module.get_submodule("encoder"), self.layer_decay, self.patch_rate)
+        shares = {f"encoder.{name}": share for name, share in found.items() if share < 1}
+        return Player("encoder", module, self.learning_rate, self.betas, self.weight_decay, shares=shares, average=self.ema)
 
     def views(self, batch: Pictures, views: tuple[View, ...], device: torch.device) -> list[Tensor]:
         """[B, 3, S, S] each; a picture that is there again gets views of its own."""
@@ -57,6 +73,12 @@ class Recipe:
         counters = [number + AGAIN * batch.again for number in range(len(views))]
         draws = [Draws(self.seed, batch.epoch, batch.sample, counter) for counter in counters]
         return [see(pictures, view, each).to(device) for view, each in zip(views, draws, strict=True)]
+
+    def lesson(self, batch: Pictures, view: View, mixing: Mixing | None, classes: int, step: int, device: torch.device) -> Mixed:
+        """Pictures, and what they are to be called."""
+        assert batch.labels is not None
+        (x,), labels = self.views(batch, (view,), device), torch.from_numpy(batch.labels).to(device)
+        return mix(mixing, x, labels, classes, self.seed, step, batch.place)
 
     def autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -106,18 +128,17 @@ class SupervisedLearner(EncoderLearner):
     def __init__(self, encoder: Network, about: Supervised, classes: tuple[str, ...], side: int, recipe: Recipe) -> None:
         self.encoder, self.about, self.recipe, self.classes = encoder, about, recipe, classes
         self.module = self.classifier = Classifier(encoder, len(classes))
-        self.view = View(side, (about.crop_from, 1.0), about.flip)
+        self.view = taught_view(about, side)
         self.players = (recipe.player(self.module),)
 
     def turns(self, batch: Pictures, step: int) -> Iterator[Turn]:
-        assert batch.labels is not None
         self.module.train()
-        (x,), labels = self.recipe.views(batch, (self.view,), self.device), torch.from_numpy(batch.labels).to(self.device)
-        with self.recipe.autocast(x):
-            logits = self.classifier(x)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.about.smoothing)
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        yield Turn("encoder", {"labels": loss}, {"accuracy": right}, {"pictures": len(x)})
+        given = self.recipe.lesson(batch, self.view, self.about.mixing, len(self.classes), step, self.device)
+        with self.recipe.autocast(given.pixels):
+            logits = self.classifier(given.pixels)
+        loss = F.cross_entropy(logits.float(), given.target, label_smoothing=self.about.smoothing)
+        right = (logits.detach().argmax(1) == given.first).float().mean()
+        yield Turn("encoder", {"labels": loss}, {"accuracy": right}, {"pictures": len(given.pixels)})
 
     @property
     def namer(self) -> Namer:
@@ -155,6 +176,11 @@ class SimMimLearner(EncoderLearner):
         units = -(-self.grid[0] // self.about.unit) * -(-self.grid[1] // self.about.unit)
         chances = uniform(self.recipe.seed, epoch[:, None], sample[:, None], MASK_VIEW, np.arange(units)[None])
         return hide_by(torch.from_numpy(chances), self.grid, self.about.unit, self.about.ratio)
+
+
+def taught_view(about: Supervised | Deit, side: int) -> View:
+    """The view that a class is learnt from."""
+    return View(side, (about.crop_from, 1.0), about.flip, randaugment=about.randaugment, erase=about.erase)
 
 
 def view_like(looks: Looks) -> View:

@@ -15,7 +15,43 @@ class _Cropped(Settings):
     flip: Share = Field(default=0.5, description="share of the views that are mirrored")
 
 
-class Supervised(_Cropped):
+class RandAugment(Settings):
+    """A few operations a picture, drawn from fifteen (arXiv:1909.13719); the defaults are DeiT's and Swin's."""
+
+    operations: PositiveInt = Field(default=2, description="how many are drawn for a picture, one behind the other")
+    magnitude: Annotated[float, Field(ge=0, le=10, description="how strong they are, on the mean")] = 9.0
+    spread: NonNegativeFloat = Field(default=0.5, description="standard deviation of the magnitude")
+    share: Share = Field(default=0.5, description="share of the drawn operations that happen; 1 in the paper of RandAugment")
+
+
+class Mixing(Settings):
+    """Pairs of pictures become one, and their labels with them: mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899), as in DeiT."""
+
+    mixup: NonNegativeFloat = Field(
+        default=0.8, description="a of Beta(a, a), the first picture's weight where both are blended; 0: none are"
+    )
+    cutmix: NonNegativeFloat = Field(default=1.0, description="a of Beta(a, a), what a box of the second leaves of the first; 0: no boxes")
+    share: Share = Field(default=1.0, description="share of the batches, or of the pictures, that are mixed")
+    cut: Share = Field(default=0.5, description="share of the mixed ones that get a box, where there are both ways")
+    each: Literal["batch", "picture"] = Field(default="batch", description="what ways, weights and boxes are drawn for; batch in the paper")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        if not self.mixup and not self.cutmix:
+            raise ValueError("mixup and cutmix are both 0, so nothing would be mixed; set one of them, or leave mixing out")
+        return self
+
+
+class _Taught(_Cropped):
+    """What pictures that a class is learnt from go through."""
+
+    randaugment: RandAugment | None = Field(default=None, description="operations behind the crop; null: none")
+    erase: Share = Field(default=0.0, description="share of the views of which a box becomes noise (arXiv:1708.04896); 0.25 in the papers")
+    mixing: Mixing | None = Field(default=None, description="pairs of pictures that become one; null: none do")
+    repeats: PositiveInt = Field(default=1, description="how often a picture stands in a batch, each time with views of its own")
+
+
+class Supervised(_Taught):
     """Classification by labels (arXiv:2010.11929)."""
 
     type: Literal["supervised"] = "supervised"
@@ -116,13 +152,14 @@ class Distill(_Cropped):
     alpha: Share = Field(default=0.9, description="weight of the teacher; the labels, where there are some, have the rest")
 
 
-class Deit(_Cropped):
+class Deit(_Taught):
     """A class token that learns from labels and one that learns from a teacher (arXiv:2012.12877)."""
 
     type: Literal["deit"] = "deit"
     teacher: EncoderRef
     form: Literal["hard", "soft"] = Field(default="hard", description="hard: the teacher's first choice, smoothed; soft: its probabilities")
     smoothing: Annotated[float, Field(ge=0, lt=1, description="of the teacher's first choice; 0 is the paper's hard distillation")] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="of the labels, over all classes; 0.1 in the paper")] = 0.0
     smoothing_over: Literal["others", "all"] = Field(default="others", description="classes that share the smoothing's probability")
     alpha: Share = Field(default=0.1, description="weight of the teacher in form soft; 0.1 in the paper, 0.5 in its code")
     temperature: PositiveFloat = Field(default=3.0, description="of both softmaxes of form soft; 3 in the paper, 1 in its code")

@@ -23,6 +23,7 @@ class Player(NamedTuple):
     weight_decay: float = 0.0  # on parameters of two or more dimensions
     precision: Precision = "fp32"
     average: float | None = None  # how much of the moving average of the weights, which is what is kept in the end, each update keeps
+    shares: Mapping[str, float] = {}  # of the learning rate, by the parameter's name in the module; others have all of it
 
 
 class Mean(NamedTuple):

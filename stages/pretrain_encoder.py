@@ -16,9 +16,9 @@ from worldloom.world_model.encoders.settings import ConvSettings, EncoderSetting
 
 if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
-    from worldloom.stages.encoder_learner import EncoderLearner
+    from worldloom.stages.encoder_learner import EncoderLearner, Recipe
     from worldloom.stages.labels import Labels
-    from worldloom.stages.learner import Learner
+    from worldloom.stages.learner import Learner, Precision
     from worldloom.stages.picture_batches import PictureBatches
     from worldloom.world_model.encoders.build import NetworkSettings
 
@@ -53,6 +53,17 @@ class PretrainEncoder(TrainingSettings):
         (0.9, 0.999), description="AdamW's two rates of forgetting"
     )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="a block's learning rate as a share of that of the one behind it; 0.9 or 1 in DINOv2, 0.65 (ViT-B) or 0.9 (Swin-B) "
+        "where SimMIM is fine-tuned",
+    )
+    patch_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="learning rate of the patch embedding as a share of what it would be; 0.2 in DINOv2"
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="what is kept is a moving average of the weights, of which each step keeps this much; 0.99996 in DeiT; null: none"
+    )
     clip: NonNegativeFloat = Field(3.0, description="highest gradient norm; 0 leaves gradients as they are")
     knn_every: Annotated[NonNegativeInt, NOT_IN_OUTPUT] = Field(
         100, description="steps between points of the curve of k-NN accuracy on pictures that training does not see; 0: no curve"
@@ -72,8 +83,12 @@ class PretrainEncoder(TrainingSettings):
             )
         if isinstance(about, Coca | Dinov2) and self.batch_size < 2:
             raise ValueError(f"objective {about.type} compares pictures of a batch with each other; set batch_size to 2 or more")
+        if isinstance(about, Supervised | Deit) and about.mixing is not None and self.batch_size < 2:
+            raise ValueError("mixing pairs pictures of a batch with each other; set batch_size to 2 or more, or leave out objective.mixing")
         if isinstance(about, Coca) and about.classify and self.steps < 2:
             raise ValueError("coca trains twice, by classes and by captions, and steps is 1; set steps to 2 or more")
+        if self.ema is not None and isinstance(about, Dino | Dinov2):
+            raise ValueError(f"what {about.type} keeps is its teacher, an average already; leave out ema, and set objective.momentum")
         if self.labelled < 1 and not isinstance(about, Supervised):
             raise ValueError(f"labelled leaves pictures out of a supervised training, and the objective is {about.type}; leave it out")
         return self
@@ -112,7 +127,7 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
 
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.encoder_figures import report_encoder
-    from worldloom.stages.encoder_learner import EncoderLearner, Recipe
+    from worldloom.stages.encoder_learner import EncoderLearner
     from worldloom.stages.encoder_objectives import Lesson, first_encoder, learner_of
     from worldloom.stages.labels import read_labels
     from worldloom.stages.learner import resolve_precision
@@ -131,7 +146,7 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
             # Not the same module again: DeepSpeed leaves its marks on it.
             encoder = build_encoder(about, torch.Generator())
             encoder.load_state_dict(learner.encoder.state_dict())
-        recipe = Recipe(phase.steps, settings.seed, settings.learning_rate, settings.betas, settings.weight_decay, precision)
+        recipe = recipe_of(phase, precision)
         learner = learner_of(Lesson(phase, inputs, dataset, labels, encoder, recipe, worker.world_size))
         # The teacher follows whole parameters, so a profile's ZeRO 3 stops at 2 here.
         gang = replace(worker, zero=min(worker.zero, 2))
@@ -142,6 +157,14 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
     if worker.rank == 0:
         learner.save(out, about)
         report_encoder(settings, about, learner, dataset, labels, out, worker.threads)
+
+
+def recipe_of(phase: PretrainEncoder, precision: "Precision") -> "Recipe":
+    """What every objective takes from the settings."""
+    from worldloom.stages.encoder_learner import Recipe
+
+    rates = (phase.learning_rate, phase.betas, phase.weight_decay)
+    return Recipe(phase.steps, phase.seed, *rates, precision, phase.layer_decay, phase.patch_rate, phase.ema)
 
 
 def finish(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -205,7 +228,7 @@ def batches_of(settings: PretrainEncoder, dataset: "Dataset", labels: "Labels | 
     about, values = settings.objective, Values(dataset, "train", settings.stream)
     taught = labels.of["train"] if labels is not None and isinstance(about, Supervised | Distill | Deit) else None
     chosen = share_of(len(values), settings.labelled) if settings.labelled < 1 else None
-    repeats = about.repeats if isinstance(about, Deit) else 1
+    repeats = about.repeats if isinstance(about, Supervised | Deit) else 1
     return PictureBatches(values, settings.batch_size, settings.seed, worker, taught, chosen, repeats)
 
 

@@ -1,6 +1,6 @@
 """Trains a world model on the tokens of a dataset: one transformer for all streams, in every order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from worldloom.stages.token_batches import TokenBatches
     from worldloom.stages.training import Before
     from worldloom.stages.worker import Worker
+    from worldloom.world_model.example import Example
     from worldloom.world_model.grammar import Grammar
+    from worldloom.world_model.legal_offsets import LegalMass
     from worldloom.world_model.transformer import Shape, WorldModel
 
 SENTINELS = 32  # spans of a document at most, where they are learnt
+SETTLED = (2_000, 60_000)  # labels, at least and at most, that being legal without the grammar is fitted to behind the training
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -99,9 +102,13 @@ class TrainWorldModel(TrainingSettings):
     ] = 1 / 16
     legality: Annotated[float, Field(ge=1)] | None = Field(
         None,
-        description="how often being legal counts at these labels; null: as if all labels were such, 1 / full_share, so that the world "
-        "stays legal without the grammar. 1: a short training learns sooner what is likely",
+        description="how often being legal counts at these labels in the last part of the training; null: as if all labels were such, "
+        "1 / full_share, so that the world stays legal without the grammar",
     )
+    legality_from: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the steps before that part: until then it counts once, which learns sooner what is likely"),
+    ] = 0.9
     parts: Annotated[PositiveInt, NOT_IN_OUTPUT] = Field(
         1, description="backward passes that a worker's rows are split into, to save memory"
     )
@@ -153,6 +160,7 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     import torch
 
     from worldloom.stages.training import Before
+    from worldloom.stages.worker import Worker
     from worldloom.world_model.load import save_pretrained
     from worldloom.world_model.transformer import WorldModel
 
@@ -176,8 +184,10 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
         before = _train(stage, its_batches, grammar, model, out, worker, before)
     assert model is not None
     if worker.rank == 0:
+        last = settings.all_stages[-1]
+        mass = _make_legal(last, _batches(last, tokens, sights, grammar, Worker(), last.row_length < longest), grammar, model)
         save_pretrained(out / "world", model, grammar)
-        _report(settings, tokens, batches, model, out)
+        _report(settings, tokens, batches, model, mass, out)
 
 
 def _batches(
@@ -221,14 +231,51 @@ def _train(
     """One training, in place, behind those `before` it."""
     from worldloom.stages.learner import Player, resolve_precision
     from worldloom.stages.training import train
-    from worldloom.stages.world_model_learner import WorldModelLearner, objectives
+    from worldloom.stages.world_model_learner import Legality, WorldModelLearner, objectives
 
     model.recompute = settings.checkpoint_activations
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
-    shares = objectives(settings.objectives, settings.full_share, settings.weights, settings.legality)
-    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream")
+    shares = objectives(settings.objectives, settings.full_share, settings.weights)
+    often = settings.legality or (1 / settings.full_share if settings.full_share else 1.0)
+    legality = Legality(often, round(settings.legality_from * settings.steps))
+    learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream", legality)
     return train(learner, settings, batches, out, worker, out.name, before)
+
+
+def _make_legal(settings: TrainWorldModel, batches: "TokenBatches", grammar: "Grammar", model: "WorldModel") -> "LegalMass | None":
+    """Fits, in place, what the trained model lacks to be legal by itself, on the documents of the first `batches`; None where one matrix
+    is embedding and output layer.
+    """
+    from functools import partial
+
+    import torch
+
+    from worldloom.world_model.legal_offsets import fit_legal_offsets
+    from worldloom.world_model.next_token import next_token
+    from worldloom.world_model.span import span
+
+    if settings.model.tied:
+        return None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = {"next_token": partial(next_token, full_share=1.0), "span": partial(span, full_share=1.0)}
+    makes = [make for name, make in known.items() if name in settings.objectives]
+    wanted = min(max(settings.steps * settings.rows * settings.row_length // 20, SETTLED[0]), SETTLED[1])
+
+    def examples() -> Iterator[tuple["Example", "torch.Tensor | None"]]:
+        found = 0
+        for batch, _ in batches.after(None):
+            seen = None if batch.seen is None else torch.from_numpy(batch.seen).to(device)
+            for make in makes:
+                example = make(batch.woven, grammar, batch.places, settings.seed).to(device)
+                found += len(example.inputs)
+                yield example, seen
+            if found >= wanted:
+                return
+
+    mass = fit_legal_offsets(model.to(device), examples() if makes else ())
+    model.cpu()
+    return mass
 
 
 def finish(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path) -> dict[str, Any]:
@@ -291,7 +338,9 @@ def shape_of(model: Model, vocab_size: int, sights: "Sights | None" = None) -> "
     )
 
 
-def _report(settings: TrainWorldModel, tokens: Any, batches: "Sequence[TokenBatches]", model: Any, out: Path) -> None:
+def _report(
+    settings: TrainWorldModel, tokens: Any, batches: "Sequence[TokenBatches]", model: Any, mass: "LegalMass | None", out: Path
+) -> None:
     from worldloom.stages.card import Block, Card, Curves, Table, write_card, write_figures
     from worldloom.stages.metrics import read
 
@@ -313,6 +362,7 @@ def _report(settings: TrainWorldModel, tokens: Any, batches: "Sequence[TokenBatc
         ("samples", tokens.samples("train")),
         ("samples left to longer rows", ", then ".join(str(its_batches.left_out) for its_batches in batches)),
         ("steps", sum(stage.steps for stage in settings.all_stages)),
+        *([("probability of legal ids without the grammar", f"{mass.before:.2%}, fitted {mass.after:.2%}")] if mass is not None else []),
         ("tokens a step, at most", ", then ".join(str(stage.rows * stage.row_length) for stage in settings.all_stages)),
     )
     blocks: tuple[Block, ...] = (

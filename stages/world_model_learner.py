@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,17 +27,30 @@ Name = Literal["next_token", "masked", "span"]
 Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
-def objectives(
-    shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float], legality: float | None = None
-) -> dict[str, tuple[Objective, float]]:
+class Legality(NamedTuple):
+    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `count` times."""
+
+    count: float = 1.0
+    begin: int = 0
+
+    def of(self, example: Example, step: int) -> Example:
+        """The example as it counts at `step`."""
+        count = self.count if step >= self.begin else 1.0
+        return example._replace(choices=tuple(choice._replace(legality=count) if choice.legal else choice for choice in example.choices))
+
+
+ONCE = Legality()
+
+
+def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets; in an order of their own: that of
     `shares` is no part of the settings.
     """
     of_streams = {name: weight for name, weight in weights.items() if name != ORDER}
     known: dict[Name, Objective] = {
-        "next_token": partial(next_token, full_share=full_share, weights=weights, legality=legality),
+        "next_token": partial(next_token, full_share=full_share, weights=weights),
         "masked": partial(masked, weights=of_streams),
-        "span": partial(span, full_share=full_share, weights=of_streams, legality=legality),
+        "span": partial(span, full_share=full_share, weights=of_streams),
     }
     return {name: (make, shares[name] / sum(shares.values())) for name, make in known.items() if name in shares}
 
@@ -58,6 +71,7 @@ class WorldModelLearner:
         seed: int,
         parts: int,
         by_stream: bool = False,
+        legality: Legality = ONCE,
     ) -> None:
         """`player` holds `model`; `parts`: backward passes that a rank's batch is split into."""
         assert player.module is model
@@ -68,6 +82,7 @@ class WorldModelLearner:
         self.seed = seed
         self.parts = parts
         self.by_stream = by_stream
+        self.legality = legality
 
     def turns(self, batch: TokenBatch, step: int) -> Iterator[Turn]:
         """One turn for each part of the batch."""
@@ -83,7 +98,7 @@ class WorldModelLearner:
             parts = [{name: self._weighted(example, each) for name, example in examples.items()} for examples in parts]
         weight = 1.0 if self.by_stream else float(weights.sum())
         for number, (share, examples) in enumerate(zip(shares, parts, strict=True)):
-            there = {name: example.to(device) for name, example in examples.items()}
+            there = {name: self.legality.of(example, step).to(device) for name, example in examples.items()}
             # Every token but a document's first is predicted; examples leave out some whose prediction cannot be wrong.
             predicted = int(share.woven.lengths.sum()) - len(share.places)
             yield self._turn(there, weight, predicted, number == len(parts) - 1, seen)

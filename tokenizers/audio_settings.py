@@ -82,6 +82,11 @@ class Mel(BaseModel):
     patch: Annotated[int, Field(ge=2, le=64, description="bins, and frames, that the first convolution reads at once")] = 4
     width: Annotated[int, Field(ge=4, le=1024, description="channels at first; twice as many after each halving, up to four times")] = 32
     blocks: Annotated[int, Field(ge=1, le=16, description="residual blocks at each resolution, in encoder and decoder")] = 1
+    receptive_field: Literal["wide", "cell"] = Field(
+        default="wide",
+        description="of a code: wide, as far as the encoder's convolutions reach; cell, its own bins and frames alone: silence then has "
+        "one code, and a world model foretells it sooner",
+    )
     quantizer: AnyQuantizer = Field(default=Ema(), description="how the encoder's vectors become codes")
     decoder: Literal["griffin_lim", "learned"] = Field(
         default="griffin_lim", description="learned: a vocoder trained beside the codes makes Griffin-Lim's sounds better"

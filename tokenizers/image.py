@@ -122,7 +122,7 @@ def picture_networks(
     network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
     network["mixing"] = settings.mixing
     return EncoderDecoder(
-        ConvEncoder(channels=3, code_width=quantizer.in_width, **network),
+        ConvEncoder(channels=3, code_width=quantizer.in_width, apart=settings.receptive_field == "cell", **network),
         ConvDecoder(channels=channels, code_width=quantizer.out_width, **network),
     )
 

@@ -27,6 +27,11 @@ class _Autoencoder(_Settings):
         int,
         Field(ge=0, le=16, description="blocks of attention over the whole picture, on the grid of codes, in encoder and decoder"),
     ] = 0
+    receptive_field: Literal["wide", "cell"] = Field(
+        default="wide",
+        description="of a code: wide, as far as the encoder's convolutions reach; cell, its own pixels alone. What stays as it is then "
+        "keeps its code whatever happens around it, and a world model foretells it sooner",
+    )
     backbone: Backbone = Field(
         default=ConvBackbone(),
         description="the networks: conv, made of patch, width, blocks and mixing; or vit, which has settings of its own",
@@ -45,10 +50,22 @@ class _Autoencoder(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _cells_lie_apart(self) -> Self:
+        if self.receptive_field == "cell":
+            for name, value, none in (("mixing", self.mixing, 0), ("time_stride", self.time_stride, None)):
+                if value != none:
+                    raise ValueError(f"receptive_field 'cell' keeps cells apart and {name} ({value}) joins them; leave out one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _each_backbone_has_its_own(self) -> Self:
         if isinstance(self.backbone, ConvBackbone):
             return self
-        theirs = [name for name in ("patch", "width", "blocks", "mixing") if getattr(self, name) != type(self).model_fields[name].default]
+        theirs = [
+            name
+            for name in ("patch", "width", "blocks", "mixing", "receptive_field")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
         if theirs:
             raise ValueError(
                 f"{', '.join(theirs)} shape{'s' if len(theirs) == 1 else ''} the conv backbone; "

@@ -75,7 +75,7 @@ class MelTokenizer(LearnedTokenizer):
         with first_weights(seed) as generator:
             quantizer = build_quantizer(settings.quantizer, settings.codebook_size, seed, generator)
             network = {"width": settings.width, "blocks": settings.blocks, "patch": settings.patch, "downsample": settings.downsample}
-            encoder = ConvEncoder(channels=1, code_width=quantizer.in_width, **network)
+            encoder = ConvEncoder(channels=1, code_width=quantizer.in_width, apart=settings.receptive_field == "cell", **network)
             decoder = ConvDecoder(channels=1, code_width=quantizer.out_width, **network)
             vocoder = None  # drawn last, so that the codes are the same with and without it
             if settings.decoder == "learned":

@@ -64,7 +64,7 @@ class _CrossEntropy(torch.autograd.Function):
                 sums[number] += ce_n1.sum()
                 if choice.smoothing:
                     ce_n1 = (1 - choice.smoothing) * ce_n1 - choice.smoothing * log_p_nC.mean(dim=1, keepdim=True)
-                parts = list(_parts(choice, at, at + len(places))) if choice.legality != 1 else []
+                parts = list(parts_of(choice, at, at + len(places))) if choice.legality != 1 else []
                 among = [_among(log_p_nC[rows], legal, labels[rows]) for rows, legal in parts]
                 if among:
                     ce_n1 = ce_n1 - (choice.legality - 1) * torch.cat([log_p_n1 for log_p_n1, _ in among])
@@ -98,7 +98,7 @@ class _CrossEntropy(torch.autograd.Function):
         return (d_hidden * d_total).to(d_hidden.dtype), (d_weight * d_total).to(ctx.weight_dtype), None, None, None
 
 
-def _parts(choice: Choice, first: int, last: int) -> Iterator[tuple[slice, Legal]]:
+def parts_of(choice: Choice, first: int, last: int) -> Iterator[tuple[slice, Legal]]:
     """What of each legal set lies in the chunk [first, last) of the choice's places: rows of the chunk, and the set of just those."""
     at = 0
     for legal in choice.legal:

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from PIL import Image
 
 from worldloom.stages.augment import (
-    Draws,
     Jitter,
     View,
     along_both,
     blur_matrix,
     crop,
-    luma,
     multi_crop,
     resize_matrix,
     see,
     turn_hue,
     turned,
 )
+from worldloom.stages.luma import luma
+from worldloom.stages.view_draws import Draws
 
 EVERYTHING = View(9, (0.3, 0.8), jittered=0.8, grey=0.3, blur=0.5, solarise=0.5)
 

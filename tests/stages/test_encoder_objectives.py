@@ -193,6 +193,10 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
         ({"type": "deit", "teacher": "teacher"}, {"encoder": {**VIT, "class_token": False, "pooling": "mean"}}, "deit needs a class token"),
         ({"type": "simmim"}, {"labelled": 0.1}, "labelled leaves pictures out of a supervised training, and the objective is simmim"),
         ({"type": "supervised"}, {"init": "drawn", "encoder": VIT}, "the encoder's form is that of init; leave out encoder, or init"),
+        ({"type": "supervised", "mixing": {}}, {"batch_size": 1}, "mixing pairs pictures of a batch with each other; set batch_size to 2"),
+        ({"type": "supervised", "mixing": {"mixup": 0, "cutmix": 0}}, {}, "mixup and cutmix are both 0, so nothing would be mixed"),
+        (DINOV2, {"ema": 0.9}, r"what dinov2 keeps is its teacher, an average already; leave out ema, and set objective\.momentum"),
+        ({"type": "supervised"}, {"layer_decay": 0.0}, "greater than 0"),
         ({**DINOV2, "hidden_from": 0.9}, {}, r"hidden_from \(0.9\) must not be above hidden_to \(0.5\)"),
     ):
         with pytest.raises(ValidationError, match=message):

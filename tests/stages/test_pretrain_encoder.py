@@ -78,8 +78,16 @@ def test_every_objective_leaves_an_encoder_with_figures_and_a_card(
     assert all(0 <= line.get("knn", 0) <= 1 for line in lines)
 
 
-def test_stopped_and_started_again_it_leaves_the_same_bytes(tmp_path: Path, data: Artifact) -> None:
-    settings = settings_of(OBJECTIVES["dino"], encoder={**VIT, "drop_path": 0.2})
+STRONG: dict[str, Any] = {"type": "supervised", "mixing": {}, "randaugment": {}, "erase": 0.5, "repeats": 2}
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes"), [(OBJECTIVES["dino"], {}), (STRONG, {"layer_decay": 0.8, "patch_rate": 0.5, "ema": 0.9})]
+)
+def test_stopped_and_started_again_it_leaves_the_same_bytes(
+    tmp_path: Path, data: Artifact, objective: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    settings = settings_of(objective, encoder={**VIT, "drop_path": 0.2}, **changes)
     whole = make(tmp_path / "whole", data, settings)
     steps: list[int] = []
     stopping = replace(Worker(), report=lambda done, *rest: steps.append(done), stopping=lambda: steps[-1:] == [4])

@@ -356,6 +356,33 @@ def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_share_of_the_learning_rate_is_that_of_a_group_of_its_own(tmp_path: Path, zero: int) -> None:
+    shares = {"0.weight": 0.5, "0.bias": 0.25, "2.bias": 0.25}
+
+    def slow() -> Regression:
+        learner = Regression()
+        learner.players = (learner.players[0]._replace(shares=shares),)
+        return learner
+
+    ours = run(tmp_path / "whole", slow(), steps=6, worker={"zero": zero})
+    stopped(tmp_path / "two", 3, learner=slow(), steps=6, worker={"zero": zero})
+    resumed = run(tmp_path / "two", slow(), steps=6, worker={"zero": zero})
+    assert all(torch.equal(a, b) for a, b in zip(ours.module.parameters(), resumed.module.parameters(), strict=True))
+    plain = Regression()
+    groups = [{"params": [parameter], "share": shares.get(name, 1.0)} for name, parameter in plain.module.named_parameters()]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    for step, (batch, _) in zip(range(6), Rows().after(None), strict=False):
+        optimizer.zero_grad()
+        (plain.module(batch) - batch[:, 2:]).square().mean().backward()
+        nn.utils.clip_grad_norm_(plain.module.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * learning_rate_share(settings(steps=6), step) * group["share"]
+        optimizer.step()
+    for a, b in zip(ours.module.parameters(), plain.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_killed_anywhere_it_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     out = tmp_path / "toy"
     for _ in range(2):

@@ -144,6 +144,9 @@ def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, change: dict, mess
             {"mixing": 1, "time_stride": 2},
             r"mixing \(1\) is for pictures and clips coded frame by frame; leave out it or time_stride \(2\)",
         ),
+        ({"receptive_field": "cell", "mixing": 1}, r"keeps cells apart and mixing \(1\) joins them"),
+        ({"receptive_field": "cell", "time_stride": 2}, r"keeps cells apart and time_stride \(2\) joins them"),
+        ({"receptive_field": "cell", "backbone": {"type": "vit"}}, "receptive_field shapes the conv backbone"),
     ],
 )
 def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) -> None:
@@ -164,3 +167,14 @@ def test_settings_that_make_no_network_are_refused(wrong: dict, message: str) ->
 def test_settings_that_fsq_would_ignore_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         VqVae.model_validate({"quantizer": wrong})
+
+
+def test_what_stays_as_it_is_keeps_its_code_where_codes_see_their_cells_alone() -> None:
+    image = tokenizer(VqGan(codebook_size=11, downsample=8, width=4, receptive_field="cell", quantizer=Ema(code_width=3)))
+    changed = pictures(4)
+    changed[:, :8, 8:16] = 255 - changed[:, :8, 8:16]
+    before, after = image.encode(pictures(4)), image.encode(changed)
+    elsewhere = np.ones(image.shape, bool)
+    elsewhere[0, 1] = False
+    np.testing.assert_array_equal(before[:, elsewhere], after[:, elsewhere])
+    assert (before[:, 0, 1] != after[:, 0, 1]).any()

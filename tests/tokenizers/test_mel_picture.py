@@ -123,3 +123,12 @@ def test_settings_that_do_not_fit_are_refused(wrong: dict, message: str) -> None
 def test_stereo_is_refused() -> None:
     with pytest.raises(ValueError, match="reads mono sounds, this stream has 2 channels"):
         MelTokenizer.build(Mel(), {**FORM, "channels": 2}, seed=0)
+
+
+def test_silence_has_one_code_where_codes_see_their_cells_alone() -> None:
+    audio = tokenizer(Mel(codebook_size=11, receptive_field="cell", quantizer=Ema(code_width=3), **SMALL))
+    begun = sounds(2)
+    begun[..., 1_000:] = 0
+    assert len(np.unique(audio.encode(np.zeros_like(begun)))) == 1
+    # Windows reach one or two cells beyond the sound.
+    assert len(np.unique(audio.encode(begun)[:, 4:])) == 1 < len(np.unique(audio.encode(begun)))

@@ -17,12 +17,17 @@ WIDEST = 4  # the deepest stages are this many times as wide as the first
 
 
 class ConvEncoder(nn.Module):
-    """Pictures [B, C, H, W] -> [B, D, H/downsample, W/downsample]; the last `mixing` blocks before the head mix all cells."""
+    """Pictures [B, C, H, W] -> [B, D, H/downsample, W/downsample]; the last `mixing` blocks before the head mix all cells.
 
-    def __init__(self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int, mixing: int = 0) -> None:
+    With `apart` every cell is read as a picture of its own: what lies outside it is not there.
+    """
+
+    def __init__(
+        self, channels: int, width: int, blocks: int, patch: int, downsample: int, code_width: int, mixing: int = 0, apart: bool = False
+    ) -> None:
         super().__init__()
         widths = stage_widths(width, patch, downsample)
-        self.patch, self.downsample = patch, downsample
+        self.patch, self.downsample, self.apart = patch, downsample, apart
         self.stem = Conv3(patch * patch * channels, widths[0])
         stages: list[nn.Module] = []
         for this, deeper in zip(widths, [*widths[1:], None], strict=True):
@@ -38,8 +43,13 @@ class ConvEncoder(nn.Module):
         H, W = pictures.shape[-2:]
         if H % self.downsample or W % self.downsample:
             raise ValueError(f"pictures of {H} x {W} pixels cannot be divided into cells of {self.downsample} x {self.downsample}")
-        x = self.stages(self.stem(space_to_depth(pictures.permute(0, 2, 3, 1), self.patch)))
-        x = self.norm(x)
+        x = pictures.permute(0, 2, 3, 1)
+        if self.apart:
+            cells = space_to_depth(x, self.downsample)
+            x = cells.view(-1, self.downsample, self.downsample, x.shape[-1])
+        x = self.norm(self.stages(self.stem(space_to_depth(x, self.patch))))
+        if self.apart:
+            x = x.view(*cells.shape[:3], -1)
         if torch.is_autocast_enabled(x.device.type):
             # Codes are chosen by small differences: the last product is float32.
             with torch.autocast(x.device.type, enabled=False):

@@ -66,13 +66,22 @@ def smoothed(labels: Tensor, classes: int, epsilon: float, smoothing: Smoothing 
     return target.scatter(1, labels[:, None], 1 - epsilon)
 
 
-def deit_loss(logits: DeitLogits, target: Tensor, teacher: Tensor, epsilon: float = 0.1, smoothing: Smoothing = "others") -> Tensor:
+def deit_loss(
+    logits: DeitLogits,
+    target: Tensor,
+    teacher: Tensor,
+    epsilon: float = 0.1,
+    smoothing: Smoothing = "others",
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Mean of the loss of the labels and that of the teacher's smoothed hard labels. Epsilon 0 is the paper's hard distillation.
 
     `target` is int64 [B] or, with mixed pictures, probabilities [B, K]; `teacher` [B, K] are logits for the same, mixed, pictures.
+    `label_smoothing` is that of the target, over all classes.
     """
     wanted = smoothed(teacher.argmax(-1), teacher.shape[-1], epsilon, smoothing)
-    return (F.cross_entropy(logits.classes, target) + F.cross_entropy(logits.distilled, wanted)) / 2
+    labels = F.cross_entropy(logits.classes, target, label_smoothing=label_smoothing)
+    return (labels + F.cross_entropy(logits.distilled, wanted)) / 2
 
 
 def deit_soft_loss(
@@ -82,10 +91,12 @@ def deit_soft_loss(
     alpha: float = 0.1,
     temperature: float = 3.0,
     reduction: Literal["batch", "numbers"] = "batch",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """(1 - alpha) x the loss of the labels + alpha T^2 KL (equation 2, the paper's alpha and T).
 
     The official code takes the mean over all numbers, "numbers", which is K times smaller.
     """
     soft = soft_distillation(logits.distilled, teacher, temperature)
-    return combined_loss(F.cross_entropy(logits.classes, target), soft if reduction == "batch" else soft / teacher.shape[-1], alpha)
+    labels = F.cross_entropy(logits.classes, target, label_smoothing=label_smoothing)
+    return combined_loss(labels, soft if reduction == "batch" else soft / teacher.shape[-1], alpha)

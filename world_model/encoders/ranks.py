@@ -31,6 +31,20 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return cast(Tensor, _Gather.apply(rows)) if _several() else rows  # type: ignore[no-untyped-call]
 
 
+def mirrored(rows: Tensor) -> Tensor:
+    """[B, ...] -> the same number of rows: to each row of the global batch the one that stands as far from its end; no gradient passes.
+
+    Ranks have equally many.
+    """
+    rows, other = rows.detach().contiguous(), ranks() - 1 - rank()
+    if other == rank():
+        return rows.flip(0)
+    found = torch.empty_like(rows)
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, rows, other), dist.P2POp(dist.irecv, found, other)]):
+        work.wait()
+    return found.flip(0)
+
+
 def ranks() -> int:
     """How many share a global batch."""
     return dist.get_world_size() if _several() else 1

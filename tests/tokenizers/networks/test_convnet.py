@@ -67,3 +67,16 @@ def test_with_mixing_the_cells_of_a_flat_picture_differ_by_their_place() -> None
     cells = [ConvEncoder(3, 4, 1, 2, 8, code_width=3, mixing=mixing).eval()(flat)[0, :, 5:-5, 5:-5].flatten(1) for mixing in (0, 1)]
     spread = [each.std(1).max().item() for each in cells]
     assert spread[0] < 1e-6 < 1e-3 < spread[1]
+
+
+def test_cells_apart_are_each_a_picture_of_their_own() -> None:
+    encoder = ConvEncoder(3, 5, 1, 2, 8, code_width=3, apart=True).eval()
+    alone = ConvEncoder(3, 5, 1, 2, 8, code_width=3).eval()
+    alone.load_state_dict(encoder.state_dict())
+    x = torch.rand((2, 3, 24, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = encoder(x)
+        for row in range(3):
+            for column in range(2):
+                cell = x[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                torch.testing.assert_close(found[:, :, row, column], alone(cell)[:, :, 0, 0])

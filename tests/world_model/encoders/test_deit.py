@@ -66,6 +66,17 @@ def test_the_default_loss_is_the_mean_of_both_and_without_smoothing_the_papers()
     torch.testing.assert_close(deit_loss(logits, mixed, teacher), deit_loss(logits, labels, teacher))
 
 
+def test_labels_that_are_smoothed_leave_the_teachers_part_alone() -> None:
+    logits, labels, teacher = DeitLogits(some(0, 3, 5), some(1, 3, 5)), torch.tensor([2, 0, 4]), some(2, 3, 5)
+    target = torch.full((3, 5), 0.2 / 5).scatter_add(1, labels[:, None], torch.full((3, 1), 0.8))
+    more = float(-(target * logits.classes.log_softmax(1)).sum(1).mean() - F.cross_entropy(logits.classes, labels))
+    for given in (labels, F.one_hot(labels, 5).float()):
+        found = deit_loss(logits, given, teacher, label_smoothing=0.2) - deit_loss(logits, given, teacher)
+        assert float(found) == pytest.approx(more / 2, abs=1e-6)
+        soft = deit_soft_loss(logits, given, teacher, label_smoothing=0.2) - deit_soft_loss(logits, given, teacher)
+        assert float(soft) == pytest.approx(0.9 * more, abs=1e-6)
+
+
 def test_the_soft_loss_is_that_of_the_paper_and_the_code_divides_by_all_numbers() -> None:
     logits, labels, teacher = DeitLogits(some(0, 3, 5), some(1, 3, 5)), torch.tensor([2, 0, 4]), some(2, 3, 5)
     p, log_q = (teacher / 3).double().softmax(1), (logits.distilled / 3).double().log_softmax(1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldloom.world_model.encoders.contrastive import Contrastive
 from worldloom.world_model.encoders.dino import Centre
-from worldloom.world_model.encoders.ranks import gather_with_gradient, sum_over_ranks
+from worldloom.world_model.encoders.ranks import gather_with_gradient, mirrored, sum_over_ranks
 from worldloom.world_model.encoders.sinkhorn import sinkhorn
 
 B = 6
@@ -37,7 +37,14 @@ def results(rank: int, ranks: int) -> dict[str, Tensor]:
     value.backward()
     gradients = [sum_over_ranks(each.grad) / ranks for each in (*weights, loss.log_scale) if each.grad is not None]
     assert len(gradients) == 3
-    found = {"centre": centre.value, "sinkhorn": sum_over_ranks(padded), "contrastive": sum_over_ranks(value) / ranks}
+    whole = torch.zeros(B, 2)
+    mine(whole).copy_(mirrored(mine(some(12, B, 2))))
+    found = {
+        "mirrored": sum_over_ranks(whole),
+        "centre": centre.value,
+        "sinkhorn": sum_over_ranks(padded),
+        "contrastive": sum_over_ranks(value) / ranks,
+    }
     return found | {f"gradient {number}": gradient for number, gradient in enumerate(gradients)} | captions(rank, ranks)
 
 

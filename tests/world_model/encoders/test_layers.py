@@ -1,0 +1,81 @@
+"""Layers and learning rates name by name, against tables."""
+
+import pytest
+import torch
+
+from worldloom.world_model.encoders.build import build_encoder
+from worldloom.world_model.encoders.layers import layers_of, rate_shares
+from worldloom.world_model.encoders.settings import ConvSettings, SwinSettings, VitSettings
+
+GENERATOR = torch.Generator().manual_seed(0)
+VIT = VitSettings(
+    patch=4,
+    width=8,
+    depth=3,
+    heads=2,
+    grid=(2, 2),
+    registers=1,
+    mask_token=True,
+    distillation_token=True,
+    layer_scale=0.1,
+    pooling="attention",
+)
+
+
+def test_layers_of_a_vit_are_its_blocks_between_the_embedding_and_the_norm() -> None:
+    found = layers_of(build_encoder(VIT, GENERATOR))
+    outside = {name: layer for name, layer in found.items() if ".blocks." not in name and not name.startswith("pool.")}
+    assert outside == {
+        "class_token": 0,
+        "distillation_token": 0,
+        "registers": 0,
+        "mask_token": 0,
+        "patches.weight": 0,
+        "patches.bias": 0,
+        "positions.table": 0,
+        "trunk.norm.weight": 4,
+        "trunk.norm.bias": 4,
+    }
+    assert {layer for name, layer in found.items() if name.startswith("pool.")} == {4}
+    for block in range(3):
+        inside = {name.removeprefix(f"trunk.blocks.{block}."): layer for name, layer in found.items() if f"blocks.{block}." in name}
+        assert set(inside.values()) == {block + 1} and {"qkv.weight", "attention_scale", "down.bias"} <= inside.keys()
+
+
+def test_layers_of_a_swin_go_on_over_its_stages_and_merging_belongs_to_the_block_before() -> None:
+    found = layers_of(build_encoder(SwinSettings(patch=2, width=8, depths=(2, 1, 3), heads=(2, 2, 2), window=3), GENERATOR))
+    starts = {name.rpartition(".")[0] if "blocks" not in name else ".".join(name.split(".")[:4]): layer for name, layer in found.items()}
+    assert starts == {
+        "patches": 0,
+        "patch_norm": 0,
+        "stages.0.blocks.0": 1,
+        "stages.0.blocks.1": 2,
+        "stages.0.merging.norm": 2,
+        "stages.0.merging.reduction": 2,
+        "stages.1.blocks.0": 3,
+        "stages.1.merging.norm": 3,
+        "stages.1.merging.reduction": 3,
+        "stages.2.blocks.0": 4,
+        "stages.2.blocks.1": 5,
+        "stages.2.blocks.2": 6,
+        "norm": 7,
+    }
+
+
+def test_a_network_of_convolutions_has_layers_too() -> None:
+    found = layers_of(build_encoder(ConvSettings(width=8, depths=(1, 2)), GENERATOR))
+    assert {name: layer for name, layer in found.items() if not name.startswith("blocks.")} == {
+        "stem.weight": 0,
+        "stem.bias": 0,
+        "norm.weight": 4,
+        "norm.bias": 4,
+    }
+    assert {name.split(".")[1]: layer for name, layer in found.items() if name.startswith("blocks.")} == {"0": 1, "1": 2, "2": 3}
+
+
+def test_rates_fall_towards_the_patches_which_learn_more_slowly_still() -> None:
+    shares = rate_shares(build_encoder(VIT, GENERATOR), 0.9, 0.2)
+    table = {"trunk.norm.bias": 1, "trunk.blocks.2.up.weight": 0.9, "trunk.blocks.1.up.weight": 0.81, "trunk.blocks.0.up.weight": 0.729}
+    table |= {"class_token": 0.6561, "positions.table": 0.6561, "patches.weight": 0.13122, "patches.bias": 0.13122}
+    assert {name: shares[name] for name in table} == pytest.approx(table)
+    assert set(rate_shares(build_encoder(VIT, GENERATOR), 1.0, 1.0).values()) == {1}
