@@ -5,8 +5,7 @@ set of tokens it comes from, which sample it is, which of its streams come and i
 so that the only state between two batches is how many places were taken.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -94,9 +93,9 @@ class TokenBatches:
         self._mean_length = float(documents[self._parts[0].samples[: 1 << 16]].mean())
         self.left_out = self.samples - sum(len(part.samples) for part in self._parts)
 
-    def after(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
+    def after(self, position: dict[str, Any] | None) -> Generator[tuple[TokenBatch, dict[str, Any]], None, None]:
         """Batches for ever; a position is {"places": places taken by all ranks so far}. The next one is made while one is trained on."""
-        yield from ahead(repeat(partial(next, self._one_by_one(position))), depth=1)
+        yield from ahead(repeat(self._one_by_one(position).__next__), depth=1)
 
     def _one_by_one(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
         taken = 0 if position is None else position["places"]
