@@ -194,20 +194,24 @@ class _Loop:
 
     def _step(self, player: str, share: float) -> None:
         """A player's step, behind the last of its turns."""
-        engine, failed, taken = self.engines[player], player in self.failed, self.taken[player]
+        engine = self.engines[player]
         norm = engine.step(share) if engine.pending else 0.0
-        for turn, loss in () if failed else taken:
+        if player in self.failed:
+            self.tallies.fail(f"the loss of {player}", self.step)
+        else:
+            self._note(self.taken[player])
+            if math.isfinite(norm):
+                self.tallies.succeed(player, norm)
+            else:
+                self.tallies.fail(f"the gradient of {player}", self.step)
+        self.failed.discard(player)
+        self.taken[player].clear()
+
+    def _note(self, taken: list[tuple[Turn, Tensor]]) -> None:
+        for turn, loss in taken:
             self.tallies.note(turn, loss)
             if self.guard is not None:
                 self.guard.note(turn, loss)
-        self.failed.discard(player)
-        taken.clear()
-        if failed:
-            self.tallies.fail(f"the loss of {player}", self.step)
-        elif math.isfinite(norm):
-            self.tallies.succeed(player, norm)
-        else:
-            self.tallies.fail(f"the gradient of {player}", self.step)
 
     def _measure(self, share: float, metrics: Metrics | None) -> dict[str, float]:
         """Closes the window since the last line of metrics and writes it on rank 0; returns what a person wants to see of it."""
