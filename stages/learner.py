@@ -48,6 +48,18 @@ class Turn(NamedTuple):
     counts: Mapping[str, int] = {}
     step: bool = True
 
+    def detached(self) -> "Turn":
+        """The same numbers, without what their gradients need."""
+        metrics = {
+            name: Mean(detached(metric.total), detached(metric.weight)) if isinstance(metric, Mean) else detached(metric)
+            for name, metric in self.metrics.items()
+        }
+        return self._replace(losses={name: loss.detach() for name, loss in self.losses.items()}, metrics=metrics)
+
+
+def detached(value: Tensor | float) -> Tensor | float:
+    return value.detach() if isinstance(value, Tensor) else value
+
 
 class Learner(Protocol):
     """What is trained. Everything that must survive a stop is in the players' modules or in `state`."""

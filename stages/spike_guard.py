@@ -2,6 +2,10 @@
 
 A loss leaps where it is above the median of its last 200 steps by six median absolute deviations, and above 1.5 times that median;
 three leaps in twenty steps are a spike. The total is watched, and every stream's loss for itself: the total hides a rare stream.
+
+Labels that are rare (a reward, the end of a game, a sound in silence) make a loss that is low at most steps and high at some, whose median
+and deviations know nothing of the high ones. So a leap must also be above all of those 200 steps but the last twenty, and above 1.5 times
+every leap of the last 2,000 that was no part of a spike.
 """
 
 import statistics
@@ -14,10 +18,11 @@ from torch import Tensor
 from worldloom.stages.learner import Mean, Turn
 
 WINDOW = 200  # steps that the median is taken over
-LEAST = 50  # steps without which nothing is judged
+LEAST = 100  # steps without which nothing is judged; after 50, one loss in 30 whose labels are rare has not shown yet how high it goes
 DEVIATIONS = 6.0
 FACTOR = 1.5
 LEAPS, WITHIN = 3, 20  # so many leaps in so many steps
+MEMORY = 2_000  # steps for which a leap that was no part of a spike is remembered
 
 
 class Spike(Exception):
@@ -32,6 +37,7 @@ class Leap(NamedTuple):
     step: int
     name: str
     position: dict[str, Any]  # of the data, behind the batch
+    value: float = 0.0  # of the loss
 
 
 class SpikeGuard:
@@ -56,20 +62,24 @@ class SpikeGuard:
         """Judges the losses noted since the last call; raises Spike. Every rank calls it."""
         for name, value in self._means().items():
             history = self._history.setdefault(name, [])
-            if _leaps(value, history):
-                self._leaps.append(Leap(step, name, position))
-            else:
-                history.append(value)
-                del history[:-WINDOW]
-        self._leaps = [leap for leap in self._leaps if leap.step > step - WITHIN]
-        for name in dict.fromkeys(leap.name for leap in self._leaps):
-            mine = [leap for leap in self._leaps if leap.name == name]
+            if _leaps(value, history) and value > FACTOR * self._highest(name, step):
+                self._leaps.append(Leap(step, name, position, value))
+            history.append(value)
+            del history[:-WINDOW]
+        self._leaps = [leap for leap in self._leaps if leap.step > step - MEMORY]
+        recent = [leap for leap in self._leaps if leap.step > step - WITHIN]
+        for name in dict.fromkeys(leap.name for leap in recent):
+            mine = [leap for leap in recent if leap.name == name]
             if len(mine) >= LEAPS:
                 raise Spike(name, mine[0].step, step, [leap.position for leap in mine])
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"history": self._history, "leaps": [list(leap) for leap in self._leaps]}
+
+    def _highest(self, name: str, step: int) -> float:
+        """The highest leap that is too long ago to be part of a spike."""
+        return max((leap.value for leap in self._leaps if leap.name == name and leap.step <= step - WITHIN), default=0.0)
 
     def _means(self) -> dict[str, float]:
         """The mean of each loss over the step's turns and all ranks."""
@@ -95,4 +105,6 @@ def _leaps(value: float, history: list[float]) -> bool:
         return False
     median = statistics.median(history)
     deviation = statistics.median(abs(other - median) for other in history)
-    return value > median + DEVIATIONS * deviation and value > FACTOR * median
+    # Without the last steps: a loss that climbs to where it stays has not been there before.
+    highest = max(history[:-WITHIN], default=0.0)
+    return value > median + DEVIATIONS * deviation and value > FACTOR * median and value > highest

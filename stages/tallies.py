@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worldloom.stages.learner import Mean, Turn
+from worldloom.stages.learner import Mean, Turn, detached
 
 PATIENCE = 20  # failures in a row after which a training has no future
 
@@ -107,7 +106,7 @@ class Tallies:
         }
 
     def _add(self, name: str, total: Tensor | float, weight: Tensor | float, share: float = 1.0) -> None:
-        self._pending.append((name, _detached(total), _detached(weight), share))
+        self._pending.append((name, detached(total), detached(weight), share))
 
     def _settle(self) -> None:
         for name, total, weight, share in self._pending:
@@ -128,7 +127,3 @@ def merged(states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         for name, count in state["counts"].items():
             counts[name] = counts.get(name, 0) + count
     return {**states[0], "sums": sums, "counts": counts}
-
-
-def _detached(value: Tensor | float) -> Tensor | float:
-    return value.detach() if isinstance(value, torch.Tensor) else value

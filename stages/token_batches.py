@@ -5,13 +5,14 @@ set of tokens it comes from, which sample it is, which of its streams come and i
 so that the only state between two batches is how many places were taken.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import count
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from worldloom.stages.ahead import ahead
 from worldloom.stages.dataset import Tokens
 from worldloom.stages.mixture import Mixture, Share, deal
 from worldloom.stages.order import order, uniform
@@ -39,6 +40,13 @@ class TokenBatch(NamedTuple):
         return TokenBatch(Woven(self.woven.tokens[at], self.woven.legal[at], lengths), self.places[documents], self.seen)
 
 
+class _Part(NamedTuple):
+    """One set's part in training."""
+
+    samples: NDArray[np.int64]  # that are learnt from, by their numbers among those of all sets
+    weight: float
+
+
 class TokenBatches:
     """Global batches of `rows` rows of `row_length` tokens each; rank r of w takes the r-th of w equal parts of the rows."""
 
@@ -55,9 +63,10 @@ class TokenBatches:
         drop: Mapping[str, float] | None = None,
         sights: Sights | None = None,
         unseen: float = 0.0,
+        leave_longer: bool = False,
     ) -> None:
         """`drop`: the share of samples in which a stream is left out; a sample keeps at least one stream. `sights`: what is seen of a
-        sample, in all but the share `unseen`."""
+        sample, in all but the share `unseen`. `leave_longer`: samples that are longer than a row are left out, in place of an error."""
         if rows % world_size:
             raise ValueError(f"rows ({rows}) cannot be shared by {world_size} training workers; make it a multiple of {world_size}")
         if unknown := sorted(set(drop or {}) - set(grammar.streams)):
@@ -68,7 +77,6 @@ class TokenBatches:
         self.samples = tokens.samples(split)
         if not self.samples:
             raise ValueError(f"the tokens have no samples in the split {split!r}; they have {', '.join(tokens.splits)}")
-        self._shares = tokens.shares(split) if isinstance(tokens, Mixture) else [Share(self.samples, 1.0)]
         self.rows = rows
         self.row_length = row_length
         self.seed = seed
@@ -79,17 +87,20 @@ class TokenBatches:
         self._lengths = np.stack([tokens.lengths(split, name) * (name in grammar.streams) for name in self.names], axis=1).astype(np.int32)
         self.sights, self.unseen = sights, unseen
         self._around = np.array([2 * max(stream.steps, 1) for stream in grammar.vocabulary.streams])  # tokens beside the codes
-        longest = int(np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1).max()) + 2 + grammar.vocabulary.ahead
-        if longest > row_length:
-            raise ValueError(
-                f"the longest sample of {split!r} makes {longest} tokens, a row has {row_length}; set row_length to at least {longest}"
-            )
+        documents = self._lengths_of_documents()
+        shares = tokens.shares(split) if isinstance(tokens, Mixture) else [Share(self.samples, 1.0)]
+        self._parts = self._fitting(documents, shares, leave_longer)
+        self._mean_length = float(documents[self._parts[0].samples[: 1 << 16]].mean())
+        self.left_out = self.samples - sum(len(part.samples) for part in self._parts)
 
-    def after(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
-        """Batches for ever; a position is {"places": places taken by all ranks so far}."""
+    def after(self, position: dict[str, Any] | None) -> Generator[tuple[TokenBatch, dict[str, Any]], None, None]:
+        """Batches for ever; a position is {"places": places taken by all ranks so far}. The next one is made while one is trained on."""
+        yield from ahead(repeat(self._one_by_one(position).__next__), depth=1)
+
+    def _one_by_one(self, position: dict[str, Any] | None) -> Iterator[tuple[TokenBatch, dict[str, Any]]]:
         taken = 0 if position is None else position["places"]
-        expected = max(1, self.rows * self.row_length // max(1, round(self._mean_length())))
-        for _ in count():
+        expected = max(1, self.rows * self.row_length // max(1, round(self._mean_length)))
+        while True:
             places, streams, rows = self._plan(taken, expected)
             mine = (rows >= self.mine.start) & (rows < self.mine.stop)
             yield self._batch(places[mine], streams[mine]), {"places": taken + len(places)}
@@ -110,14 +121,34 @@ class TokenBatches:
     def sample(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which sample stands at each place."""
         out = np.empty(len(places), np.int64)
-        parts, within = deal(self.seed, places, [share.weight for share in self._shares])
-        first = 0
-        for number, (samples, _) in enumerate(self._shares):
-            for epoch in np.unique(within[parts == number] // samples).tolist():
-                here = (parts == number) & (within // samples == epoch)
-                out[here] = first + order(self.seed, epoch, within[here] % samples, samples)
-            first += samples
+        of, within = deal(self.seed, places, [part.weight for part in self._parts])
+        for number, part in enumerate(self._parts):
+            samples = len(part.samples)
+            for epoch in np.unique(within[of == number] // samples).tolist():
+                here = (of == number) & (within // samples == epoch)
+                out[here] = part.samples[order(self.seed, epoch, within[here] % samples, samples)]
         return out
+
+    def _lengths_of_documents(self) -> NDArray[np.int64]:
+        """[samples] tokens of each with all that it has."""
+        codes = np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1)
+        return codes.astype(np.int64) + 2 + self.grammar.vocabulary.ahead
+
+    def _fitting(self, documents: NDArray[np.int64], shares: Sequence[Share], leave_longer: bool) -> list[_Part]:
+        """The samples of each set that are learnt from; sets without one are none."""
+        fits = documents <= self.row_length
+        if not (fits.any() if leave_longer else fits.all()):
+            which, tokens = ("shortest", documents.min()) if leave_longer else ("longest", documents.max())
+            raise ValueError(
+                f"the {which} sample of {self.split!r} makes {tokens} tokens, a row has {self.row_length}; "
+                f"set row_length to at least {tokens}"
+            )
+        firsts = np.cumsum([0, *(share.samples for share in shares)])
+        parts = [
+            _Part(first + np.flatnonzero(fits[first : first + share.samples]), share.weight)
+            for first, share in zip(firsts.tolist(), shares, strict=False)
+        ]
+        return [part for part in parts if len(part.samples)]
 
     def _plan(self, first: int, expected: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The places of the next global batch, the streams of each, and the row that it goes to."""
@@ -161,7 +192,3 @@ class TokenBatches:
                 lengths[rows >= 0] = np.diff(offsets)
                 codes[name] = Codes(values, lengths)
         return weave(self.grammar, streams, codes)
-
-    def _mean_length(self) -> float:
-        some = self._lengths[: 1 << 16]
-        return float(np.where(some > 0, some + self._around, 0).sum(axis=1).mean()) + 2 + self.grammar.vocabulary.ahead

@@ -1,6 +1,6 @@
 """Trains a world model on the tokens of a dataset: one transformer for all streams, in every order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worldloom.stages.dataset import Tokens
     from worldloom.stages.mixture import Mixture
     from worldloom.stages.sights import Sights
+    from worldloom.stages.token_batches import TokenBatches
     from worldloom.stages.training import Before
     from worldloom.stages.worker import Worker
     from worldloom.world_model.example import Example
@@ -48,7 +49,10 @@ class Model(Settings):
 
 
 class Context(Settings):
-    """One of several trainings in a row, each on longer rows than the last (Large World Model, arXiv:2402.08268, section 3)."""
+    """One of several trainings in a row, each on longer rows than the last (Large World Model, arXiv:2402.08268, section 3).
+
+    Samples that are longer than its rows are left to those whose rows are the longest, so that contexts grow with the rows.
+    """
 
     row_length: PositiveInt = Field(description="tokens of a row")
     steps: PositiveInt = Field(description="optimizer steps; warm-up and schedule begin again")
@@ -156,6 +160,7 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     import torch
 
     from worldloom.stages.training import Before
+    from worldloom.stages.worker import Worker
     from worldloom.world_model.load import save_pretrained
     from worldloom.world_model.transformer import WorldModel
 
@@ -167,37 +172,38 @@ def run(settings: TrainWorldModel, inputs: Mapping[str, "Artifact"], out: Path, 
     generator = torch.Generator().manual_seed(settings.seed)
     model: WorldModel | None = None
     before = Before(total=sum(stage.steps for stage in settings.all_stages))
-    for stage in settings.all_stages:
+    # All of them first: a mistake in the last must not wait for the others to have trained.
+    longest = max(stage.row_length for stage in settings.all_stages)
+    batches = [_batches(stage, tokens, sights, grammar, worker, stage.row_length < longest) for stage in settings.all_stages]
+    for stage, its_batches in zip(settings.all_stages, batches, strict=True):
         # Not the same module again: DeepSpeed leaves its marks on it.
         longer = WorldModel(shape_of(stage.model, grammar.vocabulary.size, sights), generator)
         if model is not None:
             longer.load_state_dict(model.state_dict())
         model = longer
-        before = _train(stage, tokens, sights, grammar, model, out, worker, before)
+        before = _train(stage, its_batches, grammar, model, out, worker, before)
     assert model is not None
     if worker.rank == 0:
-        mass = _make_legal(settings.all_stages[-1], tokens, sights, grammar, model)
+        last = settings.all_stages[-1]
+        mass = _make_legal(last, _batches(last, tokens, sights, grammar, Worker(), last.row_length < longest), grammar, model)
         save_pretrained(out / "world", model, grammar)
-        _report(settings, tokens, model, mass, out)
+        _report(settings, tokens, batches, model, mass, out)
 
 
-def _train(
+def _batches(
     settings: TrainWorldModel,
     tokens: "Tokens | Mixture",
     sights: "Sights | None",
     grammar: "Grammar",
-    model: "WorldModel",
-    out: Path,
     worker: "Worker",
-    before: "Before",
-) -> "Before":
-    """One training, in place, behind those `before` it."""
-    from worldloom.stages.learner import Player, resolve_precision
+    leave_longer: bool,
+) -> "TokenBatches":
+    """What one training learns from; ValueError where its settings do not go with the tokens."""
     from worldloom.stages.token_batches import TokenBatches
-    from worldloom.stages.training import train
-    from worldloom.stages.world_model_learner import Legality, WorldModelLearner, objectives
+    from worldloom.world_model.next_token import check_weights
 
-    batches = TokenBatches(
+    check_weights(grammar, settings.weights)
+    return TokenBatches(
         tokens,
         grammar,
         "train",
@@ -209,7 +215,24 @@ def _train(
         settings.drop,
         sights,
         settings.sees.unseen if settings.sees is not None else 0.0,
+        leave_longer,
     )
+
+
+def _train(
+    settings: TrainWorldModel,
+    batches: "TokenBatches",
+    grammar: "Grammar",
+    model: "WorldModel",
+    out: Path,
+    worker: "Worker",
+    before: "Before",
+) -> "Before":
+    """One training, in place, behind those `before` it."""
+    from worldloom.stages.learner import Player, resolve_precision
+    from worldloom.stages.training import train
+    from worldloom.stages.world_model_learner import Legality, WorldModelLearner, objectives
+
     model.recompute = settings.checkpoint_activations
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
@@ -220,17 +243,14 @@ def _train(
     return train(learner, settings, batches, out, worker, out.name, before)
 
 
-def _make_legal(
-    settings: TrainWorldModel, tokens: "Tokens | Mixture", sights: "Sights | None", grammar: "Grammar", model: "WorldModel"
-) -> "LegalMass | None":
-    """Fits, in place, what the trained model lacks to be legal by itself, on documents from the beginning of the training; None where
-    one matrix is embedding and output layer.
+def _make_legal(settings: TrainWorldModel, batches: "TokenBatches", grammar: "Grammar", model: "WorldModel") -> "LegalMass | None":
+    """Fits, in place, what the trained model lacks to be legal by itself, on the documents of the first `batches`; None where one matrix
+    is embedding and output layer.
     """
     from functools import partial
 
     import torch
 
-    from worldloom.stages.token_batches import TokenBatches
     from worldloom.world_model.legal_offsets import fit_legal_offsets
     from worldloom.world_model.next_token import next_token
     from worldloom.world_model.span import span
@@ -240,8 +260,6 @@ def _make_legal(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     known = {"next_token": partial(next_token, full_share=1.0), "span": partial(span, full_share=1.0)}
     makes = [make for name, make in known.items() if name in settings.objectives]
-    unseen = settings.sees.unseen if settings.sees is not None else 0.0
-    batches = TokenBatches(tokens, grammar, "train", settings.rows, settings.row_length, settings.seed, 0, 1, settings.drop, sights, unseen)
     wanted = min(max(settings.steps * settings.rows * settings.row_length // 20, SETTLED[0]), SETTLED[1])
 
     def examples() -> Iterator[tuple["Example", "torch.Tensor | None"]]:
@@ -320,7 +338,9 @@ def shape_of(model: Model, vocab_size: int, sights: "Sights | None" = None) -> "
     )
 
 
-def _report(settings: TrainWorldModel, tokens: Any, model: Any, mass: "LegalMass | None", out: Path) -> None:
+def _report(
+    settings: TrainWorldModel, tokens: Any, batches: "Sequence[TokenBatches]", model: Any, mass: "LegalMass | None", out: Path
+) -> None:
     from worldloom.stages.card import Block, Card, Curves, Table, write_card, write_figures
     from worldloom.stages.metrics import read
 
@@ -340,6 +360,7 @@ def _report(settings: TrainWorldModel, tokens: Any, model: Any, mass: "LegalMass
         ("tokens seen", seen),
         ("floating-point operations", f"{last['operations']:.3g}"),
         ("samples", tokens.samples("train")),
+        ("samples left to longer rows", ", then ".join(str(its_batches.left_out) for its_batches in batches)),
         ("steps", sum(stage.steps for stage in settings.all_stages)),
         *([("probability of legal ids without the grammar", f"{mass.before:.2%}, fitted {mass.after:.2%}")] if mass is not None else []),
         ("tokens a step, at most", ", then ".join(str(stage.rows * stage.row_length) for stage in settings.all_stages)),

@@ -5,12 +5,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from worldloom.stages import disk
 from worldloom.stages.checkpoint import Checkpoints, Saved
@@ -63,9 +65,10 @@ def train(
             saved = checkpoints.restore(engines)
             if worker.rank == 0:
                 disk.write_file(out / "logs" / "numerics.json", disk.canonical_json(numerics))
+            loop = _Loop(learner, training, batches, out, worker, engines, checkpoints, before)
             while True:
                 try:
-                    after = _run(learner, training, batches, out, worker, engines, checkpoints, saved, before)
+                    after = loop.run(saved)
                     break
                 except Spike as spike:
                     saved = checkpoints.roll_back(engines, spike)
@@ -88,115 +91,143 @@ def learning_rate_share(training: TrainingSettings, step: int) -> float:
     return training.final_share + (1 - training.final_share) * left
 
 
-def _run(
-    learner: Learner,
-    training: TrainingSettings,
-    batches: Batches,
-    out: Path,
-    worker: Worker,
-    engines: Mapping[str, Engine],
-    checkpoints: Checkpoints,
-    saved: Saved | None,
-    before: Before,
-) -> Before:
-    """All steps behind a checkpoint, or all there are; Spike where it would be better to go back."""
-    if saved is not None:
-        learner.load_state(saved.learner)
-    step, position = (saved.step, saved.position) if saved is not None else (0, before.position)
-    counted = saved.tallies if saved is not None else {"tallies": before.tallies}
-    tallies = Tallies(counted.get("tallies"))
-    guard = SpikeGuard(counted.get("guard")) if training.spike_guard else None
-    if guard is not None and saved is None:
-        checkpoints.save(engines, 0, position, learner.state(), {"tallies": tallies.state(), "guard": guard.state()})
-    if step < training.steps and checkpoints.roll_backs:
-        # Of this training alone, as its checkpoints are: those of an earlier one stay in the metrics under its name.
-        tallies.set_total(f"roll_backs/stage-{before.number}" if before.number else "roll_backs", len(checkpoints.roll_backs))
-    if step < training.steps:
-        metrics = Metrics(out / "logs", before.steps + step) if worker.rank == 0 else None
-        patience = training.hang_seconds if worker.world_size > 1 else None
-        try:
-            with hang_guard(out / "logs", worker.rank, patience) as alive:
-                position = _steps(
-                    learner, training, batches, worker, engines, checkpoints, tallies, guard, metrics, step, position, before, alive
-                )
-        finally:
-            if metrics is not None:
-                metrics.close()
-    return Before(before.steps + training.steps, position, tallies.state(), before.number + 1, before.total)
+@dataclass
+class _Loop:
+    """One training, and how far it is."""
 
+    learner: Learner
+    training: TrainingSettings
+    batches: Batches
+    out: Path
+    worker: Worker
+    engines: Mapping[str, Engine]
+    checkpoints: Checkpoints
+    before: Before
+    step: int = field(init=False)
+    position: dict[str, Any] | None = field(init=False)  # of the data
+    tallies: Tallies = field(init=False)
+    guard: SpikeGuard | None = field(init=False)
+    failed: set[str] = field(default_factory=set)  # players of whose turns since their last step one is no number
+    taken: dict[str, list[tuple[Turn, Tensor]]] = field(default_factory=dict)  # the other turns of each player since then
 
-def _steps(
-    learner: Learner,
-    training: TrainingSettings,
-    batches: Batches,
-    worker: Worker,
-    engines: Mapping[str, Engine],
-    checkpoints: Checkpoints,
-    tallies: Tallies,
-    guard: SpikeGuard | None,
-    metrics: Metrics | None,
-    step: int,
-    position: dict[str, Any] | None,
-    before: Before,
-    alive: Callable[[], None],
-) -> dict[str, Any]:
-    """The steps from `step` to the last, with checkpoints between and behind them; returns the position of the data behind them."""
-    peak = max(player.learning_rate for player in learner.players)
-    best: Precision = "bf16" if any(player.precision == "bf16" for player in learner.players) else "fp32"
-    saved_at = time.monotonic()
-    notes: dict[str, float] = {}
-    passed_over = checkpoints.passed_over()
-    for batch, after in batches.after(position):
-        if after in passed_over:
-            continue
-        alive()
-        began = time.monotonic()
-        share = learning_rate_share(training, step)
-        for turn in learner.turns(batch, step):
-            _take(turn, engines[turn.player], share, step, tallies, guard)
-        if guard is not None:
-            guard.end_step(step, after)
-        step += 1
-        done = step == training.steps
-        tallies.end_step(time.monotonic() - began)
-        if step % training.log_every == 0 or done:
-            values = {**tallies.close_window(), "learning_rate": peak * share}
-            if metrics is not None and "operations_per_second" in values:
-                values["mfu"] = values["operations_per_second"] / (worker.world_size * product_rate(metrics.path.parent, best))
-            shown = [name for name in values if name.endswith("_per_second") and not name.startswith("operations")]
-            notes = {name: values[name] for name in ("loss", *shown) if name in values}
-            if metrics is not None:
-                metrics.write(before.steps + step, tallies.seconds, values)
-        worker.report(before.steps + step, before.total or training.steps, "steps", notes)
-        due = time.monotonic() - saved_at >= training.save_seconds or (training.save_every is not None and step % training.save_every == 0)
-        save, stop = _on_any_rank(due, worker.stopping())
-        if save or stop or done:
-            counted = {"tallies": tallies.state(), "guard": guard.state() if guard is not None else {}}
-            checkpoints.save(engines, step, after, learner.state(), counted)
-            saved_at = time.monotonic()
-        if done:
-            return after
-        if stop:
-            raise Interrupted
-    raise AssertionError(f"the batches ended after {step} of {training.steps} steps; they must go on for ever")
+    def run(self, saved: Saved | None) -> Before:
+        """All steps behind a checkpoint, or all there are; Spike where it would be better to go back."""
+        self._begin(saved)
+        if self.step < self.training.steps:
+            metrics = Metrics(self.out / "logs", self.before.steps + self.step) if self.worker.rank == 0 else None
+            patience = self.training.hang_seconds if self.worker.world_size > 1 else None
+            try:
+                with hang_guard(self.out / "logs", self.worker.rank, patience) as alive:
+                    self._steps(metrics, alive)
+            finally:
+                if metrics is not None:
+                    metrics.close()
+        before = self.before
+        return Before(before.steps + self.training.steps, self.position, self.tallies.state(), before.number + 1, before.total)
 
+    def _begin(self, saved: Saved | None) -> None:
+        before = self.before
+        self.failed, self.taken = set(), {name: [] for name in self.engines}
+        if saved is not None:
+            self.learner.load_state(saved.learner)
+        self.step, self.position = (saved.step, saved.position) if saved is not None else (0, before.position)
+        counted = saved.tallies if saved is not None else {"tallies": before.tallies}
+        self.tallies = Tallies(counted.get("tallies"))
+        self.guard = SpikeGuard(counted.get("guard")) if self.training.spike_guard else None
+        if self.guard is not None and saved is None:
+            self._save()
+        if self.step < self.training.steps and self.checkpoints.roll_backs:
+            # Of this training alone, as its checkpoints are: those of an earlier one stay in the metrics under its name.
+            name = f"roll_backs/stage-{before.number}" if before.number else "roll_backs"
+            self.tallies.set_total(name, len(self.checkpoints.roll_backs))
 
-def _take(turn: Turn, engine: Engine, share: float, step: int, tallies: Tallies, guard: SpikeGuard | None) -> None:
-    """One turn: taken by all ranks, or, where a number is not finite on one of them, by none."""
-    loss = sum(turn.losses.values(), start=torch.zeros((), device=engine.device))
-    if _on_any_rank(not bool(torch.isfinite(loss.detach())))[0]:
-        tallies.fail(f"the loss of {turn.player}", step)
-    else:
-        engine.backward(loss)
-        tallies.note(turn, loss)
-        if guard is not None:
-            guard.note(turn, loss)
-    if turn.step and engine.pending:
-        norm = engine.step(share)
-        if math.isfinite(norm):
-            tallies.succeed(turn.player, norm)
+    def _steps(self, metrics: Metrics | None, alive: Callable[[], None]) -> None:
+        """The steps up to the last, with checkpoints between and behind them."""
+        training, worker, before = self.training, self.worker, self.before
+        saved_at = time.monotonic()
+        notes: dict[str, float] = {}
+        passed_over = self.checkpoints.passed_over()
+        for batch, after in self.batches.after(self.position):
+            if after in passed_over:
+                continue
+            alive()
+            began = time.monotonic()
+            share = learning_rate_share(training, self.step)
+            for turn in self.learner.turns(batch, self.step):
+                self._take(turn, share)
+            if self.guard is not None:
+                self.guard.end_step(self.step, after)
+            self.step, self.position = self.step + 1, after
+            done = self.step == training.steps
+            self.tallies.end_step(time.monotonic() - began)
+            if self.step % training.log_every == 0 or done:
+                notes = self._measure(share, metrics)
+            worker.report(before.steps + self.step, before.total or training.steps, "steps", notes)
+            due = time.monotonic() - saved_at >= training.save_seconds or (
+                training.save_every is not None and self.step % training.save_every == 0
+            )
+            save, stop = _on_any_rank(due, worker.stopping())
+            if save or stop or done:
+                self._save()
+                saved_at = time.monotonic()
+            if done:
+                return
+            if stop:
+                raise Interrupted
+        raise AssertionError(f"the batches ended after {self.step} of {training.steps} steps; they must go on for ever")
+
+    def _take(self, turn: Turn, share: float) -> None:
+        """One turn: taken by all ranks, or, where a number is not finite on one of them, by none. Parts of a batch, which are turns that
+        end in one step, are all taken or none: the others' losses are divided by what the whole batch weighs."""
+        engine, player = self.engines[turn.player], turn.player
+        if player not in self.failed:
+            loss = sum(turn.losses.values(), start=torch.zeros((), device=engine.device))
+            if not _on_any_rank(not bool(torch.isfinite(loss.detach())))[0]:
+                engine.backward(loss)
+                self.taken[player].append((turn.detached(), loss.detach()))
+            else:
+                self.failed.add(player)
+                if engine.pending:
+                    engine.backward(loss * math.nan)  # under a gradient that is no number, every kind of engine forgets all it has
+        if turn.step:
+            self._step(player, share)
+
+    def _step(self, player: str, share: float) -> None:
+        """A player's step, behind the last of its turns."""
+        engine = self.engines[player]
+        norm = engine.step(share) if engine.pending else 0.0
+        if player in self.failed:
+            self.tallies.fail(f"the loss of {player}", self.step)
         else:
-            tallies.fail(f"the gradient of {turn.player}", step)
+            self._note(self.taken[player])
+            if math.isfinite(norm):
+                self.tallies.succeed(player, norm)
+            else:
+                self.tallies.fail(f"the gradient of {player}", self.step)
+        self.failed.discard(player)
+        self.taken[player].clear()
+
+    def _note(self, taken: list[tuple[Turn, Tensor]]) -> None:
+        for turn, loss in taken:
+            self.tallies.note(turn, loss)
+            if self.guard is not None:
+                self.guard.note(turn, loss)
+
+    def _measure(self, share: float, metrics: Metrics | None) -> dict[str, float]:
+        """Closes the window since the last line of metrics and writes it on rank 0; returns what a person wants to see of it."""
+        players = self.learner.players
+        values = {**self.tallies.close_window(), "learning_rate": share * max(player.learning_rate for player in players)}
+        if metrics is not None:
+            if "operations_per_second" in values:
+                best: Precision = "bf16" if any(player.precision == "bf16" for player in players) else "fp32"
+                values["mfu"] = values["operations_per_second"] / (self.worker.world_size * product_rate(metrics.path.parent, best))
+            metrics.write(self.before.steps + self.step, self.tallies.seconds, values)
+        shown = [name for name in values if name.endswith("_per_second") and not name.startswith("operations")]
+        return {name: values[name] for name in ("loss", *shown) if name in values}
+
+    def _save(self) -> None:
+        counted = {"tallies": self.tallies.state(), "guard": self.guard.state() if self.guard is not None else {}}
+        self.checkpoints.save(self.engines, self.step, self.position, self.learner.state(), counted)
 
 
 def _on_any_rank(*flags: bool) -> list[bool]:

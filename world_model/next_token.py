@@ -82,12 +82,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def weights_of(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
-    """float32 [N]: what the label of each legal set counts; ValueError for a name that is neither a stream nor "order"."""
-    ids = grammar.vocabulary
-    known = {*(stream.name for stream in ids.streams), ORDER}
+def check_weights(grammar: Grammar, weights: Mapping[str, float]) -> None:
+    """ValueError for a name that is neither a stream nor "order"."""
+    known = {*(stream.name for stream in grammar.vocabulary.streams), ORDER}
     if unknown := set(weights) - known:
         raise ValueError(f"weights for {sorted(unknown)}, but there are only {sorted(known)}")
+
+
+def weights_of(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+    """float32 [N]: what the label of each legal set counts; ValueError as `check_weights`."""
+    check_weights(grammar, weights)
+    ids = grammar.vocabulary
     S = len(ids.streams)
     table = np.ones(S + 2, dtype=np.float32)  # forced tokens keep weight 1 where they take the full softmax
     for s, stream in enumerate(ids.streams):

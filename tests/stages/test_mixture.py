@@ -106,6 +106,17 @@ def test_one_set_alone_is_dealt_as_if_there_were_no_mixture():
     assert np.array_equal(batches(many=2.0).sample(places), alone.sample(places))
 
 
+def test_a_set_whose_samples_are_all_longer_than_a_row_leaves_its_share_to_the_others():
+    tokens = mixture()
+    grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in tokens.streams.items()}))
+    source = TokenBatches(tokens, grammar, "train", 4, 12, 3, leave_longer=True)
+    assert source.left_out == 23
+    samples = source.sample(np.arange(400))
+    assert samples.min() == 23 and abs((samples < 28).sum() - 300) <= 1
+    batch, _ = next(source.after(None))
+    assert set(batch.woven.lengths.tolist()) == {6, 7}
+
+
 def test_streams_of_one_name_are_of_one_making():
     one, other = Memory(3, 0, frame=FRAME), Memory(3, 0, frame=FRAME._replace(tokenizer="g"))
     with pytest.raises(ValueError, match=r"'frame' of a and that of b were made by different tokenizers .f, g.; encode both with one"):

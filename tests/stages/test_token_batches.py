@@ -1,5 +1,6 @@
 """What a world model is trained on: every sample once an epoch, whatever the ranks, from any place on."""
 
+import threading
 from itertools import islice
 
 import numpy as np
@@ -151,6 +152,23 @@ def test_a_row_shorter_than_a_sample_is_refused():
     batches(row_length=15)
 
 
+def test_samples_longer_than_a_row_can_be_left_out_and_all_others_come_once_an_epoch():
+    def all_of(i):
+        return sum(len(Memory().codes(name, i)) + 2 for name in STREAMS if len(Memory().codes(name, i))) + 2
+
+    fitting = [i for i in range(SAMPLES) if all_of(i) <= 13]
+    source = batches(row_length=13, leave_longer=True)
+    assert source.left_out == SAMPLES - len(fitting) > 0
+    places = np.concatenate([batch.places for batch in first(source, 30)])
+    assert np.array_equal(places, np.arange(len(places))) and len(places) > 2 * len(fitting)
+    for epoch in (0, 1):
+        assert sorted(source.sample(np.arange(len(fitting)) + epoch * len(fitting)).tolist()) == fitting
+    every, none = (first(batches(leave_longer=leave), 4) for leave in (True, False))
+    assert [batch.woven.tokens.tolist() for batch in every] == [batch.woven.tokens.tolist() for batch in none]
+    with pytest.raises(ValueError, match="the shortest sample of 'train' makes 5 tokens, a row has 4; set row_length to at least 5"):
+        batches(row_length=4, leave_longer=True)
+
+
 def test_an_unknown_stream_to_drop_is_refused():
     with pytest.raises(ValueError, match="drop names sound, but the streams are caption, frame"):
         batches(drop={"sound": 0.1})
@@ -159,6 +177,25 @@ def test_an_unknown_stream_to_drop_is_refused():
 def test_a_split_without_samples_is_refused():
     with pytest.raises(ValueError, match="no samples in the split 'held_out'; they have train"):
         TokenBatches(Memory(), GRAMMAR, "held_out", 4, 32, 0)
+
+
+def test_the_next_batch_is_made_by_a_thread_while_one_is_learnt_from_and_the_thread_goes_with_it():
+    here, made = threading.current_thread(), []
+
+    class Watched(Memory):
+        def gather(self, split, stream, indices):
+            made.append((threading.current_thread() is here, len(indices)))
+            return super().gather(split, stream, indices)
+
+    source = TokenBatches(Watched(), GRAMMAR, "train", 4, 32, 3).after(None)
+    batch, position = next(source)
+    assert position == {"places": len(batch.places)}, "the position is that behind the batch, not behind the one being made"
+    again, _ = next(batches().after(position))
+    ahead, _ = next(source)
+    assert np.array_equal(again.places, ahead.places) and np.array_equal(again.woven.tokens, ahead.woven.tokens)
+    source.close()
+    assert len(made) >= 4 and not any(by_us for by_us, _ in made)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 class Clocked(Memory):

@@ -39,16 +39,20 @@ class Nothing(StageSettings):
     pass
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    """Sample i: the caption says i % 5 in two or three pieces, the frame shows it in all of its four codes."""
+def pieces(i):
+    """What the caption of sample i says: i % 5, in two or three pieces."""
+    return [7, i % 5] if i % 2 else [7, 9, i % 5]
+
+
+def write_tokens(folder, caption=pieces):
+    """Sample i: the caption says `caption(i)`, the frame shows i % 5 in all of its four codes."""
     keys = [f"{i:03d}" for i in range(SAMPLES)]
 
     def run(settings, inputs, out, worker):
         with Commits.of(out).attempt("train/shard-000000") as attempt:
             with TokenShard(attempt, "train", "caption", "shard-000000", 20) as shard:
                 for i, key in enumerate(keys):
-                    shard.add(key, np.array([7, i % 5] if i % 2 else [7, 9, i % 5]))
+                    shard.add(key, np.array(caption(i)))
             with TokenShard(attempt, "train", "frame", "shard-000000", 11) as shard:
                 for i, key in enumerate(keys):
                     shard.add(key, np.full((2, 2), 2 * (i % 5)))
@@ -56,16 +60,30 @@ def tokens(tmp_path_factory):
 
     def finish(settings, inputs, out):
         Commits.of(out).finish(["train/shard-000000"])
+        longest = max(len(caption(i)) for i in range(SAMPLES))
         streams = {
-            "caption": {"kind": "text", "codebook_size": 20, "shape": None, "dtype": "uint8", "tokenizer": "c", "max_length": 3},
-            "frame": {"kind": "image", "codebook_size": 11, "shape": [2, 2], "dtype": "uint8", "tokenizer": "f", "max_length": 4},
+            "caption": {"kind": "text", "codebook_size": 20, "shape": None, "dtype": "uint16", "tokenizer": "c", "max_length": longest},
+            "frame": {"kind": "image", "codebook_size": 11, "shape": [2, 2], "dtype": "uint16", "tokenizer": "f", "max_length": 4},
         }
         splits = {"train": {"shards": [{"name": "shard-000000", "samples": SAMPLES}], "samples": SAMPLES}}
         disk.write_file(out / "tokens" / "dataset.json", disk.canonical_json({"format": 1, "streams": streams, "splits": splits}))
         return {}
 
     kind = StageKind("make_something", Nothing, run, finish, "tokens", 1, "shards")
-    return execute(kind, "tokens", Nothing(run="make_something"), {}, tmp_path_factory.mktemp("t") / "tokens" / "f0", Worker())
+    return execute(kind, "tokens", Nothing(run="make_something"), {}, folder / "tokens" / "f0", Worker())
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return write_tokens(tmp_path_factory.mktemp("t"))
+
+
+@pytest.fixture
+def learnt(monkeypatch):
+    """The batch of every step, as it is learnt from."""
+    batches, turns = [], WorldModelLearner.turns
+    monkeypatch.setattr(WorldModelLearner, "turns", lambda self, batch, step: batches.append(batch) or turns(self, batch, step))
+    return batches
 
 
 def settings(**changes):
@@ -105,16 +123,20 @@ def test_it_learns_what_the_caption_says_of_the_frame(tokens, tmp_path):
     assert world.vocabulary.streams[1].shape == (2, 2)
 
 
-def test_two_sets_of_tokens_are_learnt_from_in_their_shares(tokens, tmp_path):
-    mixed = {"tokens": {"one": 0.7, "two": 0.3}, "steps": 3}
+def test_two_sets_of_tokens_are_learnt_from_in_their_shares(tokens, tmp_path, learnt):
+    mixed = {"tokens": {"one": 0.7, "two": 0.3}, "steps": 9}
+    other = write_tokens(tmp_path, lambda i: [15, i % 5])
     artifact = execute(
         train_world_model.STAGE,
         "world",
         settings(**mixed),
-        {"tokens.one": tokens, "tokens.two": tokens},
+        {"tokens.one": tokens, "tokens.two": other},
         tmp_path / "world" / "f1",
         Worker(),
     )
+    documents = sum(len(batch.places) for batch in learnt)
+    of_the_other = sum(int((batch.woven.tokens == 15).sum()) for batch in learnt)
+    assert len(learnt) == 9 and documents > 70 and abs(of_the_other - 0.3 * documents) <= 1
     assert [stream.name for stream in from_pretrained(artifact.folder / "world").vocabulary.streams] == ["caption", "frame"]
     assert links(settings(**mixed)) == (Link(("tokens", "one"), "one", "tokens"), Link(("tokens", "two"), "two", "tokens"))
 
@@ -282,6 +304,36 @@ def test_longer_and_longer_rows_go_on_anywhere(tokens, tmp_path, at):
     assert from_pretrained(whole.folder / "world").model.shape.rope_theta == 5e4
     seen = [line["tokens"] for line in losses(whole.folder)]
     assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"row_length": 12}, "a row has 12; set row_length to at least 13"),
+        ({"rows": 3}, r"rows \(3\) cannot be shared by 2 training workers"),
+        ({"weights": {"sound": 0.5}}, r"weights for \['sound'\]"),
+    ],
+    ids=["rows too short", "rows that cannot be shared", "weights of no stream"],
+)
+def test_a_mistake_in_the_last_of_them_shows_before_the_first_has_begun(tokens, tmp_path, mistake, message):
+    # Nothing is trained, or the second worker would be waited for.
+    with pytest.raises(ValueError, match=message):
+        about = settings(**contexts(CONTEXTS[0], {**CONTEXTS[1], **mistake}))
+        train_world_model.run(about, {"tokens": tokens}, tmp_path, Worker(0, 2))
+    assert not any(tmp_path.iterdir())
+
+
+def test_with_the_rows_the_documents_grow(tmp_path, learnt):
+    """Captions of 1 to 30 pieces; those that make more than 20 tokens wait for rows of 42."""
+    long = write_tokens(tmp_path, lambda i: [7] * (i % 30) + [i % 5])
+    artifact = train(long, tmp_path, **contexts({"row_length": 20, "steps": 4}, {"row_length": 42, "steps": 5}))
+    short, grown = ([batch.woven.lengths for batch in part] for part in (learnt[:4], learnt[4:]))
+    assert max(map(max, short)) == 20 and len(short) == 4
+    assert max(map(max, grown)) > 30 and len(grown) == 5
+    table = json.loads((artifact.folder / "card.json").read_bytes())["blocks"][-1]
+    assert ["samples left to longer rows", "20, then 0"] in table["rows"]
+    with pytest.raises(ValueError, match="the longest sample of 'train' makes 40 tokens, a row has 37; set row_length to at least 40"):
+        train(long, tmp_path / "no rows are long enough", **contexts({"row_length": 20, "steps": 4}, {"row_length": 37, "steps": 5}))
 
 
 def test_each_of_them_begins_with_what_the_last_one_left(tokens, tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldloom.stages import checkpoint, metrics, spike_guard, tallies
+from worldloom.stages import checkpoint, metrics, spike_guard, tallies, training
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.training import Before, learning_rate_share, train
@@ -219,6 +220,24 @@ def test_means_over_a_window_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert losses(tmp_path / "two")[-1]["rows"] == 20 * GLOBAL_BATCH
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_mfu_is_the_share_of_the_devices_rate_that_the_learners_operations_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    class Counted(Regression):
+        def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+            return (turn._replace(counts={"operations": 1_000}) for turn in super().turns(batch, step))
+
+    seconds = count(step=0.25)  # the clock is read at the beginning and at the end of a step, and once between steps
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(training, "product_rate", lambda logs, asked: {"fp32": 40_000.0, "bf16": 80_000.0}[asked])
+    run(tmp_path, Counted(precision), steps=6, log_every=3)
+    lines = metrics.read(tmp_path / "logs" / "metrics.jsonl")
+    # Two turns of 1,000 operations in a quarter of a second.
+    assert [line["operations_per_second"] for line in lines] == [8_000.0, 8_000.0]
+    assert [line["mfu"] for line in lines] == [0.2 if precision == "fp32" else 0.1] * 2
+
+
 def test_a_finished_training_started_again_does_nothing_and_has_its_weights(tmp_path: Path) -> None:
     first = run(tmp_path, Toy("bf16"), steps=5)
     again = run(tmp_path, Toy("bf16"), steps=5)
@@ -297,6 +316,40 @@ def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tmp_path: Pat
     assert losses(tmp_path)[-1]["skipped"] == 1
     assert all(bool(torch.isfinite(p).all()) for p in learner.module.parameters())
     assert losses(tmp_path)[2]["loss"] < losses(tmp_path)[0]["loss"]
+
+
+class InParts(Regression):
+    """A batch in three turns; the loss of turn `poison[step]` is no number at that step."""
+
+    def __init__(self, poison: Mapping[int, int], precision: str = "fp32") -> None:
+        super().__init__(precision)
+        self.poison = poison
+
+    def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+        rows = batch.to(next(self.module.parameters()).dtype)
+        for number, part in enumerate(rows.split([1, 3, 2])):
+            loss = (self.module(part) - part[:, 2:]).float().square().sum() / (3 * len(rows))
+            loss = loss * (math.inf if self.poison.get(step) == number else 1.0)
+            yield Turn("model", {"squares": loss}, {"mean": Mean(loss, 1)}, {"rows": len(part)}, step=number == 2)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["the first", "the second", "the last"])
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("fp32", 3)])
+def test_a_part_whose_loss_is_not_finite_leaves_out_the_whole_batch(tmp_path: Path, precision: str, zero: int, part: int) -> None:
+    same: dict[str, Any] = {"steps": 4, "schedule": "constant", "warmup": 0, "worker": {"zero": zero}}
+    poisoned = run(tmp_path / "poisoned", InParts({1: part}, precision), **same)
+    without = run(tmp_path / "without", InParts({}, precision), Leaping(set(), without={2}), **same | {"steps": 3})
+    assert all(torch.equal(a, b) for a, b in zip(poisoned.module.parameters(), without.module.parameters(), strict=True))
+    first, second, third, fourth = losses(tmp_path / "poisoned")
+    assert [line.get("skipped") for line in (first, second, third, fourth)] == [None, 1, 1, 1]
+    assert "loss" not in second and "mean" not in second
+    assert [line["loss"] for line in (first, third, fourth)] == [line["loss"] for line in losses(tmp_path / "without")]
+    assert fourth["rows"] == 3 * GLOBAL_BATCH
+
+
+def test_a_part_that_is_always_without_numbers_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(tallies.Diverged, match="the loss of model was not finite 20 times in a row, last at step 19"):
+        run(tmp_path, InParts(dict.fromkeys(range(100), 1)), steps=30)
 
 
 def test_a_training_that_stays_without_numbers_is_given_up(tmp_path: Path) -> None:
