@@ -10,7 +10,7 @@ Number = TypeVar("Number", int, float)
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder or the folder of one run")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder, the folder of one run or an exported world")],
     caption: Annotated[str | None, typer.Option("--caption", help="text to draw")] = None,
     image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
     give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,

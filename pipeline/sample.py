@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from worldloom.pipeline.found import find_artifact
+from worldloom.pipeline.found import find_world
 
 if TYPE_CHECKING:
     from worldloom.stages.open_world import OpenWorld
@@ -45,7 +45,8 @@ def sample_command(
     infill: Mapping[str, Sequence[int]] | None = None,
     see: Path | None = None,
 ) -> list[Sample]:
-    """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
+    """Writes `count` samples of the world in `run` (a pipeline file, its root folder, one of its runs, or an exported world) and says what
+    they are.
 
     What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
     gets the texts, too. `want` names the streams to write, by default those not given; with nothing given, the model itself chooses.
@@ -59,10 +60,9 @@ def sample_command(
         temperature = {}
     _check(count, temperature, top_k, top_p, guidance, scale)
     _check_filling(fill_steps, fill_order, infill, want, guidance)
-    artifact = find_artifact(run, "world_model", stage)
-    from worldloom.stages.open_world import SEEN, Choosing, open_world
+    world = find_world(run, stage)
+    from worldloom.stages.open_world import SEEN, Choosing
 
-    world = open_world(artifact)
     given = _given(world, caption, image, give or {})
     wanted = _holed(given, infill) if infill else _wanted(world, given, want)
     shown = given if see is None else {**given, SEEN: _seen(world, see)}

@@ -3,7 +3,7 @@
 Values in, values out: what is given is encoded by the streams' tokenizers, the model goes on under the grammar, its codes are decoded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
@@ -388,6 +388,11 @@ def sets_of_tokens(artifact: Artifact) -> dict[str, Artifact]:
     return sets
 
 
+def encoded_by(stream: str, sets: Iterable[Artifact]) -> Artifact:
+    """The first of several sets of tokens that has the stream: its tokenizer, and what its values are, are that set's."""
+    return next(one for one in sets if f"tokenizers.{stream}" in one.inputs)
+
+
 def join_world(
     model: WorldModel, grammar: Grammar, artifact: Artifact, sets: Mapping[str, Artifact], tokens_of: str | None = None
 ) -> OpenWorld:
@@ -395,7 +400,7 @@ def join_world(
     tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
     for name in grammar.streams:
-        made = next(one for one in (tokens, *sets.values()) if f"tokenizers.{name}" in one.inputs)
+        made = encoded_by(name, (tokens, *sets.values()))
         # What another set has, this one's dataset does not hold, but it may be written and shown all the same.
         dataset.add_from_elsewhere(name, Dataset(made.input("data")).streams[name])
         tokenizer = serving(open_tokenizer(made.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])
