@@ -44,6 +44,12 @@ def sample(
             "--fill-order", help="with --fill-steps, which codes are settled first: the surest (by default), any, or those in front"
         ),
     ] = None,
+    fill_length: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fill-length", metavar="STREAM=CODES", help="with --fill-steps, so many codes of a stream whose length varies, such as a text"
+        ),
+    ] = None,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
@@ -70,6 +76,7 @@ def sample(
         fill_order,
         _places(infill or ()),
         see,
+        _numbers(fill_length, "--fill-length", int),
     )
     for line in sample_lines(samples):
         typer.echo(line)  # a world may say anything, brackets too: no markup
