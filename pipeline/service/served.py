@@ -67,7 +67,7 @@ def find_served(names: Sequence[str]) -> Served:
                 )
     if len(worlds) > 1:
         raise ValueError(
-            f"there are {len(worlds)} world models ({', '.join(f.parent.name for f in worlds)}); one is served: name one run of one"
+            f"there are {len(worlds)} world models ({', '.join(map(str, worlds))}); one is served: name one run of one"
         )
     if not tokenizers and not encoders:
         raise ValueError(f"there is no finished tokenizer in {', '.join(names)}; run the pipeline, it goes on where it stopped")
