@@ -44,12 +44,13 @@ SHORTEST, LONGEST = 40, 400  # tokens of a document where they differ
 
 
 def figures() -> Iterator[Figure]:
-    """Whole rows, documents that differ in length, DeepSpeed's share, growth with the context, and the memory of the loss."""
+    """Whole rows, documents that differ in length, DeepSpeed's share, growth with the context, and the memory of loss and context."""
     threads = torch.get_num_threads()
     gather_gang(Worker())
     with tempfile.TemporaryDirectory() as folder:
         yield from _races(Path(folder), threads)
     yield from _loss_memory()
+    yield from _context_memory()
 
 
 class Ours:
@@ -161,9 +162,19 @@ def _several(step: Callable[[], object]) -> Callable[[], float]:
 
 
 def _loss_memory() -> Iterator[Figure]:
-    root = Path(__file__).parents[1]
-    ours, plain = (
-        int(subprocess.run([sys.executable, "-m", "bench.loss_memory", way], cwd=root, check=True, capture_output=True, text=True).stdout)
-        for way in ("ours", "plain")
-    )
+    ours, plain = (_printed("loss_memory", way) for way in ("ours", "plain"))
     yield at_most("world_model.loss_memory", ours / 2**20, "MiB at a vocabulary of 65,536", "full logits", plain / 2**20, 0.25)
+
+
+def _context_memory() -> Iterator[Figure]:
+    """A document of so many tokens, beside one of 1,024 and as many times its memory: 1 where that grows linearly."""
+    short = _printed("context_memory", "1024")
+    for times in (2, 4, 8):
+        whole = _printed("context_memory", str(1024 * times))
+        yield at_most(f"world_model.context_memory_{times}k", whole / 2**20, "MiB", f"{times} of 1,024 tokens", times * short / 2**20, 1.25)
+
+
+def _printed(module: str, argument: str) -> int:
+    """What a process of its own says."""
+    command = [sys.executable, "-m", f"bench.{module}", argument]
+    return int(subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True).stdout)

@@ -191,7 +191,9 @@ def decode(
 
 @app.command()
 def serve(
-    names: Annotated[list[str], typer.Argument(metavar="RUN|TOKENIZER...", help="runs, folders of tokenizers, or RUN:STAGE")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN|TOKENIZER...", help="runs, exported worlds, folders of tokenizers, or RUN:STAGE")
+    ],
     port: Annotated[int, typer.Option("--port", help="to listen on; 0 takes any that is free")] = 8484,
     host: Annotated[str, typer.Option("--host", help="address to listen on; others than this machine's own need tokens")] = "127.0.0.1",
     token_file: Annotated[Path | None, typer.Option("--token-file", help="whose tokens are asked for; see worldloom token")] = None,

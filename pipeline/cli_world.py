@@ -10,7 +10,7 @@ Number = TypeVar("Number", int, float)
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder or the folder of one run")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder, the folder of one run or an exported world")],
     caption: Annotated[str | None, typer.Option("--caption", help="text to draw")] = None,
     image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
     give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,
@@ -44,6 +44,12 @@ def sample(
             "--fill-order", help="with --fill-steps, which codes are settled first: the surest (by default), any, or those in front"
         ),
     ] = None,
+    fill_length: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fill-length", metavar="STREAM=CODES", help="with --fill-steps, so many codes of a stream whose length varies, such as a text"
+        ),
+    ] = None,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
@@ -74,6 +80,7 @@ def sample(
         _places(infill or ()),
         see,
         tokens,
+        _numbers(fill_length, "--fill-length", int),
     )
     for line in sample_lines(samples):
         typer.echo(line)  # a world may say anything, brackets too: no markup

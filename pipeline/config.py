@@ -18,6 +18,7 @@ from worldloom.pipeline.profiles import Profile
 from worldloom.pipeline.strict_yaml import MAX_BYTES, MAX_DEPTH, YamlError, read_yaml
 from worldloom.stages.kind import StageKind
 from worldloom.stages.settings import NAME, Settings, StageSettings, Stream
+from worldloom.world_model.reserved import refuse_reserved
 
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -36,6 +37,12 @@ class Heading(Settings):
         if "://" in root:
             raise ValueError(f"should be a folder of this machine, {root} is not")
         return root
+
+    @field_validator("streams")
+    @classmethod
+    def _streams_have_names_of_their_own(cls, streams: dict[str, Stream]) -> dict[str, Stream]:
+        refuse_reserved(streams)
+        return streams
 
     @property
     def folder(self) -> Path:

@@ -2,9 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldloom.pipeline.locate import locate
 from worldloom.stages.artifact import Artifact, ArtifactError
+from worldloom.stages.exported import is_export
+
+if TYPE_CHECKING:
+    from worldloom.stages.open_world import OpenWorld
+
+
+def find_world(run: Path, stage: str | None = None, tokens: str | None = None) -> "OpenWorld":
+    """The world of a run, as `find_artifact` finds it, or of a folder that `worldloom export` wrote, which has no stages and no tokens."""
+    if not is_export(run):
+        artifact = find_artifact(run, "world_model", stage)
+        from worldloom.stages.open_world import open_world
+
+        return open_world(artifact, tokens)
+    if stage is not None:
+        raise ValueError(f"{run} is an exported world, so there is no stage {stage!r} in it; leave out --stage")
+    if tokens is not None:
+        raise ValueError(f"{run} is an exported world, which holds no tokens; leave out --tokens")
+    from worldloom.stages.open_export import open_export
+
+    return open_export(run).world
 
 
 def find_artifact(run: Path, produces: str, stage: str | None = None) -> Artifact:

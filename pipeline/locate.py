@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worldloom.pipeline.problems import ConfigError
+from worldloom.stages.exported import is_export
 
 
 class Located(NamedTuple):
@@ -39,4 +40,6 @@ def locate(run: Path, overrides: Sequence[str] = ()) -> Located:
             return Located(root, folder, {stage: root / place for stage, place in places.items()})
     if not run.exists():
         raise ConfigError([f"{run} is not there; give a pipeline file, its root folder or the folder of one run"])
+    if is_export(run):
+        raise ConfigError([f"{run} is an exported world, which sample and serve take; this command needs the run that it came from"])
     raise ConfigError([f"{run} holds no run; start one with worldloom run FILE"])

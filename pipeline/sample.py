@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from worldloom.pipeline.found import find_artifact
+from worldloom.pipeline.found import find_world
 from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
 
 if TYPE_CHECKING:
@@ -45,28 +45,34 @@ def sample_command(
     infill: Mapping[str, Sequence[int]] | None = None,
     see: Path | None = None,
     tokens: str | None = None,
+    fill_lengths: Mapping[str, int] | None = None,
 ) -> list[Sample]:
-    """Writes `count` samples of the world in `run` (a pipeline file, its root folder or one of its runs) and says what they are.
+    """Writes `count` samples of the world in `run` (a pipeline file, its root folder, one of its runs, or an exported world) and says what
+    they are.
 
     What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
     gets the texts, too. `want` names the streams to write, by default those not given; with nothing given, the model itself chooses.
     `give` holds values by stream name: text, or the path of a file. `see` is a picture that a world trained with `sees` is shown ahead of
     its tokens. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the choice of streams), with the
     one of all others under "". `infill`: by stream, the places of codes of what is given that are written anew, in sight of all others;
-    these streams are then what is made, by a world that learnt spans. `tokens` as in open_world. ValueError or
-    FileNotFoundError say what is wrong and what to do.
+    these streams are then what is made, by a world that learnt spans. `tokens` as in open_world. `fill_lengths`: with `fill_steps`, by
+    stream, how many codes one of varying length gets, which is then written in those steps, too. ValueError or FileNotFoundError say what
+    is wrong and what to do.
     """
     asked = caption is not None or image is not None or see is not None or bool(give)
     if temperature is None:
         temperature = {}
     _check(count, temperature, top_k, top_p, guidance, scale)
-    _check_filling(fill_steps, fill_order, infill, want, guidance)
-    artifact = find_artifact(run, "world_model", stage)
-    from worldloom.stages.open_world import SEEN, Choosing, open_world
+    _check_filling(fill_steps, fill_order, fill_lengths, infill, want, guidance)
+    world = find_world(run, stage, tokens)
+    from worldloom.stages.open_world import SEEN, Choosing
 
-    world = open_world(artifact, tokens)
     given = _given(world, caption, image, give or {})
     wanted = _holed(given, infill) if infill else _wanted(world, given, want)
+    if unwritten := [name for name in fill_lengths or {} if name not in (wanted or ())]:
+        raise ValueError(
+            f"fill-length is given for {unwritten[0]!r}, which is not written; write STREAM=CODES, of {', '.join(wanted or ())}"
+        )
     shown = given if see is None else {**given, SEEN: _seen(world, see)}
     if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
         raise ValueError("say where what is no text goes: --out picture.png (or .wav, .json), or --out folder/")
@@ -77,6 +83,7 @@ def sample_command(
         guidance=guidance,
         fill_steps=fill_steps,
         fill_order=fill_order or "confidence",
+        fill_lengths=dict(fill_lengths or {}),
     )
     seeds = [seed + number for number in range(count)]
     if infill:
@@ -133,12 +140,21 @@ def _check(
 
 
 def _check_filling(
-    fill_steps: int, fill_order: str | None, infill: Mapping[str, Sequence[int]] | None, want: Sequence[str] | None, guidance: float
+    fill_steps: int,
+    fill_order: str | None,
+    fill_lengths: Mapping[str, int] | None,
+    infill: Mapping[str, Sequence[int]] | None,
+    want: Sequence[str] | None,
+    guidance: float,
 ) -> None:
     if fill_steps < 0:
         raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
     if fill_order is not None and not fill_steps:
         raise ValueError(f"fill-order ({fill_order}) says which hidden codes are settled first; say in how many steps, with fill-steps")
+    if fill_lengths and not fill_steps:
+        raise ValueError(
+            f"fill-length ({', '.join(fill_lengths)}) says how many hidden codes are settled; say in how many steps, with fill-steps"
+        )
     if infill and (want is not None or fill_steps or guidance != 1):
         raise ValueError("infill writes codes of what is given anew, token by token as learnt; leave out want, fill-steps and guidance")
 

@@ -1,4 +1,7 @@
-"""Reads every byte of an artifact and compares it with what was committed: finds each flipped bit, cut, swap and stranger."""
+"""Reads every byte of an artifact and compares it with what was committed: finds each flipped bit, cut, swap and stranger.
+
+A set of tokens that is what was committed is read by the grammar, too: what a faulty encoder committed may still be no legal sequence.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +44,22 @@ def verify_artifact(folder: Path) -> Verified:
         return Verified(0, 0, True, (Damage(folder, str(error)),))
     damages = [damage for name in artifact.files() for damage in _compare(artifact, name)]
     damages += [Damage(path, "is not named by DONE.json") for path in content_files(folder) if _name(folder, path) not in artifact.manifest]
+    if artifact.produces == "tokens" and not damages:
+        damages += _illegal(artifact)
     return Verified(len(artifact.manifest), artifact.bytes, True, tuple(damages))
+
+
+def _illegal(artifact: Artifact) -> Iterator[Damage]:
+    """Samples that the grammar does not allow, the first of every shard."""
+    from worldloom.stages.check_tokens import illegal_shards
+    from worldloom.stages.dataset import Tokens
+
+    place = artifact.folder / "tokens"
+    try:
+        for split, shard, problem in illegal_shards(Tokens(artifact)):
+            yield Damage(place / split, f"{shard}: {problem}")
+    except (ValueError, KeyError, TypeError) as error:
+        yield Damage(place / "dataset.json", f"describes no tokens that the grammar knows: {error}")
 
 
 def _compare(artifact: Artifact, name: str) -> Iterator[Damage]:

@@ -6,7 +6,7 @@ when its first sample is asked for.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,8 +47,17 @@ class Dataset(_Sharded):
     """A raw dataset: samples as bytes, or decoded."""
 
     def __init__(self, artifact: Artifact) -> None:
-        about = _read(artifact, "dataset.json")
         self.artifact = artifact
+        self._know(_read(artifact, "dataset.json"))
+
+    @classmethod
+    def elsewhere(cls, streams: Mapping[str, Any], oracle: str | None) -> "Dataset":
+        """Streams alone, as dataset.json has them, where no sample of them is at hand: no split has any."""
+        made = cls.__new__(cls)
+        made._know({"streams": streams, "oracle": oracle, "splits": {}})
+        return made
+
+    def _know(self, about: Mapping[str, Any]) -> None:
         self.streams: dict[str, Stream] = {
             # As JSON, in which a list may fill a tuple: [height, width].
             name: _STREAM.validate_json(json.dumps(stream))
@@ -140,8 +149,17 @@ class Tokens(_Sharded):
     """A dataset of codes."""
 
     def __init__(self, artifact: Artifact) -> None:
-        about = _read(artifact, "tokens/dataset.json")
         self.artifact = artifact
+        self._know(_read(artifact, "tokens/dataset.json"))
+
+    @classmethod
+    def elsewhere(cls) -> "Tokens":
+        """None of any stream, where those that a model learnt from are not at hand."""
+        made = cls.__new__(cls)
+        made._know({"streams": {}, "splits": {}})
+        return made
+
+    def _know(self, about: Mapping[str, Any]) -> None:
         self.streams: dict[str, TokenStream] = {
             name: TokenStream(**{**stream, "shape": None if stream["shape"] is None else tuple(stream["shape"])})
             for name, stream in about["streams"].items()

@@ -3,7 +3,7 @@
 Values in, values out: what is given is encoded by the streams' tokenizers, the model goes on under the grammar, its codes are decoded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
@@ -48,6 +49,7 @@ class Choosing(Settings):
     guidance: float = 1.0  # how strongly a prompt counts; 1 is the model's own measure
     fill_steps: int = 0  # write segments of fixed shape in so many steps, by hidden codes, if the model learnt from them; 0: token by token
     fill_order: Literal["confidence", "random", "raster"] = "confidence"  # which of those codes are settled first
+    fill_lengths: dict[str, int] = Field(default_factory=dict)  # codes of streams whose length varies, which are then filled in, too
 
 
 class Sight(NamedTuple):
@@ -234,15 +236,15 @@ class OpenWorld:
         choosing: Choosing,
         hear: Hear | None = None,
     ) -> list[NDArray[np.int64]]:
-        """Segment by segment, in the order that each row wants: those of fixed shape by `fill_in`, others token by token."""
+        """Segment by segment, in the order that each row wants: those of known length by `fill_in`, others token by token."""
         asked = [list(want) for want in wants if want is not None]
         if len(asked) < len(wants):
             raise ValueError("hidden codes are filled in where a stream is asked for; name the streams to write")
         written = list(prompts)
         for number in range(max(map(len, asked), default=0)):
             there = [row for row, names in enumerate(asked) if number < len(names)]
-            fixed = [row for row in there if self.vocabulary.streams[self.vocabulary.index(asked[row][number])].fixed]
-            for rows, write in ((fixed, self._fill), ([row for row in there if row not in fixed], self._generated)):
+            known = [row for row in there if self._length_known(asked[row][number], choosing)]
+            for rows, write in ((known, self._fill), ([row for row in there if row not in known], self._generated)):
                 before = [written[row] if number == 0 else written[row][:-1] for row in rows]  # without <eos>: another segment follows
                 of_segment = [seeds[row] + _NEXT_STREAM * number for row in rows]
                 made = write(before, [[asked[row][number]] for row in rows], of_segment, choosing, _of_rows(hear, rows))
@@ -260,11 +262,12 @@ class OpenWorld:
         given: Sequence[Mapping[str, NDArray[np.int64]]] | None = None,
     ) -> list[NDArray[np.int64]]:
         """One segment for each row; `given`: codes of other streams of the clock."""
+        names = [name for want in wants for name in want or ()]
         return fill_in(
             self.decoder,
             self.grammar,
             prompts,
-            [name for want in wants for name in want or ()],
+            names,
             seeds=seeds,
             steps=choosing.fill_steps,
             temperature=choosing.temperature,
@@ -273,8 +276,13 @@ class OpenWorld:
             guidance=choosing.guidance,
             order=choosing.fill_order,
             given=given,
+            lengths=[choosing.fill_lengths.get(name) for name in names],
             hear=hear,
         )
+
+    def _length_known(self, stream: str, choosing: Choosing) -> bool:
+        """Whether it is known how many codes to hide."""
+        return stream in choosing.fill_lengths or self.vocabulary.streams[self.vocabulary.index(stream)].fixed
 
     def _generated(
         self,
@@ -409,6 +417,11 @@ def sets_of_tokens(artifact: Artifact) -> dict[str, Artifact]:
     return sets
 
 
+def encoded_by(stream: str, sets: Iterable[Artifact]) -> Artifact:
+    """The first of several sets of tokens that has the stream: its tokenizer, and what its values are, are that set's."""
+    return next(one for one in sets if f"tokenizers.{stream}" in one.inputs)
+
+
 def join_world(
     model: WorldModel, grammar: Grammar, artifact: Artifact, sets: Mapping[str, Artifact], tokens_of: str | None = None
 ) -> OpenWorld:
@@ -416,7 +429,7 @@ def join_world(
     tokens = sets[next(iter(sets)) if tokens_of is None else tokens_of]
     dataset, tokenizers = Dataset(tokens.input("data")), dict[str, Tokenizer]()
     for name in grammar.streams:
-        made = next(one for one in (tokens, *sets.values()) if f"tokenizers.{name}" in one.inputs)
+        made = encoded_by(name, (tokens, *sets.values()))
         # What another set has, this one's dataset does not hold, but it may be written and shown all the same.
         dataset.add_from_elsewhere(name, Dataset(made.input("data")).streams[name])
         tokenizer = serving(open_tokenizer(made.input(f"tokenizers.{name}").folder / "tokenizer"), dataset.streams[name])

@@ -150,6 +150,12 @@ def studio_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _run(tmp_path_factory.mktemp("studio"), streams, tokenizers)
 
 
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Makes a run as `tiny_root` is one, of (root folder, streams, kind and settings of each stream's tokenizer)."""
+    return _run
+
+
 def _run(root: Path, streams: dict[str, Any], tokenizers: dict[str, tuple[StageKind, StageSettings]]) -> Path:
     from worldloom.stages import encode_dataset, make_shapes
     from worldloom.stages.artifact import execute

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from worldloom.world_model.example import Run
 
 QUERIES = 128  # of a block
-KEPT = 2048  # longest document whose probabilities are kept for the way back; those of longer ones are computed again
+# Bytes of probabilities that a layer keeps for the way back, for each of its positions: about as much as all else that it keeps at a width
+# of 384. Those beyond, of long documents, are computed again, so that memory grows linearly with a document's length.
+KEPT = 16 << 10
 
 
 class Attention(Protocol):
@@ -53,7 +55,8 @@ def _attention(qkv: Tensor, kv_heads: int, runs: Sequence[Run], scale: float | N
 
 class _BlockedAttention(torch.autograd.Function):
     """softmax(scale q k) v by batched products, a block of queries at a time, so that what a causal block cannot see is never
-    computed. On CPUs twice as fast as torch's kernel in bf16, most of all on the way back. Memory grows linearly with a document's length.
+    computed. On CPUs twice as fast as torch's kernel in bf16, most of all on the way back. Memory grows linearly with a document's length:
+    of the blocks' probabilities, the first that fit a budget are kept.
     """
 
     @staticmethod
@@ -61,7 +64,7 @@ class _BlockedAttention(torch.autograd.Function):
         N, heads, E = qkv.shape
         H = heads - 2 * kv_heads
         out = qkv.new_empty(N, H, E)
-        kept, first = list[Tensor](), 0
+        kept, left, first = list[Tensor | None](), KEPT * N, 0
         for run in runs:
             last = first + run.documents * run.length
             query, key, value = (_gather(x, run.documents, kv_heads) for x in torch.split(qkv[first:last], [H, kv_heads, kv_heads], dim=1))
@@ -71,8 +74,8 @@ class _BlockedAttention(torch.autograd.Function):
             for begin, end, reach in _query_blocks(run):
                 p = _probabilities(_rows(query, begin, end) @ key[:, :reach].transpose(1, 2), end - begin, run.causal)
                 mixed[:, :, begin:end] = (p @ value[:, :reach]).view(*mixed.shape[:2], end - begin, E)
-                if run.length <= KEPT:
-                    kept.append(p)
+                left -= p.nbytes
+                kept.append(p if left >= 0 else None)
             _scatter(out[first:last], mixed, run.documents, kv_heads)
             first = last
         ctx.save_for_backward(*kept)
@@ -94,7 +97,9 @@ class _BlockedAttention(torch.autograd.Function):
             d_key, d_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))  # sums over the blocks
             for begin, end, reach in _query_blocks(run):
                 d_out, asked = _rows(d_mixed, begin, end), _rows(query, begin, end)
-                p = next(kept) if run.length <= KEPT else _probabilities(asked @ key[:, :reach].transpose(1, 2), end - begin, run.causal)
+                p = next(kept)
+                if p is None:
+                    p = _probabilities(asked @ key[:, :reach].transpose(1, 2), end - begin, run.causal)
                 # In fp32 inside, whatever the type.
                 d_scores = torch._softmax_backward_data(d_out @ value[:, :reach].transpose(1, 2), p, -1, p.dtype)
                 d_query[:, :, begin:end] = (d_scores @ key[:, :reach]).view(*query.shape[:2], end - begin, E)

@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 from functools import cache
@@ -18,7 +19,8 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("kernels.c")
 # Sums may be taken in another order than they are written in, or they would not vectorise. Not -ffast-math: linked into a library, that
 # changes how the whole process rounds the smallest numbers.
-_FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno")
+_X86 = ("-mprefer-vector-width=512",)  # compilers for other processors refuse it
 _SUMS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
 _MOST_WIDTH = 512  # of a head, as in kernels.c
 _log = logging.getLogger(__name__)
@@ -94,10 +96,11 @@ def compiled() -> Kernels | None:
     if compiler is None or not processor.is_file():
         return None
     flags = next((line for line in processor.read_text(encoding="utf-8").splitlines() if line.startswith(("flags", "Features"))), "")
-    made_of = (_SOURCE.read_bytes(), repr((*_FLAGS, *_SUMS)).encode(), compiler.encode(), flags.encode())
+    made_of = (_SOURCE.read_bytes(), repr(_options()).encode(), compiler.encode(), flags.encode())
     name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:32]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldloom"
     try:
+        # Path.home() raises RuntimeError for a user who has none.
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldloom"
         library = folder / f"kernels-{name}.so"
         if not library.is_file():
             _compile(compiler, library)
@@ -107,13 +110,19 @@ def compiled() -> Kernels | None:
         return None
 
 
+def _options() -> tuple[str, ...]:
+    """What the compiler is told, here."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    return (*_FLAGS, *(_X86 if x86 else ()), *_SUMS)
+
+
 def _compile(compiler: str, library: Path) -> None:
     """Others may be compiling the same: each into a file of its own, and the last name is a link that either may set."""
     library.parent.mkdir(parents=True, exist_ok=True)
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
     try:
         subprocess.run(
-            [compiler, *_FLAGS, *_SUMS, "-o", str(unfinished), str(_SOURCE), "-lm"],
+            [compiler, *_options(), "-o", str(unfinished), str(_SOURCE), "-lm"],
             check=True,
             capture_output=True,
             timeout=60,

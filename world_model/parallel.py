@@ -2,7 +2,8 @@
 
 Each step predicts every hidden code of every row; of the N codes of a segment, floor(N cos(pi r / 2)) stay hidden after the share r of the
 steps, those whose log-probability, jolted by Gumbel noise that dies away, is lowest. A code that was kept never changes. Needs a model that
-learnt from hidden codes (see masked). A row's result is a function of its prompt and its seed, whatever else is in the batch.
+learnt from hidden codes (see masked). A row's draws are a function of its prompt and its seed. Its logits come of one pass over all rows:
+what else is in the batch may change their last bits, and so, in bfloat16, in rare cases a code.
 
 Of a stream on the clock, the codes of all steps are one segment; other streams of the clock may be given, and are seen before and behind.
 """
@@ -21,6 +22,7 @@ from worldloom.world_model.grammar import BEFORE, BETWEEN, Grammar
 from worldloom.world_model.next_token import uniform
 from worldloom.world_model.sampling import Hear, Rules, choose
 from worldloom.world_model.transformer import WorldModel
+from worldloom.world_model.vocabulary import CodeStream
 from worldloom.world_model.weave import weave_one
 
 _CODE, _ORDER = 0xC0DE, 0x0DE4  # what a draw is for
@@ -43,6 +45,7 @@ def fill_in(
     guidance: float = 1.0,
     order: Order = "confidence",
     given: Sequence[Mapping[str, np.ndarray]] | None = None,
+    lengths: Sequence[int | None] | None = None,
     hear: Hear | None = None,
 ) -> list[np.ndarray]:
     """Each prompt (<bos> and whole segments) with one more segment, of its stream in `streams`, and <eos>; int64 tokens.
@@ -50,8 +53,8 @@ def fill_in(
     `given`: for every row, codes of other streams of the clock, woven into the steps of its stream.
     `temperature`, `top_k` and `top_p` as in sampling. `order`: which codes are kept first, the surest, any, or those in front; `jolt`
     scales the noise on the surest (4.5 in the paper), 0 keeps the likeliest. `guidance` s takes u + s (c - u), for logits c in sight of
-    the prompt and u without it. `hear` is called with every row after each step. ValueError for a stream whose length varies: nobody
-    would know how many codes to hide.
+    the prompt and u without it. `lengths`: codes of every row's segment, which must be said where a stream's length varies, or nobody
+    would know how many to hide; None for one of fixed shape. `hear` is called with every row after each step.
     """
     if not len(prompts) == len(streams) == len(seeds):
         raise ValueError(
@@ -66,7 +69,8 @@ def fill_in(
     beside = [{}] * len(prompts) if given is None else given
     if not prompts:
         return []
-    rows = [_Row(grammar, *each) for each in zip(prompts, streams, seeds, beside, strict=True)]
+    long = [None] * len(prompts) if lengths is None else lengths
+    rows = [_Row(grammar, *each) for each in zip(prompts, streams, seeds, beside, long, strict=True)]
     for step in range(steps):
         seen = _hidden(decoder, [row.tokens for row in rows])
         free = None if guidance == 1 else _hidden(decoder, [row.alone() for row in rows])
@@ -123,17 +127,30 @@ _FIRST: dict[str, Callable[[_Kept], np.ndarray]] = {
 }
 
 
+def _length_of(stream: CodeStream, asked: int | None) -> int:
+    """Codes of a segment."""
+    least, most = max(stream.min_length, 1), stream.max_length
+    if asked is None and not stream.fixed:
+        raise ValueError(
+            f"segments of {stream.name!r} differ in length, so they are written token by token; ask for a stream of a fixed shape, or say "
+            f"how many codes it has, 1 to {most}"
+        )
+    if asked is not None and not least <= asked <= most:
+        rule = f"{most}" if stream.fixed else f"1 to {most}"
+        raise ValueError(f"a segment of {stream.name!r} has {rule} codes, and {asked} are asked for")
+    return most if asked is None else asked
+
+
 class _Row:
     """One sample, whole from the first: what is not yet known is hidden."""
 
-    def __init__(self, grammar: Grammar, prompt: np.ndarray, stream: str, seed: int, given: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, grammar: Grammar, prompt: np.ndarray, stream: str, seed: int, given: Mapping[str, np.ndarray], length: int | None
+    ) -> None:
         ids = grammar.vocabulary
         self.number = ids.index(stream)
         about = ids.streams[self.number]
-        if not about.fixed:
-            raise ValueError(
-                f"segments of {stream!r} differ in length, so they are written token by token; ask for a stream of a fixed shape"
-            )
+        self.codes = _length_of(about, length)
         clock = ids.clock.streams if ids.clock is not None else ()
         if given and not {stream, *given} <= {*clock}:
             raise ValueError(f"only streams of one clock stand beside each other; {stream} and {', '.join(given)} do not")
@@ -141,16 +158,17 @@ class _Row:
         state = grammar.follow(ids.own(prompt).tolist())
         if state.stream != BETWEEN or self.number not in grammar.openable(state) or (stream in clock and state.step != BEFORE):
             raise ValueError(f"<{stream}> may not open behind this prompt: it is there already, or a segment is still open")
-        codes = {**given, stream: np.zeros(about.max_length, np.int64)}
+        codes = {**given, stream: np.zeros(self.codes, np.int64)}
         woven = weave_one(grammar, [(name, codes[name]) for name in grammar.arranged(list(codes))])
         self.tokens = np.concatenate([prompt, woven.tokens[1:]])
-        self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)  # where its codes stand
+        # Where its codes stand; where the length varies, the closing token behind them is one of the same choice.
+        self.at = len(prompt) - 1 + np.flatnonzero(woven.legal == self.number)[: self.codes]
         self.tokens[self.at] = ids.mask
-        self.prompted, self.codes, self.levels, self.seed = len(prompt), about.max_length, about.levels, seed
+        self.prompted, self.levels, self.seed = len(prompt), about.levels, seed
         self.first = np.append(ids.unseen, ids.bos)
-        self.known = np.zeros(about.max_length, bool)
-        self._drawn = np.zeros(about.max_length, np.int64)
-        self._sure = np.zeros(about.max_length)
+        self.known = np.zeros(self.codes, bool)
+        self._drawn = np.zeros(self.codes, np.int64)
+        self._sure = np.zeros(self.codes)
 
     def alone(self) -> np.ndarray:
         """The same without the prompt's segments, and nothing seen."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.load import World
 from worldloom.world_model.transformer import Shape, WorldModel
-from worldloom.world_model.vocabulary import Vocabulary
+from worldloom.world_model.vocabulary import BOS, EOS, MASK, PAD, Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 
 # Ours -> theirs, outside the blocks and inside each; matrices that are one of ours and several of theirs stand in _SPLIT.
 _TOP = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "output": "lm_head.weight"}
@@ -156,8 +156,16 @@ def longest(vocabulary: Vocabulary) -> int:
 
 
 def _spans(vocabulary: Vocabulary) -> dict[str, Any]:
-    """First and last id + 1 of what a reader without our code needs: text, controls by name, every stream's codes."""
-    controls = {name: vocabulary.text_size + number for number, name in enumerate(vocabulary.controls)}
-    controls |= {f"<span-{number}>": vocabulary.sentinel(number) for number in range(vocabulary.sentinels)}
-    streams = {stream.name: [vocabulary.span(s).start, vocabulary.span(s).stop] for s, stream in enumerate(vocabulary.streams)}
-    return {"text": [0, vocabulary.text_size], "controls": controls, "streams": streams}
+    """What a reader without our code needs: first and last id + 1 of the texts' pieces, of every stream's codes and of the sentinels.
+
+    And the ids of controls, those of streams apart from the others, since a stream may well be called mask.
+    """
+    numbers = {stream.name: s for s, stream in enumerate(vocabulary.streams)}
+    return {
+        "text": [0, vocabulary.text_size],
+        "controls": {BOS: vocabulary.bos, EOS: vocabulary.eos, PAD: vocabulary.pad, MASK: vocabulary.mask},
+        "opens": {name: vocabulary.indicator(s) for name, s in numbers.items()},
+        "closes": {name: vocabulary.closing(s) for name, s in numbers.items()},
+        "streams": {name: [vocabulary.span(s).start, vocabulary.span(s).stop] for name, s in numbers.items()},
+        "sentinels": [vocabulary.size - vocabulary.sentinels, vocabulary.size],
+    }

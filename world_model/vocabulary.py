@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.world_model.reserved import refuse_reserved
+
 BOS, EOS, PAD, MASK = "<bos>", "<eos>", "<pad>", "<mask>"
 TEXT = "text"
 
@@ -127,6 +129,7 @@ class Vocabulary:
         names = [stream.name for stream in self.streams]
         if len(set(names)) < len(names):
             raise ValueError(f"streams must have different names, got {names}")
+        refuse_reserved(names)
         for stream in self.streams:
             if stream.kind == TEXT and stream.codebook_size > self.text_size:
                 raise ValueError(f"text stream {stream.name!r} has {stream.codebook_size} pieces, the text span only {self.text_size}")

@@ -1,4 +1,4 @@
-"""What is served, found by what the command line names: a run, a stage of one, or the folder of a tokenizer."""
+"""What is served, found by what the command line names: a run, a stage of one, an exported world, or the folder of a tokenizer."""
 
 import json
 import re
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from worldloom.pipeline.locate import locate
 from worldloom.stages.artifact import Artifact
-from worldloom.stages.settings import NAME
+from worldloom.stages.exported import is_export, read_export
+from worldloom.stages.settings import NAME, dump
 
 
 class TokenizerPlace(NamedTuple):
@@ -32,7 +33,7 @@ class Served(NamedTuple):
     """Places alone: nothing is opened yet."""
 
     tokenizers: tuple[TokenizerPlace, ...]
-    world: Path | None  # the artifact of a world model
+    world: Path | None  # the artifact of a world model, or an exported one
     encoders: tuple[EncoderPlace, ...]
     runs: tuple[Path, ...]  # as they were named
 
@@ -44,8 +45,12 @@ def find_served(names: Sequence[str]) -> Served:
     encoders: dict[str, EncoderPlace] = {}
     runs: list[Path] = []
     for name in names:
-        found = _tokenizer(name)
-        if found is None:
+        if is_export(Path(name)):
+            worlds.append(Path(name).resolve())
+            places = _of_export(worlds[-1])
+        elif found := _tokenizer(name):
+            places = [found]
+        else:
             run = Path(name)
             artifacts = [Artifact.open(folder) for folder in locate(run).artifacts.values() if (folder / "DONE.json").is_file()]
             places = _of_run(artifacts)
@@ -55,17 +60,13 @@ def find_served(names: Sequence[str]) -> Served:
                     name = _name(artifact.name)
                     encoders.setdefault(name, EncoderPlace(name, artifact.folder, _features_of(artifact, artifacts)))
             runs.append(run)
-        else:
-            places = [found]
         for place in places:
             if tokenizers.setdefault(place.name, place) != place:
                 raise ValueError(
                     f"{tokenizers[place.name].folder} and {place.folder} would both be called {place.name}; serve them by two services"
                 )
     if len(worlds) > 1:
-        raise ValueError(
-            f"there are {len(worlds)} world models ({', '.join(f.parent.name for f in worlds)}); one is served: name one run of one"
-        )
+        raise ValueError(f"there are {len(worlds)} world models ({', '.join(map(str, worlds))}); one is served: name one run of one")
     if not tokenizers and not encoders:
         raise ValueError(f"there is no finished tokenizer in {', '.join(names)}; run the pipeline, it goes on where it stopped")
     return Served(tuple(tokenizers.values()), worlds[0] if worlds else None, tuple(encoders.values()), tuple(runs))
@@ -103,6 +104,12 @@ def _of_run(artifacts: Sequence[Artifact]) -> list[TokenizerPlace]:
         if made.folder / "tokenizer" not in bound:
             places.setdefault(_name(made.name), TokenizerPlace(_name(made.name), made.folder / "tokenizer", made.name, None))
     return list(places.values())
+
+
+def _of_export(folder: Path) -> list[TokenizerPlace]:
+    """By the names of the streams that they encode."""
+    streams = read_export(folder).streams
+    return [TokenizerPlace(name, folder / place.tokenizer, None, dump(place.stream)) for name, place in streams.items()]
 
 
 def _features_of(encoder: Artifact, others: Sequence[Artifact]) -> Path | None:

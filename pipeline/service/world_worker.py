@@ -20,9 +20,9 @@ from worldloom.pipeline.service.contract import ActionInfo, GenerateRequest, Rol
 from worldloom.pipeline.service.errors import ServiceError, not_found
 from worldloom.pipeline.service.reading import content_of
 from worldloom.pipeline.service.values import as_file, shown
-from worldloom.stages.artifact import Artifact
 from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
-from worldloom.stages.open_world import Choosing, open_world
+from worldloom.stages.open_export import open_folder
+from worldloom.stages.open_world import Choosing
 from worldloom.stages.oracles import ACTION_NAMES
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.rollouts import Step, beginning, clock_of
@@ -84,10 +84,9 @@ class SessionInfo(NamedTuple):
 class WorldWorker:
     """Safe for several threads."""
 
-    def __init__(self, artifact: Path, most_sessions: int, session_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.world = open_world(Artifact.open(Path(artifact)))
-        self.name = Path(artifact).parent.name
-        self.fingerprint = Artifact.open(Path(artifact)).fingerprint
+    def __init__(self, folder: Path, most_sessions: int, session_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        """`folder`: an artifact, or an exported world."""
+        self.world, self.name, self.fingerprint = open_folder(Path(folder))
         self.most_sessions, self.session_seconds, self._now = most_sessions, session_seconds, now
         self._turns = _Turns()
         self._sessions: dict[str, _Session] = {}

@@ -12,6 +12,7 @@ from worldloom.pipeline.problems import ConfigError
 from worldloom.pipeline.profiles import Profile
 from worldloom.stages.make_shapes import MakeShapes
 from worldloom.stages.settings import ImageStream, TextStream
+from worldloom.world_model.reserved import RESERVED
 
 GOOD = """\
 name: small
@@ -54,6 +55,12 @@ def test_a_file_gives_stages_with_typed_settings_and_the_streams_of_the_file():
 def test_without_profiles_the_defaults_hold():
     text = GOOD[: GOOD.index("profiles:")]
     assert parse_pipeline(text).profile(None) == Profile()
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_stream_with_a_name_that_means_something_else_is_refused(name):
+    (problem,) = refused(GOOD.replace("  caption: {kind: text}", f"  caption: {{kind: text}}\n  {name}: {{kind: text}}"))
+    assert re.search(rf"p\.yaml:3: streams: .*no stream can be called {name}: .* call it {name}s, or something else", problem)
 
 
 def test_an_unknown_profile_is_refused_with_the_nearest_name():

@@ -73,6 +73,24 @@ def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_
 
 
 @pytest.mark.usefixtures("knows_hidden")
+def test_words_of_a_length_asked_for_are_filled_in_too(tiny_root: Path, tiny_world: Artifact, tmp_path: Path) -> None:
+    world = open_world.open_world(tiny_world)
+    choosing = open_world.Choosing(fill_steps=2, fill_lengths={"words": 3})
+    (made,) = world.sample([{}], ["words", "view"], [5], choosing)
+    assert {segment.stream: len(segment.codes) for segment in world.grammar.parse(made.tokens)} == {"words": 3, "view": 4}
+    (sample,) = sample_command(
+        tiny_root, want=["words", "view"], out=tmp_path, seed=5, fill_steps=2, fill_lengths={"words": 3}, temperature=1.0
+    )
+    assert sample.texts["words"] == made.values["words"]
+    for options, message in (
+        ({"fill_lengths": {"words": 3}}, r"fill-length \(words\) says .* say in how many steps, with fill-steps"),
+        ({"fill_lengths": {"": 3}, "fill_steps": 2}, "fill-length is given for '', which is not written; write STREAM=CODES, of words"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_command(tiny_root, want=["words"], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("knows_hidden")
 def test_hidden_codes_are_settled_in_the_order_asked_for(tiny_root: Path, tmp_path: Path) -> None:
     def made(number: int, **options: Any) -> np.ndarray:
         (sample,) = sample_command(tiny_root, want=["view"], out=tmp_path / f"{number}.png", seed=3, temperature=1.0, **options)

@@ -31,7 +31,7 @@ def alone(x: Tensor) -> Tensor:
     return torch.cat(mixed)
 
 
-@pytest.fixture(params=[(512, 128), (512, 2), (0, 2), (4, 3)], ids=["one block", "kept", "computed again", "both"])
+@pytest.fixture(params=[(512, 128), (512, 2), (0, 2), (60, 3)], ids=["one block", "kept", "computed again", "both"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "KEPT", request.param[0])
     monkeypatch.setattr(attention, "QUERIES", request.param[1])
@@ -77,6 +77,31 @@ def test_no_documents_give_nothing_by_either_way() -> None:
         made.sum().backward()
 
 
+def kept_bytes(length: int, heads: int = 16) -> int:
+    """What one document leaves for the way back, forward in fp32."""
+    sizes: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        sizes[x.data_ptr()] = x.nbytes
+        return x
+
+    x = torch.randn((length, heads + 2, 2), requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        PackedAttention((Run(1, length),))(0, x, 1)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("length", [64, 512, 1024, 2048])
+def test_as_it_is_set_a_layer_keeps_no_more_for_a_position_of_a_long_document_than_of_a_short_one(length: int) -> None:
+    of_position = 4 * 2 * (16 + 2)  # bytes of its queries, key and value
+    assert kept_bytes(length) <= length * (attention.KEPT + of_position)
+
+
+def test_without_a_budget_what_is_kept_grows_with_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "KEPT", 1 << 40)
+    assert kept_bytes(1024) > 3 * kept_bytes(512) > 512 * 3 * (16 << 10)
+
+
 class Largest(TorchDispatchMode):
     """The elements of the largest tensor that any operation made."""
 
@@ -90,7 +115,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_nothing_grows_with_the_square_of_a_documents_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "KEPT", 8)
+    """At the budget that is shipped; blocks are smaller, or 128 positions would be one."""
     monkeypatch.setattr(attention, "QUERIES", 8)
 
     def largest(length: int) -> int:

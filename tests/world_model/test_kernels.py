@@ -1,8 +1,12 @@
 """The compiled kernels against the formulas in float64, and the world without them."""
 
+import logging
+import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +143,37 @@ def test_where_they_cannot_be_made_there_are_none(anew: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
     assert compiled() is None
     assert not list(anew.rglob("*.so")) and not list(anew.rglob("*.tmp"))
+
+
+def test_without_a_home_there_are_none_and_nothing_is_raised(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "cc")
+    monkeypatch.setattr(Path, "home", nobody)
+    compiled.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO):
+            assert compiled() is None
+    finally:
+        compiled.cache_clear()
+    assert "sampling goes on without compiled kernels: Could not determine home directory" in caplog.text
+
+
+@pytest.mark.parametrize(("machine", "told"), [("x86_64", True), ("aarch64", False), ("ppc64le", False)])
+def test_only_compilers_for_x86_are_told_how_wide_vectors_are(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, machine: str, told: bool
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> None:
+        asked.append(command)
+        raise OSError("not compiled here")
+
+    monkeypatch.setattr(shutil, "which", lambda name: "cc")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert compiled() is None
+    (command,) = asked
+    assert ("-mprefer-vector-width=512" in command) == told and "-march=native" in command

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from worldloom.world_model.example import Run, runs_of
+from worldloom.world_model.masked import masked
 from worldloom.world_model.next_token import next_token, uniform
 from worldloom.world_model.weave import Codes, Woven, weave
 
@@ -140,6 +141,70 @@ def test_the_order_of_documents_changes_nothing_and_packed_equals_one_by_one(wor
     for rows in ([there], [np.array([n]) for n in range(12)], [there[:5], there[5:]]):
         for got, wanted in zip(total_and_gradients(rows), packed, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+class DenseAttention:
+    """Every position against every other, of all rows at once, with one mask: its own row, up to itself, and nothing that is padding."""
+
+    def __init__(self, there_BT):
+        B, T = there_BT.shape
+        row, place = torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
+        self.seen = (row[:, None] == row) & (place[:, None] >= place) & there_BT.flatten()
+
+    def __call__(self, layer, qkv, kv_heads):
+        heads = qkv.shape[1] - 2 * kv_heads
+        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        key, value = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
+        scores = torch.einsum("qhe,khe->hqk", query, key) / qkv.shape[2] ** 0.5
+        # What is padding sees its own row, or its softmax would be of nothing.
+        seen = self.seen | torch.eye(len(qkv), dtype=torch.bool)
+        return torch.einsum("hqk,khe->qhe", scores.masked_fill(~seen, -torch.inf).softmax(-1), value)
+
+
+def padded_loss(worlds, model, woven, everywhere):
+    """Documents as rows of one length, a dense mask, and the softmax written out: over all ids `everywhere`, or over the legal ones."""
+    documents = [torch.from_numpy(tokens) for tokens in worlds.documents_of(woven)]
+    tokens_BT = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=worlds.IDS.pad)
+    there_BT = torch.arange(tokens_BT.shape[1]) < torch.from_numpy(woven.lengths)[:, None]
+    B, T = tokens_BT.shape
+    hidden = model(tokens_BT.flatten(), torch.arange(T).repeat(B), DenseAttention(there_BT))
+    logits_BTV = torch.nn.functional.linear(hidden, model.output).view(B, T, -1)
+    total = hidden.new_zeros(())
+    for row, tokens in enumerate(documents):
+        logits, labels = logits_BTV[row, : len(tokens) - 1], tokens[1:]
+        if not everywhere:
+            logits = logits.masked_fill(~worlds.legal_masks(tokens.numpy())[1:], -torch.inf)
+        total = total + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return total
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["softmax over legal ids", "softmax over all ids"])
+def test_packed_equals_padded_with_a_dense_mask_to_a_millionth(worlds, everywhere):
+    woven, model = worlds.some_documents(9), worlds.tiny_model().double()
+    assert len(set(woven.lengths.tolist())) > 3
+    example = next_token(woven, worlds.GRAMMAR, np.arange(9), seed=1, full_share=float(everywhere), legality=1.0)
+    found = []
+    for loss in (model.losses(example).total, padded_loss(worlds, model, woven, everywhere)):
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+    for packed, padded in zip(*found, strict=True):
+        assert packed.dtype == torch.float64
+        torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [next_token, masked])
+def test_a_documents_loss_does_not_depend_on_a_row_of_embeddings_of_another(worlds, objective):
+    model = worlds.tiny_model()
+    example = objective(worlds.some_documents(9), worlds.GRAMMAR, np.arange(9), seed=1)
+    # Every position has an embedding of its own, so that documents share none.
+    rows = model.embedding.detach()[example.inputs].requires_grad_()
+    model.embedding = torch.nn.Parameter(rows)
+    for document in example.segments.unique():
+        mine = example.segments == document
+        alone = example._replace(inputs=torch.arange(len(rows)), weights=example.weights * mine)
+        model.zero_grad()
+        model.losses(alone).total.backward()
+        there = model.embedding.grad.abs().sum(1) != 0
+        assert there[mine].any() and not there[~mine].any()
 
 
 def test_being_legal_counts_as_if_all_labels_had_the_softmax_over_all_ids_or_as_often_as_is_asked(worlds):

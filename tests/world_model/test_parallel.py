@@ -161,8 +161,25 @@ def test_codes_kept_once_never_change(worlds, monkeypatch):
         assert (before[known] == after[known]).all() and (after == mask).sum() < (before == mask).sum()
 
 
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_a_stream_of_varying_length_is_filled_in_at_the_length_asked_for(worlds, length):
+    given, streams, long = prompts(worlds)[:2], ["sound", "frame"], [length, None]
+    made = fill_in(worlds.tiny_model(), worlds.GRAMMAR, given, streams, seeds=[1, 2], steps=3, lengths=long)
+    for tokens, before, stream, codes in zip(made, given, streams, (length, 6), strict=True):
+        assert tokens[: len(before)].tolist() == before.tolist()
+        last = worlds.GRAMMAR.parse(tokens)[-1]
+        assert last.stream == stream and len(last.codes) == codes
+
+
 def test_what_cannot_be_filled_in_is_refused(worlds):
     model, given = worlds.tiny_model(), prompts(worlds)
+    for want, length, message in (
+        ("sound", 5, "a segment of 'sound' has 1 to 4 codes, and 5 are asked for"),
+        ("sound", 0, "has 1 to 4 codes, and 0 are"),
+        ("frame", 5, "a segment of 'frame' has 6 codes, and 5 are asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fill_in(model, worlds.GRAMMAR, given[1:2], [want], seeds=[1], lengths=[length])
     for want, message in ((["caption"], "segments of 'caption' differ in length"), (["sound"], "differ in length")):
         with pytest.raises(ValueError, match=message):
             fill_in(model, worlds.GRAMMAR, given[1:2], want, seeds=[1])

@@ -162,7 +162,18 @@ def test_it_comes_back_with_its_vocabulary_and_grammar(worlds, tmp_path: Path) -
         assert torch.equal(back.model.state_dict()[name], value), name
     spans = json.loads((tmp_path / "worldloom.json").read_text())["spans"]
     assert spans["text"] == [0, 13] and spans["streams"]["frame"] == [worlds.IDS.span(1).start, worlds.IDS.span(1).stop]
-    assert spans["controls"]["<frame>"] == worlds.IDS.indicator(1)
+    assert spans["opens"]["frame"] == worlds.IDS.indicator(1) and spans["closes"]["frame"] == worlds.IDS.closing(1)
+
+
+@pytest.mark.parametrize("name", ["mask", "eos", "span-0"])
+def test_a_stream_may_be_called_like_a_control(tmp_path: Path, name: str) -> None:
+    ids = Vocabulary.of({name: {"kind": "image", "codebook_size": 5, "shape": [2]}}, sentinels=2)
+    save_qwen3(tmp_path, random_model(Shape(ids.size, width=8, depth=1, heads=2, kv_heads=1, ff=8, head_width=4)), Grammar(ids))
+    spans = json.loads((tmp_path / "worldloom.json").read_text())["spans"]
+    assert spans["controls"] == {"<bos>": 0, "<eos>": 1, "<pad>": 2, "<mask>": 3}
+    assert (spans["opens"], spans["closes"], spans["streams"]) == ({name: 4}, {name: 5}, {name: [6, 11]})
+    assert spans["sentinels"] == [11, 13]
+    assert load_qwen3(tmp_path).vocabulary == ids
 
 
 def test_the_names_are_a_bijection(worlds) -> None:
@@ -179,7 +190,7 @@ def test_another_folder_is_refused(worlds, tmp_path: Path) -> None:
     save_qwen3(tmp_path, model, worlds.GRAMMAR)
     meaning = json.loads((tmp_path / "worldloom.json").read_text())
     (tmp_path / "worldloom.json").write_text(json.dumps({**meaning, "format": 9}))
-    with pytest.raises(ValueError, match="has format 9, expected 1; export the world again"):
+    with pytest.raises(ValueError, match="has format 9, expected 2; export the world again"):
         load_qwen3(tmp_path)
     (tmp_path / "worldloom.json").unlink()
     with pytest.raises(ValueError, match=r"is no exported world: its model_type is 'qwen3', and worldloom\.json is missing"):

@@ -104,6 +104,22 @@ def test_thirty_two_rows_that_each_want_something_else_are_thirty_two_batches_of
     assert len({tuple(row) for row in together}) > 6
 
 
+def test_at_a_width_of_128_thirty_two_long_prompts_in_bfloat16_are_thirty_two_batches_of_one() -> None:
+    """Prompts of 67 to 83 tokens, several of each length, so that the cache grows and prompts of one length share a pass."""
+    ids = Vocabulary((code_stream("words", "text", 50, max_length=80), code_stream("view", "image", 60, shape=(4, 4))), 50)
+    grammar, generator = Grammar(ids), torch.Generator().manual_seed(5)
+    wide = WorldModel(Shape(ids.size, width=128, depth=3, heads=4, kv_heads=2, ff=192, head_width=32), generator).eval()
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.normal_(0, 0.25, generator=generator)
+    decoder, drawn = Decoder(wide, torch.bfloat16), np.random.default_rng(5)
+    prompts = [prompt(grammar, [("words", drawn.integers(50, size=64 + row % 6 * 3))]) for row in range(32)]
+    together = generate(decoder, grammar, prompts, ["view"], seeds=[0] * 32, temperature=0).tokens
+    for one, made in zip(prompts, together, strict=True):
+        assert generate(decoder, grammar, [one], ["view"], seeds=[0], temperature=0).tokens[0].tolist() == made.tolist()
+    assert len({tuple(row[-18:]) for row in together}) > 24
+
+
 def test_each_stream_has_its_own_temperature_and_limits(model: WorldModel) -> None:
     def segments(seed: int, **rules: Any) -> dict[str, list[int]]:
         (made,) = generate(model, GRAMMAR, [PROMPTS[0]], ["words", "view"], seeds=[seed], **rules)

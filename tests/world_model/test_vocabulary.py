@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worldloom.world_model.next_token import FULL, ORDER
 from worldloom.world_model.vocabulary import Vocabulary, code_stream
 
 STREAMS = {
@@ -65,6 +66,12 @@ def test_an_empty_codebook_is_refused():
 def test_two_streams_of_one_name_are_refused():
     with pytest.raises(ValueError, match="different names"):
         Vocabulary((code_stream("x", "image", 5, [2]), code_stream("x", "image", 5, [2])), 0)
+
+
+@pytest.mark.parametrize("name", [ORDER, FULL, "next_token", "masked", "span"])
+def test_a_stream_with_a_name_that_means_something_else_is_refused(name):
+    with pytest.raises(ValueError, match=f"no stream can be called {name}: .* in weights, temperatures and metrics; call it {name}s, or"):
+        Vocabulary((code_stream(name, "image", 5, [2]),), 0)
 
 
 def test_a_text_stream_larger_than_the_text_span_is_refused():
