@@ -33,6 +33,8 @@ def test_an_exported_world_is_sampled_from_in_place_of_its_run(tiny_root: Path, 
     assert one == other
     with pytest.raises(ValueError, match="is an exported world, so there is no stage 'world' in it; leave out --stage"):
         sample_command(tmp_path / "hf", caption="a red circle", out=tmp_path / "x.png", stage="world")
+    with pytest.raises(ValueError, match="is an exported world, which holds no tokens; leave out --tokens"):
+        sample_command(tmp_path / "hf", caption="a red circle", out=tmp_path / "x.png", tokens="tokens")
     with pytest.raises(ConfigError, match="is an exported world, which sample and serve take; this command needs the run"):
         locate(tmp_path / "hf")
 

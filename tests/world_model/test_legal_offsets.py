@@ -30,7 +30,7 @@ def test_a_world_becomes_legal_by_itself_and_what_it_draws_under_the_grammar_sta
     mass_after, among_after = log_masses(worlds, model, others)
     torch.testing.assert_close(among_after, among_before, atol=1e-5, rtol=1e-4)
     # It has learnt nothing, so little of where it stands shows in its hidden states.
-    assert mass_after.mean().exp() > 3 * mass_before.mean().exp()
+    assert mass_after.mean().exp() > 2 * mass_before.mean().exp()
     assert found == pytest.approx([float(mass.mean().exp()) for mass in (mass_before, mass_after)], abs=0.05)
 
 
