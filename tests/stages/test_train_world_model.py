@@ -309,7 +309,7 @@ def test_longer_and_longer_rows_go_on_anywhere(tokens, tmp_path, at):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ({"row_length": 12}, "a row has 12; set row_length to at least 13"),
+        ({"row_length": 11}, "the shortest sample of 'train' makes 12 tokens, a row has 11; set row_length to at least 12"),
         ({"rows": 3}, r"rows \(3\) cannot be shared by 2 training workers"),
         ({"weights": {"sound": 0.5}}, r"weights for \['sound'\]"),
     ],
