@@ -39,7 +39,8 @@ class Turn(NamedTuple):
     `losses` are summed and differentiated; gradients are *averaged* over the ranks, so a loss is this rank's mean over an equal
     share, or `world_size * sum / global count`. `losses` (as loss/<name>) and `metrics` are logged as means over ranks and steps,
     `counts` of this rank ("tokens", "pictures") as totals and per second. `step` False keeps the gradients for the player's next
-    turn: that is how a learner splits a batch that does not fit.
+    turn: that is how a learner splits a batch that does not fit. `unjudged` is the part of the losses whose weight grows during the
+    training: where it leaps, nothing is wrong.
     """
 
     player: str
@@ -47,6 +48,7 @@ class Turn(NamedTuple):
     metrics: Mapping[str, Tensor | float | Mean] = {}
     counts: Mapping[str, int] = {}
     step: bool = True
+    unjudged: Tensor | float = 0.0
 
     def detached(self) -> "Turn":
         """The same numbers, without what their gradients need."""
@@ -54,7 +56,8 @@ class Turn(NamedTuple):
             name: Mean(detached(metric.total), detached(metric.weight)) if isinstance(metric, Mean) else detached(metric)
             for name, metric in self.metrics.items()
         }
-        return self._replace(losses={name: loss.detach() for name, loss in self.losses.items()}, metrics=metrics)
+        losses = {name: loss.detach() for name, loss in self.losses.items()}
+        return self._replace(losses=losses, metrics=metrics, unjudged=detached(self.unjudged))
 
 
 def detached(value: Tensor | float) -> Tensor | float:

@@ -52,7 +52,7 @@ class SpikeGuard:
     def note(self, turn: Turn, loss: Tensor) -> None:
         """A turn that was taken. Nothing is read from the device yet."""
         each = 1 / dist.get_world_size()
-        self._pending.append(("loss", loss.detach() * each, each if turn.step else 0.0))
+        self._pending.append(("loss", (loss.detach() - turn.unjudged) * each, each if turn.step else 0.0))
         for name, metric in turn.metrics.items():
             if name.startswith("loss/") and isinstance(metric, Mean):
                 total = torch.as_tensor(metric.total, dtype=torch.float64, device=loss.device).detach()

@@ -144,8 +144,16 @@ class WorldModelLearner:
                 other = metrics.get(series)
                 metrics[series] = Mean(nats, labels) if other is None else Mean(other.total + nats, other.weight + labels)
         name = next(iter(examples)) if len(examples) == 1 else "all"
-        losses = {name: found.total * (ranks / weight if weight else 0.0)}
-        return Turn(self.players[0].name, losses, metrics, {"tokens": predicted, "operations": self.model.operations(example)}, step=last)
+        share = ranks / weight if weight else 0.0
+        losses = {name: found.total * share}
+        return Turn(
+            self.players[0].name,
+            losses,
+            metrics,
+            {"tokens": predicted, "operations": self.model.operations(example)},
+            last,
+            found.legality * share,
+        )
 
 
 def _over_ranks(values: Tensor, device: torch.device) -> Tensor:

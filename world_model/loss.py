@@ -27,23 +27,25 @@ class Losses(NamedTuple):
     total: Tensor  # fp32 scalar: the sum over positions of weight x cross-entropy
     sums: Tensor  # fp32 [choices]: the sum of the cross-entropy for every choice, weights, smoothing and `legality` left out
     counts: Tensor  # int64 [choices]: positions of every choice
+    legality: Tensor  # fp32 scalar: what of `total` is there because being legal counts more than once
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, choices: Sequence[Choice], weights: Tensor) -> Losses:
     """The loss of `hidden` [N, D] under the output layer `weight` [V, D]; `weights` [N] is what a position counts."""
-    total, sums = _CrossEntropy.apply(hidden, weight, tuple(choices), weights, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    total, sums, legality = _CrossEntropy.apply(hidden, weight, tuple(choices), weights, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     counts = torch.tensor([len(choice.places) for choice in choices], dtype=torch.int64)
-    return Losses(total, sums, counts)
+    return Losses(total, sums, counts, legality)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, choices: tuple[Choice, ...], weights: Tensor, with_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=wide)
         sums = hidden.new_zeros(len(choices), dtype=wide)
+        legality = torch.zeros_like(total)
         d_hidden = torch.zeros_like(hidden) if with_gradient else None
         d_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else None
         for number, choice in enumerate(choices):
@@ -67,7 +69,9 @@ class _CrossEntropy(torch.autograd.Function):
                 parts = list(parts_of(choice, at, at + len(places))) if choice.legality != 1 else []
                 among = [_among(log_p_nC[rows], legal, labels[rows]) for rows, legal in parts]
                 if among:
-                    ce_n1 = ce_n1 - (choice.legality - 1) * torch.cat([log_p_n1 for log_p_n1, _ in among])
+                    more_n1 = (1 - choice.legality) * torch.cat([log_p_n1 for log_p_n1, _ in among])
+                    legality += (more_n1 * weights_n1).sum()
+                    ce_n1 = ce_n1 + more_n1
                 total += (ce_n1 * weights_n1).sum()
                 if d_hidden is None or d_weight is None:
                     continue
@@ -89,11 +93,11 @@ class _CrossEntropy(torch.autograd.Function):
                     waiting.clear()
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(sums)
-        return total, sums
+        ctx.mark_non_differentiable(sums, legality)
+        return total, sums, legality
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return (d_hidden * d_total).to(d_hidden.dtype), (d_weight * d_total).to(ctx.weight_dtype), None, None, None
 

@@ -113,3 +113,13 @@ def test_what_leapt_alone_must_be_surpassed_by_half_for_long():
     with pytest.raises(Spike):
         for step in range(LEAST + 504, LEAST + 507):
             see(guard, step, 4.6)
+
+
+def test_a_part_of_the_loss_that_is_not_judged_may_leap():
+    guard = calm()
+    for step in range(LEAST, LEAST + 5):
+        guard.note(Turn("model", {}, unjudged=torch.tensor(3.0)), torch.tensor(4.0))
+        guard.end_step(step, {"at": step})
+    with pytest.raises(Spike):
+        for step in range(LEAST + 5, LEAST + 9):
+            see(guard, step, 4.0)

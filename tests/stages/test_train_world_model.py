@@ -265,6 +265,10 @@ def test_being_legal_counts_more_from_a_step_on(tokens):
         late = Legality(3.0, begin=5).of(example, step)
         assert {choice.legality for choice in late.choices if choice.legal} == {counts}
         assert {choice.legality for choice in late.choices if not choice.legal} == {1.0}
+    model = WorldModel(shape_of(settings().model, grammar.vocabulary.size), torch.Generator().manual_seed(1))
+    once, late = (model.losses(Legality(3.0, begin=5).of(example, step)) for step in (4, 5))
+    assert float(once.legality) == 0 < float(late.legality)
+    assert float((late.total - once.total).detach()) == pytest.approx(float(late.legality), rel=1e-5)
 
 
 def test_the_loss_can_be_a_mean_over_streams(tokens):
