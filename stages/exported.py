@@ -8,7 +8,6 @@ from pydantic import Field, ValidationError
 from worldloom.stages.settings import Settings, Stream
 
 STREAMS = "streams.json"
-FORMAT = 1
 
 
 class ExportedStream(Settings):
@@ -21,7 +20,7 @@ class ExportedStream(Settings):
 class Exported(Settings):
     """Everything that the model's own files do not say."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str  # of the stage that trained it
     fingerprint: str  # of that stage
     objectives: tuple[str, ...]

@@ -131,8 +131,8 @@ class TokenBatches:
 
     def _lengths_of_documents(self) -> NDArray[np.int64]:
         """[samples] tokens of each with all that it has."""
-        codes = np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1)
-        return codes.astype(np.int64) + 2 + self.grammar.vocabulary.ahead
+        codes: NDArray[np.int64] = np.where(self._lengths > 0, self._lengths + self._around, 0).sum(axis=1, dtype=np.int64)
+        return codes + 2 + self.grammar.vocabulary.ahead
 
     def _fitting(self, documents: NDArray[np.int64], shares: Sequence[Share], leave_longer: bool) -> list[_Part]:
         """The samples of each set that are learnt from; sets without one are none."""

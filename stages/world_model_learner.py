@@ -28,14 +28,14 @@ Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
 class Legality(NamedTuple):
-    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `count` times."""
+    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `times`."""
 
-    count: float = 1.0
+    times: float = 1.0
     begin: int = 0
 
     def of(self, example: Example, step: int) -> Example:
         """The example as it counts at `step`."""
-        count = self.count if step >= self.begin else 1.0
+        count = self.times if step >= self.begin else 1.0
         return example._replace(choices=tuple(choice._replace(legality=count) if choice.legal else choice for choice in example.choices))
 
 

@@ -56,7 +56,7 @@ def fit_legal_offsets(model: WorldModel, examples: Iterable[tuple[Example, Tenso
     offsets_GD = torch.zeros(int(set_V.max()) + 1, labels.hidden.shape[1], device=set_V.device)
     before = _surprise(offsets_GD, labels)
     _minimise(offsets_GD, labels)
-    model.output += offsets_GD[set_V].to(model.output.dtype)
+    model.output.add_(offsets_GD[set_V].to(model.output.dtype))
     return LegalMass(*(float((-nats).exp()) for nats in (before, _surprise(offsets_GD, labels))))
 
 
@@ -111,5 +111,5 @@ def _minimise(offsets_GD: Tensor, labels: _Labels) -> None:
         return float(value.detach())
 
     offsets_GD.requires_grad_()
-    search.step(loss)
+    search.step(loss)  # type: ignore[no-untyped-call]
     offsets_GD.requires_grad_(False)
