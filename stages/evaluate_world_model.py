@@ -78,7 +78,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=5,
+    version=6,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -16,7 +16,7 @@ from worldloom.stages.dataset import Dataset
 from worldloom.stages.evaluate_world_model import FILLING
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, Reading, View
-from worldloom.stages.settings import Stream
+from worldloom.stages.settings import ActionStream, Stream
 from worldloom.stages.streams import kind_of
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Example
@@ -122,10 +122,20 @@ def answerable(world: OpenWorld, oracle: Oracle | None, fill_steps: int) -> tupl
     to streams of fixed shape.
     """
     ids = world.vocabulary
-    found = directions(world.held, oracle, None if fill_steps else ids.clock)
+    found = directions(judged(world, oracle), oracle, None if fill_steps else ids.clock)
     if "next_token" in world.objectives:
         return found
     return tuple(pair for pair in found if fill_steps and ids.streams[ids.index(pair.target)].fixed)
+
+
+def judged(world: OpenWorld, oracle: Oracle | None) -> dict[str, str]:
+    """Kind of every stream that the dataset has and the oracle, where there is one, could read: of actions what was done, no rewards."""
+    about = world.dataset.streams
+    return {
+        name: kind
+        for name, kind in world.held.items()
+        if oracle is None or not isinstance(about[name], ActionStream) or about[name].role == "action"
+    }
 
 
 def directions(streams: Mapping[str, str], oracle: Oracle | None, clock: Clock | None = None) -> tuple[Direction, ...]:

@@ -18,6 +18,7 @@ from worldloom.stages.evaluation import (
     distinct,
     dream,
     fill_steps_of,
+    judged,
     kept,
     pick_samples,
     row_seed,
@@ -154,7 +155,11 @@ def _varied(world: OpenWorld, pair: Direction, settings: "EvaluateWorldModel") -
 
 
 def _kept(world: OpenWorld, splits: list[str], oracle: Oracle, settings: "EvaluateWorldModel") -> dict[tuple[str, str], float]:
-    found = {(split, name): kept(world, split, name, oracle, settings.prompts, settings.seed) for split in splits for name in world.held}
+    found = {
+        (split, name): kept(world, split, name, oracle, settings.prompts, settings.seed)
+        for split in splits
+        for name in judged(world, oracle)
+    }
     return {place: share for place, share in found.items() if share is not None}
 
 

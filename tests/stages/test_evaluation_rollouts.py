@@ -1,6 +1,7 @@
 """Rolled-out worlds measured: one that knows what comes is right at every horizon, one that never learnt is not."""
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.dream_env import DreamEnv
 from worldloom.stages.evaluate_world_model import EvaluateWorldModel
-from worldloom.stages.evaluation import directions
+from worldloom.stages.evaluation import directions, judged
 from worldloom.stages.evaluation_card import evaluation_card
 from worldloom.stages.evaluation_figures import figures_of, measure
 from worldloom.stages.evaluation_rollouts import can_roll, roll_out
@@ -102,6 +103,13 @@ def test_directions_on_one_clock_go_forwards_only(world, tiny_world):
     assert {("push", "clip"), ("clip", "sound"), ("push", "sound"), ("words", "clip"), ("sound", "words")} <= pairs
     assert not {("clip", "push"), ("sound", "clip"), ("sound", "push")} & pairs
     assert can_roll(world) and not can_roll(open_world(tiny_world))
+
+
+def test_an_oracle_of_actions_is_not_asked_about_rewards(world):
+    streams = {**world.dataset.streams, "push": world.dataset.streams["push"].model_copy(update={"role": "reward"})}
+    other = SimpleNamespace(held=world.held, dataset=SimpleNamespace(streams=streams))
+    assert {*judged(world, ORACLES["shapes"])} - {*judged(other, ORACLES["shapes"])} == {"push"}
+    assert judged(other, None) == world.held
 
 
 def test_the_whole_evaluation_has_the_rollouts_figures_curves_and_clips(world, tmp_path):
