@@ -45,7 +45,11 @@ def world(request, tiny_root):
 def test_the_last_checkpoint_of_a_world_is_the_world(world):
     kept, there = open_world(world), world_at(begun(world), 4)
     for name, tensor in kept.model.state_dict().items():
-        assert torch.equal(tensor, there.model.state_dict()[name]), name
+        if name == "output":  # to which the world has added one vector for each set of ids
+            added = (tensor - there.model.state_dict()[name]).round(decimals=3)
+            assert len(added.unique(dim=0)) < len(added) / 2
+        else:
+            assert torch.equal(tensor, there.model.state_dict()[name]), name
     assert there.grammar.vocabulary == kept.grammar.vocabulary
     one, other = (each.sample([{"words": "a red circle"}], ["view"], [3], Choosing())[0] for each in (kept, there))
     assert one.tokens.tolist() == other.tokens.tolist()

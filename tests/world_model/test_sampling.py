@@ -114,9 +114,9 @@ def test_at_a_width_of_128_thirty_two_long_prompts_in_bfloat16_are_thirty_two_ba
             parameter.normal_(0, 0.25, generator=generator)
     decoder, drawn = Decoder(wide, torch.bfloat16), np.random.default_rng(5)
     prompts = [prompt(grammar, [("words", drawn.integers(50, size=64 + row % 6 * 3))]) for row in range(32)]
-    together = generate(decoder, grammar, prompts, ["view"], seeds=[0] * 32, temperature=0).tokens
+    together = generate(decoder, grammar, prompts, ["view"], seeds=[0] * 32, temperature=0)
     for one, made in zip(prompts, together, strict=True):
-        assert generate(decoder, grammar, [one], ["view"], seeds=[0], temperature=0).tokens[0].tolist() == made.tolist()
+        assert generate(decoder, grammar, [one], ["view"], seeds=[0], temperature=0)[0].tolist() == made.tolist()
     assert len({tuple(row[-18:]) for row in together}) > 24
 
 
