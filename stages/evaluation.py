@@ -131,11 +131,8 @@ def answerable(world: OpenWorld, oracle: Oracle | None, fill_steps: int) -> tupl
 def judged(world: OpenWorld, oracle: Oracle | None) -> dict[str, str]:
     """Kind of every stream that the dataset has and the oracle, where there is one, could read: of actions what was done, no rewards."""
     about = world.dataset.streams
-    return {
-        name: kind
-        for name, kind in world.held.items()
-        if oracle is None or not isinstance(about[name], ActionStream) or about[name].role == "action"
-    }
+    rewards = {name for name, stream in about.items() if isinstance(stream, ActionStream) and stream.role != "action"}
+    return {name: kind for name, kind in world.held.items() if oracle is None or name not in rewards}
 
 
 def directions(streams: Mapping[str, str], oracle: Oracle | None, clock: Clock | None = None) -> tuple[Direction, ...]:
