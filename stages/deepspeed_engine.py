@@ -3,6 +3,7 @@
 DeepSpeed is imported when the first engine is made, never before: that takes seconds, and it binds its device then.
 """
 
+import atexit
 import logging
 import math
 import os
@@ -185,7 +186,15 @@ def gather_gang(worker: Worker) -> None:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         else:
             dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
+        if backend == "gloo":
+            atexit.register(_leave_gang)
     assert dist.get_world_size() == worker.world_size, "the process group and the worker disagree about the number of ranks"
+
+
+def _leave_gang() -> None:
+    """Ends gloo's threads while Python still runs: one that lets go of a tensor later than that aborts the whole process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device() -> torch.device:

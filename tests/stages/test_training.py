@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldloom.stages import checkpoint, metrics, spike_guard, tallies, training
+from worldloom.stages.deepspeed_engine import gather_gang
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.training import Before, learning_rate_share, train
@@ -581,6 +583,18 @@ def test_a_rank_that_hangs_ends_all_of_them_and_says_where(gang: Callable[..., N
     assert _newest_step(tmp_path) == 3
 
 
+def test_a_rank_may_end_while_its_gang_is_still_summing(gang: Callable[..., None]) -> None:
+    gang(__file__, "ends at once")
+
+
+def _end_at_once() -> None:
+    gather_gang(Worker(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])))
+    for _ in range(20):
+        tensor = torch.ones(300_000)
+        tensor.known_to = "Python"  # type: ignore[attr-defined]
+        dist.all_reduce(tensor, async_op=True)
+
+
 def _sleep(batch: Tensor, step: int) -> Iterator[Turn]:
     time.sleep(1_000)
     yield from ()
@@ -627,6 +641,8 @@ def _job(
         save_file({name: value.detach().clone() for name, value in learner.module.state_dict().items()}, Path(out) / "weights")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "ends at once":
+    _end_at_once()
+elif __name__ == "__main__":
     for job in json.loads(sys.argv[1]):
         _job(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), **job)
