@@ -53,7 +53,7 @@ class Dinov2Pair(nn.Module):
 
     def forward(self, wide: Tensor, narrow: Tensor | None, hidden: Tensor, freeze_last: bool) -> Said:
         """The student's of views [G B, ...] with `hidden` patches, bool [G B, N], and of local views [L B, ...]."""
-        seen = self.encoder.several([wide] if narrow is None else [wide, narrow], [hidden, None])
+        seen = self.encoder.several([wide], [hidden]) if narrow is None else self.encoder.several([wide, narrow], [hidden, None])
         return _said(self.head, self.patch_head, [each.pooled for each in seen], seen[0].tokens[hidden], len(wide) // 2, freeze_last)
 
     @torch.no_grad()
