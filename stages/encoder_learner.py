@@ -146,11 +146,11 @@ class SupervisedLearner(EncoderLearner):
 
 
 class SimMimLearner(EncoderLearner):
-    """L1 on hidden pixels."""
+    """Hidden pixels."""
 
     def __init__(self, encoder: ViT | Swin, about: SimMim, side: int, recipe: Recipe) -> None:
         self.encoder, self.about, self.recipe = encoder, about, recipe
-        self.module = self.model = SimMIM(encoder, torch.Generator().manual_seed(recipe.seed + 1))
+        self.module = self.model = SimMIM(encoder, torch.Generator().manual_seed(recipe.seed + 1), about.error)
         self.view = View(side, (about.crop_from, 1.0), about.flip)
         self.grid = encoder.patches.grid(side, side)
         self.players = (recipe.player(self.module),)

@@ -1,10 +1,10 @@
-"""SimMIM (arXiv:2111.09886): hidden patches are drawn again by one linear map, and judged by L1 on hidden pixels alone.
+"""SimMIM (arXiv:2111.09886): hidden patches are drawn again by one linear map, and judged on hidden pixels alone.
 
 B batch, C channels, H x W pixels, N patches, D width, s stride: pixels along the side of what a token of the last grid stands for.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from worldloom.world_model.encoders.swin import Swin
 from worldloom.world_model.encoders.vit import ViT
 
 UNIT, RATIO = 32, 0.6  # pixels along the side of what is hidden or not, and the share that is (section 3.2)
+
+Error = Literal["l1", "smooth_l1", "l2"]  # section 4.1.4
+ERRORS = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss}
 
 
 class Redrawn(NamedTuple):
@@ -26,12 +29,12 @@ class Redrawn(NamedTuple):
 class SimMIM(nn.Module):
     """An encoder with a mask token and a linear head to s x s pixels; class tokens and registers are dropped before the head."""
 
-    def __init__(self, encoder: ViT | Swin, generator: torch.Generator | None = None) -> None:
+    def __init__(self, encoder: ViT | Swin, generator: torch.Generator | None = None, error: Error = "l1") -> None:
         """The head is drawn from `generator`: N(0, 0.02), cut at two."""
         super().__init__()
         if encoder.mask_token is None:
             raise ValueError("masked image modelling needs an encoder with a mask token; set mask_token")
-        self.encoder, self.stride = encoder, encoder.stride
+        self.encoder, self.stride, self.error = encoder, encoder.stride, error
         self.channels = encoder.patches.weight.shape[1]
         self.head = nn.Linear(encoder.width, self.channels * self.stride**2)
         with torch.no_grad():
@@ -44,7 +47,7 @@ class SimMIM(nn.Module):
         H, W = pixels.shape[-2:]
         h, w = -(-H // self.stride), -(-W // self.stride)
         drawn = F.pixel_shuffle(self.head(tokens).transpose(1, 2).reshape(len(tokens), -1, h, w), self.stride)[..., :H, :W]
-        return Redrawn(masked_l1(pixels, drawn, self.hidden_pixels(hidden, H, W)), drawn)
+        return Redrawn(masked_error(pixels, drawn, self.hidden_pixels(hidden, H, W), self.error), drawn)
 
     def hidden_pixels(self, hidden: Tensor, height: int, width: int) -> Tensor:
         """bool [B, N] -> float [B, 1, H, W], 1 where a pixel is hidden."""
@@ -53,9 +56,9 @@ class SimMIM(nn.Module):
         return places.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :height, :width]
 
 
-def masked_l1(pixels: Tensor, drawn: Tensor, mask: Tensor) -> Tensor:
-    """Sum of |x - y| over hidden pixels, by their number (`mask` is [B, 1, H, W], so the channels are divided by, too)."""
-    return ((pixels - drawn).abs() * mask).sum() / (mask.sum() + 1e-5) / pixels.shape[1]
+def masked_error(pixels: Tensor, drawn: Tensor, mask: Tensor, error: Error = "l1") -> Tensor:
+    """Sum of the errors of hidden pixels, by their number (`mask` is [B, 1, H, W], so the channels are divided by, too)."""
+    return (ERRORS[error](drawn, pixels, reduction="none") * mask).sum() / (mask.sum() + 1e-5) / pixels.shape[1]
 
 
 def hide_units(batch: int, grid: tuple[int, int], unit: int, ratio: float, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """SimMIM against transformers' masked-image models, and the laws of its masks and loss."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from worldloom.world_model.encoders.build import build_encoder
 from worldloom.world_model.encoders.settings import VitSettings
-from worldloom.world_model.encoders.simmim import SimMIM, hide_units, masked_l1
+from worldloom.world_model.encoders.simmim import Error, SimMIM, hide_units, masked_error
 from worldloom.world_model.encoders.transformers_layout import load_transformers
 
 
@@ -61,11 +62,15 @@ def test_masks_hide_whole_units_and_as_many_as_the_ratio_says(grid: tuple[int, i
         assert torch.equal(units.repeat_interleave(unit, 0).repeat_interleave(unit, 1)[: grid[0], : grid[1]], mask)
 
 
-def test_of_nothing_drawn_the_loss_is_the_mean_of_hidden_pixels() -> None:
-    x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("error", "of"), [("l1", abs), ("l2", lambda far: far**2), ("smooth_l1", lambda far: far**2 / 2 if abs(far) < 1 else abs(far) - 0.5)]
+)
+def test_the_loss_is_the_mean_error_of_hidden_pixels(error: Error, of: Callable[[float], float]) -> None:
+    x, y = torch.randn(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     mask = (torch.rand(2, 1, 4, 6, generator=torch.Generator().manual_seed(1)) < 0.5).float()
-    expected = x.abs()[mask.expand_as(x) == 1].mean()
-    torch.testing.assert_close(masked_l1(x, torch.zeros_like(x), mask), expected, rtol=1e-5, atol=1e-6)
+    far = (x - y)[mask.expand_as(x) == 1].tolist()
+    expected = torch.tensor(sum(map(of, far)) / len(far))
+    torch.testing.assert_close(masked_error(x, y, mask, error), expected, rtol=1e-5, atol=1e-6)
 
 
 def model() -> tuple[SimMIM, Tensor, Tensor]:
@@ -83,7 +88,7 @@ def test_the_encoder_does_not_see_what_is_hidden_and_visible_pixels_are_not_judg
     assert torch.equal(made(x, hidden).pixels, made(changed, hidden).pixels)
     drawn = made(x, hidden).pixels.detach().requires_grad_()
     pixels = made.hidden_pixels(hidden, 6, 8)
-    masked_l1(x, drawn, pixels).backward()
+    masked_error(x, drawn, pixels).backward()
     assert drawn.grad is not None
     assert not drawn.grad[pixels.expand_as(x) == 0].any() and drawn.grad[pixels.expand_as(x) == 1].all()
 
