@@ -237,8 +237,7 @@ def _train(
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
     shares = objectives(settings.objectives, settings.full_share, settings.weights)
-    often = settings.legality or (1 / settings.full_share if settings.full_share else 1.0)
-    legality = Legality(often, round(settings.legality_from * settings.steps))
+    legality = Legality(settings.legality, round(settings.legality_from * settings.steps))
     learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream", legality)
     return train(learner, settings, batches, out, worker, out.name, before)
 

@@ -28,14 +28,18 @@ Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
 class Legality(NamedTuple):
-    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `times`."""
+    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `times`; None: as if all
+    labels had that softmax, which is how an objective leaves it.
+    """
 
-    times: float = 1.0
+    times: float | None = 1.0
     begin: int = 0
 
     def of(self, example: Example, step: int) -> Example:
         """The example as it counts at `step`."""
         count = self.times if step >= self.begin else 1.0
+        if count is None:
+            return example
         return example._replace(choices=tuple(choice._replace(legality=count) if choice.legal else choice for choice in example.choices))
 
 
