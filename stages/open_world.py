@@ -23,6 +23,7 @@ from worldloom.stages.rollouts import Policy, Step, beside, rollout
 from worldloom.stages.settings import Settings
 from worldloom.stages.sights import Sights
 from worldloom.stages.streams import kind_of
+from worldloom.stages.train_world_model import ObjectiveName
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.grammar import Grammar, IllegalToken
@@ -93,7 +94,7 @@ class OpenWorld:
     tokenizers: Mapping[str, Tokenizer]
     tokens: Tokens
     dataset: Dataset
-    objectives: tuple[str, ...] = ("next_token",)  # that the model was trained with
+    objectives: tuple[ObjectiveName, ...] = ("next_token",)  # that the model was trained with
     sight: Sight | None = None  # where it sees something
 
     @cached_property
