@@ -114,7 +114,7 @@ class OpenWorld:
     @property
     def streams(self) -> dict[str, str]:
         """Kind of every stream that the world writes, by name."""
-        return {stream.name: stream.kind for stream in self.vocabulary.streams if stream.name in self.grammar.streams}
+        return {stream.name: stream.kind for stream in self.vocabulary.streams}
 
     def prompts(self, given: Sequence[Mapping[str, Any]]) -> list[NDArray[np.int64]]:
         """The tokens of rows of values, by stream, in the rows' own order and without <eos>; ValueError for what the world cannot read.

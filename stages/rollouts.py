@@ -138,7 +138,7 @@ def beside(
         top_k=choosing.top_k,
         top_p=choosing.top_p,
     )
-    lengths = {name: (known.steps_of(ids.index(name)), ids.streams[ids.index(name)].step_length) for name in names}
+    lengths = {name: (ids.streams[ids.index(name)].steps, ids.streams[ids.index(name)].step_length) for name in names}
     told = {name: np.stack([row[name] for row in given]).reshape(len(given), *lengths[name]) for name in given[0]}
     found: dict[str, list[NDArray[np.int64]]] = {name: [] for name in names}
     for step in range(max(steps for steps, _ in lengths.values())):
