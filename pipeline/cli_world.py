@@ -36,8 +36,12 @@ def sample(
     ] = None,
     guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,
     fill_steps: Annotated[
-        int, typer.Option("--fill-steps", help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--fill-steps",
+            help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token; by default as the world learnt",
+        ),
+    ] = None,
     fill_order: Annotated[
         Literal["confidence", "random", "raster"] | None,
         typer.Option(

@@ -40,7 +40,7 @@ def sample_command(
     scale: int = 1,
     stage: str | None = None,
     give: Mapping[str, str] | None = None,
-    fill_steps: int = 0,
+    fill_steps: int | None = None,
     fill_order: Literal["confidence", "random", "raster"] | None = None,
     infill: Mapping[str, Sequence[int]] | None = None,
     see: Path | None = None,
@@ -62,9 +62,13 @@ def sample_command(
     asked = caption is not None or image is not None or see is not None or bool(give)
     if temperature is None:
         temperature = {}
-    _check(count, temperature, top_k, top_p, guidance, scale)
-    _check_filling(fill_steps, fill_order, fill_lengths, infill, want, guidance)
+    _check(count, temperature, top_k, top_p, guidance, scale, fill_steps or 0)
+    if infill and (want is not None or fill_steps or guidance != 1):
+        raise ValueError("infill writes codes of what is given anew, token by token as learnt; leave out want, fill-steps and guidance")
     world = find_world(run, stage, tokens)
+    if not infill:
+        fill_steps = world.fill_steps_of(fill_steps)
+    _check_filling(fill_steps or 0, fill_order, fill_lengths)
     from worldloom.stages.open_world import SEEN, Choosing
 
     given = _given(world, caption, image, give or {})
@@ -126,6 +130,7 @@ def _check(
     top_p: float | Mapping[str, float],
     guidance: float,
     scale: int,
+    fill_steps: int,
 ) -> None:
     for name, value, rule, holds in (
         ("count", count, "at least 1", count >= 1),
@@ -134,29 +139,19 @@ def _check(
         *(("top-p", each, "above 0 and at most 1", 0 < each <= 1) for each in _each(top_p)),
         ("guidance", guidance, "at least 0", guidance >= 0),
         ("scale", scale, "from 1 to 64", 1 <= scale <= 64),
+        ("fill-steps", fill_steps, "at least 0 (token by token)", fill_steps >= 0),
     ):
         if not holds:
             raise ValueError(f"{name} must be {rule}, got {value}")
 
 
-def _check_filling(
-    fill_steps: int,
-    fill_order: str | None,
-    fill_lengths: Mapping[str, int] | None,
-    infill: Mapping[str, Sequence[int]] | None,
-    want: Sequence[str] | None,
-    guidance: float,
-) -> None:
-    if fill_steps < 0:
-        raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
+def _check_filling(fill_steps: int, fill_order: str | None, fill_lengths: Mapping[str, int] | None) -> None:
     if fill_order is not None and not fill_steps:
         raise ValueError(f"fill-order ({fill_order}) says which hidden codes are settled first; say in how many steps, with fill-steps")
     if fill_lengths and not fill_steps:
         raise ValueError(
             f"fill-length ({', '.join(fill_lengths)}) says how many hidden codes are settled; say in how many steps, with fill-steps"
         )
-    if infill and (want is not None or fill_steps or guidance != 1):
-        raise ValueError("infill writes codes of what is given anew, token by token as learnt; leave out want, fill-steps and guidance")
 
 
 def _holed(given: Mapping[str, Any], infill: Mapping[str, Sequence[int]]) -> list[str]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from worldloom.stages.dataset import Dataset
-from worldloom.stages.evaluate_world_model import FILLING
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, Reading, View
 from worldloom.stages.settings import ActionStream, Stream
@@ -95,21 +94,6 @@ class Bits(NamedTuple):
     # Geometric mean over tokens of the probability that the model, without grammar, gives to what is legal; None where no next token was
     # learnt.
     legal_mass: float | None
-
-
-def fill_steps_of(world: OpenWorld, asked: int | None) -> int:
-    """In how many steps a world writes what is of fixed shape, 0 token by token; None leaves that to what it learnt.
-
-    ValueError for a way of writing that it did not learn.
-    """
-    if asked is None:
-        return FILLING if "masked" in world.objectives and "next_token" not in world.objectives else 0
-    if ("masked" if asked else "next_token") not in world.objectives:
-        wanted, other = ("hidden codes", "so fill_steps must be 0") if asked else ("next tokens", "so it cannot write token by token")
-        raise ValueError(
-            f"fill_steps is {asked}, but this world learnt {', '.join(world.objectives)} and not {wanted}, {other}; leave fill_steps out"
-        )
-    return asked
 
 
 def answerable(world: OpenWorld, oracle: Oracle | None, fill_steps: int) -> tuple[Direction, ...]:

@@ -56,6 +56,7 @@ def rollout(
         raise ValueError(f"a rollout begins with {clock.streams[0]}; the context has only {', '.join(given)}")
     if choosing.guidance != 1 or choosing.fill_steps:
         raise ValueError("rollouts are written token by token as learnt; leave guidance at 1 and fill_steps at 0")
+    world.check_learnt_next_tokens("rollouts", "sample from it instead")
     codes = {name: _encoded(world, name, np.asarray(values)) for name, values in given.items()}
     rows = len(codes[clock.streams[0]])
     written = Rollout(

@@ -72,6 +72,20 @@ def test_codes_are_filled_in_within_a_few_steps_and_words_are_still_written_one_
         sample_command(tiny_root, out=tmp_path / "c", fill_steps=-1)
 
 
+def test_a_world_that_learnt_from_hidden_codes_alone_fills_them_in_unasked(
+    tiny_root: Path, tiny_world: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knows = dataclasses.replace(open_world.open_world(tiny_world), objectives=("masked",))
+    monkeypatch.setattr(open_world, "open_world", lambda *_: knows)
+    for name, options in (("a", {}), ("b", {"fill_steps": 12}), ("c", {"fill_order": "raster"})):
+        sample_command(tiny_root, caption=CAPTION, out=tmp_path / f"{name}.png", **options)  # type: ignore[arg-type]
+    assert (_pixels(tmp_path / "a.png") == _pixels(tmp_path / "b.png")).all()
+    with pytest.raises(ValueError, match="learnt masked and not next tokens, so it cannot write token by token; leave fill_steps out"):
+        sample_command(tiny_root, caption=CAPTION, out=tmp_path / "d.png", fill_steps=0)
+    with pytest.raises(ValueError, match="so it cannot write words token by token; say how many codes that gets"):
+        sample_command(tiny_root, image=tmp_path / "a.png")
+
+
 @pytest.mark.usefixtures("knows_hidden")
 def test_words_of_a_length_asked_for_are_filled_in_too(tiny_root: Path, tiny_world: Artifact, tmp_path: Path) -> None:
     world = open_world.open_world(tiny_world)
