@@ -9,80 +9,88 @@ import typer
 Number = TypeVar("Number", int, float)
 
 
+Infill = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--infill",
+        metavar="STREAM=FIRST:END",
+        help="write only these codes of what is given anew, counted from 0, END not among them; may be repeated",
+    ),
+]
+Temperature = Annotated[
+    list[str] | None,
+    typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25 for an answer, 1 from nothing; or STREAM=NUMBER"),
+]
+FillSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--fill-steps",
+        help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token; by default as the world learnt",
+    ),
+]
+FillOrder = Annotated[
+    Literal["confidence", "random", "raster"] | None,
+    typer.Option("--fill-order", help="with --fill-steps, which codes are settled first: the surest (by default), any, or those in front"),
+]
+FillLength = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fill-length", metavar="STREAM=CODES", help="with --fill-steps, so many codes of a stream whose length varies, such as a text"
+    ),
+]
+TopP = Annotated[
+    list[str] | None, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability; or STREAM=NUMBER")
+]
+TokensOf = Annotated[
+    str | None, typer.Option("--tokens", help="whose dataset and tokenizers, where the world learnt from several; the first by name")
+]
+
+
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="pipeline file, its root folder, the folder of one run or an exported world")],
     caption: Annotated[str | None, typer.Option("--caption", help="text to draw")] = None,
     image: Annotated[Path | None, typer.Option("--image", help="picture to describe")] = None,
     give: Annotated[list[str] | None, typer.Option("--give", metavar="STREAM=VALUE", help="another stream's text or file")] = None,
     want: Annotated[list[str] | None, typer.Option("--want", metavar="STREAM", help="streams to make; by default those not given")] = None,
-    infill: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--infill",
-            metavar="STREAM=FIRST:END",
-            help="write only these codes of what is given anew, counted from 0, END not among them; may be repeated",
-        ),
-    ] = None,
+    infill: Infill = None,
     out: Annotated[Path | None, typer.Option("--out", help="file.png (.wav, .json) or folder")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="samples")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="of every draw; the same one gives the same samples")] = 0,
-    temperature: Annotated[
-        list[str] | None,
-        typer.Option("--temperature", help="0 takes the likeliest token; by default 0.25 for an answer, 1 from nothing; or STREAM=NUMBER"),
-    ] = None,
+    temperature: Temperature = None,
     top_k: Annotated[list[str] | None, typer.Option("--top-k", help="0 takes all tokens; or STREAM=NUMBER")] = None,
-    top_p: Annotated[
-        list[str] | None, typer.Option("--top-p", help="takes the likeliest tokens that make up this probability; or STREAM=NUMBER")
-    ] = None,
+    top_p: TopP = None,
     guidance: Annotated[float, typer.Option("--guidance", help="how strongly what is given counts; 1 as learnt")] = 1.0,
-    fill_steps: Annotated[
-        int, typer.Option("--fill-steps", help="write pictures, clips and sounds in so many steps, by hidden codes; 0: token by token")
-    ] = 0,
-    fill_order: Annotated[
-        Literal["confidence", "random", "raster"] | None,
-        typer.Option(
-            "--fill-order", help="with --fill-steps, which codes are settled first: the surest (by default), any, or those in front"
-        ),
-    ] = None,
-    fill_length: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fill-length", metavar="STREAM=CODES", help="with --fill-steps, so many codes of a stream whose length varies, such as a text"
-        ),
-    ] = None,
+    fill_steps: FillSteps = None,
+    fill_order: FillOrder = None,
+    fill_length: FillLength = None,
     scale: Annotated[int, typer.Option("--scale", help="enlarge pictures so many times")] = 1,
     see: Annotated[Path | None, typer.Option("--see", help="picture that a world trained with `sees` is shown ahead of all")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="which world model, where a run has several")] = None,
-    tokens: Annotated[
-        str | None, typer.Option("--tokens", help="whose dataset and tokenizers, where the world learnt from several; the first by name")
-    ] = None,
+    tokens: TokensOf = None,
 ) -> None:
     """Ask a trained world: a caption gives a picture, a picture a caption, nothing gives everything."""
-    from worldloom.pipeline.sample import sample_command, sample_lines
+    from worldloom.pipeline.sample import Asked, sample_command, sample_lines
 
-    samples = sample_command(
-        run,
-        caption,
-        image,
-        want,
-        out,
-        seed,
-        count,
-        _numbers(temperature, "--temperature", float),
-        _numbers(top_k, "--top-k", int),
-        _numbers(top_p, "--top-p", float),
-        guidance,
-        scale,
-        stage,
-        pairs_of(give or (), "--give"),
-        fill_steps,
-        fill_order,
-        _places(infill or ()),
-        see,
-        tokens,
-        _numbers(fill_length, "--fill-length", int),
+    asked = Asked(
+        caption=caption,
+        image=image,
+        give=pairs_of(give or (), "--give"),
+        see=see,
+        want=want,
+        infill=_places(infill or ()),
+        out=out,
+        seed=seed,
+        count=count,
+        temperature=_numbers(temperature, "--temperature", float),
+        top_k=_numbers(top_k, "--top-k", int),
+        top_p=_numbers(top_p, "--top-p", float),
+        guidance=guidance,
+        fill_steps=fill_steps,
+        fill_order=fill_order,
+        fill_lengths=_numbers(fill_length, "--fill-length", int),
+        scale=scale,
     )
-    for line in sample_lines(samples):
+    for line in sample_lines(sample_command(run, asked, stage, tokens)):
         typer.echo(line)  # a world may say anything, brackets too: no markup
 
 

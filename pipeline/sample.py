@@ -3,7 +3,8 @@
 What is given and what is wanted are named by stream; `--caption` and `--image` are short for the first text and the first image stream.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -11,10 +12,56 @@ from worldloom.pipeline.found import find_world
 from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
 
 if TYPE_CHECKING:
-    from worldloom.stages.open_world import OpenWorld
+    from worldloom.stages.open_world import Choosing, OpenWorld
 
 SUFFIXES = (".png", ".wav", ".json")  # of pictures and clips, sounds, actions
 Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of a world, streams by name; ValueError for a number out of its range, and for wishes that exclude each other.
+
+    `temperature`, `top_k` and `top_p` are one for each stream named ("order" for the choice of streams), with that of all others under "".
+    """
+
+    caption: str | None = None  # for the first text stream
+    image: Path | None = None  # for the first image stream
+    give: Mapping[str, str] = field(default_factory=dict)  # by stream: text, or the path of a file
+    see: Path | None = None  # a picture that a world trained with `sees` is shown ahead of its tokens
+    want: Sequence[str] | None = None  # streams to write; None: those not given, or, with nothing given, as the model chooses
+    # By stream, the places of codes of what is given that are written anew, in sight of all others; these streams are then what is made.
+    infill: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    out: Path | None = None  # a file with the ending of its kind (numbered where there are several), or a folder, which gets texts, too
+    seed: int = 0  # of the first sample; each further one has the next
+    count: int = 1
+    temperature: Mapping[str, float] = field(default_factory=dict)
+    top_k: Mapping[str, int] = field(default_factory=dict)
+    top_p: Mapping[str, float] = field(default_factory=dict)
+    guidance: float = 1.0
+    fill_steps: int | None = None  # writes by hidden codes in so many steps; 0: token by token; None: as the world learnt
+    fill_order: Literal["confidence", "random", "raster"] | None = None  # None: confidence
+    fill_lengths: Mapping[str, int] = field(default_factory=dict)  # codes of streams of varying length, which are then filled in, too
+    scale: int = 1  # by which pictures are enlarged
+
+    def __post_init__(self) -> None:
+        for name, value, rule, holds in (
+            ("count", self.count, "at least 1", self.count >= 1),
+            *(("temperature", each, "at least 0", each >= 0) for each in self.temperature.values()),
+            *(("top-k", each, "at least 0 (0 takes all)", each >= 0) for each in self.top_k.values()),
+            *(("top-p", each, "above 0 and at most 1", 0 < each <= 1) for each in self.top_p.values()),
+            ("guidance", self.guidance, "at least 0", self.guidance >= 0),
+            ("scale", self.scale, "from 1 to 64", 1 <= self.scale <= 64),
+            ("fill-steps", self.fill_steps, "at least 0 (token by token)", self.fill_steps is None or self.fill_steps >= 0),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {rule}, got {value}")
+        if self.infill and (self.want is not None or self.fill_steps or self.guidance != 1):
+            raise ValueError("infill writes codes of what is given anew, token by token as learnt; leave out want, fill-steps and guidance")
+
+    @property
+    def from_nothing(self) -> bool:
+        return self.caption is None and self.image is None and self.see is None and not self.give
 
 
 class Sample(NamedTuple):
@@ -25,73 +72,27 @@ class Sample(NamedTuple):
     legal: bool
 
 
-def sample_command(
-    run: Path,
-    caption: str | None = None,
-    image: Path | None = None,
-    want: Sequence[str] | None = None,
-    out: Path | None = None,
-    seed: int = 0,
-    count: int = 1,
-    temperature: float | Mapping[str, float] | None = None,
-    top_k: int | Mapping[str, int] = 0,
-    top_p: float | Mapping[str, float] = 1.0,
-    guidance: float = 1.0,
-    scale: int = 1,
-    stage: str | None = None,
-    give: Mapping[str, str] | None = None,
-    fill_steps: int = 0,
-    fill_order: Literal["confidence", "random", "raster"] | None = None,
-    infill: Mapping[str, Sequence[int]] | None = None,
-    see: Path | None = None,
-    tokens: str | None = None,
-    fill_lengths: Mapping[str, int] | None = None,
-) -> list[Sample]:
-    """Writes `count` samples of the world in `run` (a pipeline file, its root folder, one of its runs, or an exported world) and says what
-    they are.
-
-    What is no text goes to `out`: a file name with the ending of its kind (numbered where there are several), or a folder, which then
-    gets the texts, too. `want` names the streams to write, by default those not given; with nothing given, the model itself chooses.
-    `give` holds values by stream name: text, or the path of a file. `see` is a picture that a world trained with `sees` is shown ahead of
-    its tokens. `temperature`, `top_k` and `top_p` are numbers, or one for each stream named ("order" for the choice of streams), with the
-    one of all others under "". `infill`: by stream, the places of codes of what is given that are written anew, in sight of all others;
-    these streams are then what is made, by a world that learnt spans. `tokens` as in open_world. `fill_lengths`: with `fill_steps`, by
-    stream, how many codes one of varying length gets, which is then written in those steps, too. ValueError or FileNotFoundError say what
-    is wrong and what to do.
+def sample_command(run: Path, asked: Asked, stage: str | None = None, tokens: str | None = None) -> list[Sample]:
+    """Writes what is asked of the world in `run` (a pipeline file, its root folder, one of its runs, or an exported world) and says what it
+    is; `tokens` as in open_world. ValueError or FileNotFoundError say what is wrong and what to do.
     """
-    asked = caption is not None or image is not None or see is not None or bool(give)
-    if temperature is None:
-        temperature = {}
-    _check(count, temperature, top_k, top_p, guidance, scale)
-    _check_filling(fill_steps, fill_order, fill_lengths, infill, want, guidance)
     world = find_world(run, stage, tokens)
-    from worldloom.stages.open_world import SEEN, Choosing
+    from worldloom.stages.open_world import SEEN
 
-    given = _given(world, caption, image, give or {})
-    wanted = _holed(given, infill) if infill else _wanted(world, given, want)
-    if unwritten := [name for name in fill_lengths or {} if name not in (wanted or ())]:
-        raise ValueError(
-            f"fill-length is given for {unwritten[0]!r}, which is not written; write STREAM=CODES, of {', '.join(wanted or ())}"
-        )
-    shown = given if see is None else {**given, SEEN: _seen(world, see)}
-    if out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
+    given = _given(world, asked)
+    wanted = _holed(given, asked.infill) if asked.infill else _wanted(world, given, asked.want)
+    if asked.out is None and any(world.streams[name] != "text" for name in wanted or world.streams):
         raise ValueError("say where what is no text goes: --out picture.png (or .wav, .json), or --out folder/")
-    choosing = Choosing(
-        temperature=_by_stream(world, temperature, ANSWERING if asked else DREAMING, "temperature"),
-        top_k=_by_stream(world, top_k, 0, "top-k"),
-        top_p=_by_stream(world, top_p, 1.0, "top-p"),
-        guidance=guidance,
-        fill_steps=fill_steps,
-        fill_order=fill_order or "confidence",
-        fill_lengths=dict(fill_lengths or {}),
-    )
-    seeds = [seed + number for number in range(count)]
-    if infill:
-        made, kept = world.infill([shown] * count, [infill] * count, seeds, choosing), {*given} - {*infill}
+    choosing = _choosing(world, asked, wanted or ())
+    shown = [given if asked.see is None else {**given, SEEN: _seen(world, asked.see)}] * asked.count
+    seeds = range(asked.seed, asked.seed + asked.count)
+    if asked.infill:
+        made = world.infill(shown, [asked.infill] * asked.count, seeds, choosing)
     else:
-        made, kept = world.sample([shown] * count, wanted, seeds, choosing), {*given}
+        made = world.sample(shown, wanted, seeds, choosing)
+    kept = {*given} - {*asked.infill}
     return [
-        _write(world, {name: value for name, value in one.values.items() if name not in kept}, out, number, count, scale, one.legal)
+        _write(world, asked, number, {name: value for name, value in one.values.items() if name not in kept}, one.legal)
         for number, one in enumerate(made)
     ]
 
@@ -105,58 +106,37 @@ def sample_lines(samples: Sequence[Sample]) -> list[str]:
     return lines
 
 
-def _by_stream(world: "OpenWorld", value: Number | Mapping[str, Number], otherwise: Number, option: str) -> dict[str, Number]:
+def _choosing(world: "OpenWorld", asked: Asked, wanted: Sequence[str]) -> "Choosing":
+    from worldloom.stages.open_world import Choosing
+
+    fill_steps = 0 if asked.infill else world.fill_steps_of(asked.fill_steps)
+    if asked.fill_order is not None and not fill_steps:
+        raise ValueError(
+            f"fill-order ({asked.fill_order}) says which hidden codes are settled first; say in how many steps, with fill-steps"
+        )
+    if asked.fill_lengths and not fill_steps:
+        raise ValueError(
+            f"fill-length ({', '.join(asked.fill_lengths)}) says how many hidden codes are settled; say in how many steps, with fill-steps"
+        )
+    if unwritten := [name for name in asked.fill_lengths if name not in wanted]:
+        raise ValueError(f"fill-length is given for {unwritten[0]!r}, which is not written; write STREAM=CODES, of {', '.join(wanted)}")
+    return Choosing(
+        temperature=_by_stream(world, asked.temperature, DREAMING if asked.from_nothing else ANSWERING, "temperature"),
+        top_k=_by_stream(world, asked.top_k, 0, "top-k"),
+        top_p=_by_stream(world, asked.top_p, 1.0, "top-p"),
+        guidance=asked.guidance,
+        fill_steps=fill_steps,
+        fill_order=asked.fill_order or "confidence",
+        fill_lengths=dict(asked.fill_lengths),
+    )
+
+
+def _by_stream(world: "OpenWorld", value: Mapping[str, Number], otherwise: Number, option: str) -> dict[str, Number]:
     """A value for every stream, and for their order."""
-    if not isinstance(value, Mapping):
-        value = {"": value}
     names: list[str] = [*world.streams, "order"]
     if unknown := sorted(set(value) - {*names, ""}):
         raise ValueError(f"{option} is given for {unknown[0]!r}; this world has {', '.join(names)}")
     return {name: value.get(name, value.get("", otherwise)) for name in names}
-
-
-def _each(value: Number | Mapping[str, Number]) -> Iterable[Number]:
-    return value.values() if isinstance(value, Mapping) else (value,)
-
-
-def _check(
-    count: int,
-    temperature: float | Mapping[str, float],
-    top_k: int | Mapping[str, int],
-    top_p: float | Mapping[str, float],
-    guidance: float,
-    scale: int,
-) -> None:
-    for name, value, rule, holds in (
-        ("count", count, "at least 1", count >= 1),
-        *(("temperature", each, "at least 0", each >= 0) for each in _each(temperature)),
-        *(("top-k", each, "at least 0 (0 takes all)", each >= 0) for each in _each(top_k)),
-        *(("top-p", each, "above 0 and at most 1", 0 < each <= 1) for each in _each(top_p)),
-        ("guidance", guidance, "at least 0", guidance >= 0),
-        ("scale", scale, "from 1 to 64", 1 <= scale <= 64),
-    ):
-        if not holds:
-            raise ValueError(f"{name} must be {rule}, got {value}")
-
-
-def _check_filling(
-    fill_steps: int,
-    fill_order: str | None,
-    fill_lengths: Mapping[str, int] | None,
-    infill: Mapping[str, Sequence[int]] | None,
-    want: Sequence[str] | None,
-    guidance: float,
-) -> None:
-    if fill_steps < 0:
-        raise ValueError(f"fill-steps must be at least 0 (token by token), got {fill_steps}")
-    if fill_order is not None and not fill_steps:
-        raise ValueError(f"fill-order ({fill_order}) says which hidden codes are settled first; say in how many steps, with fill-steps")
-    if fill_lengths and not fill_steps:
-        raise ValueError(
-            f"fill-length ({', '.join(fill_lengths)}) says how many hidden codes are settled; say in how many steps, with fill-steps"
-        )
-    if infill and (want is not None or fill_steps or guidance != 1):
-        raise ValueError("infill writes codes of what is given anew, token by token as learnt; leave out want, fill-steps and guidance")
 
 
 def _holed(given: Mapping[str, Any], infill: Mapping[str, Sequence[int]]) -> list[str]:
@@ -166,15 +146,15 @@ def _holed(given: Mapping[str, Any], infill: Mapping[str, Sequence[int]]) -> lis
     return list(infill)
 
 
-def _given(world: "OpenWorld", caption: str | None, image: Path | None, give: Mapping[str, str]) -> dict[str, Any]:
+def _given(world: "OpenWorld", asked: Asked) -> dict[str, Any]:
     """The values given, decoded, by stream."""
     given: dict[str, Any] = {}
-    if caption is not None:
-        given[_first(world, "text", "--caption")] = caption
-    if image is not None:
+    if asked.caption is not None:
+        given[_first(world, "text", "--caption")] = asked.caption
+    if asked.image is not None:
         name = _first(world, "image", "--image")
-        given[name] = _read_file(world, name, image)
-    for name, text in give.items():
+        given[name] = _read_file(world, name, asked.image)
+    for name, text in asked.give.items():
         if name not in world.streams:
             raise ValueError(f"this world has no stream {name!r}; it has {', '.join(world.streams)}")
         given[name] = text if world.streams[name] == "text" else _read_file(world, name, Path(text))
@@ -226,17 +206,17 @@ def _read_file(world: "OpenWorld", name: str, path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as {name} ({stream.kind}): {error.code}: {error}") from None
 
 
-def _write(world: "OpenWorld", values: Mapping[str, Any], out: Path | None, number: int, count: int, scale: int, legal: bool) -> Sample:
+def _write(world: "OpenWorld", asked: Asked, number: int, values: Mapping[str, Any], legal: bool) -> Sample:
     from worldloom.stages.present import present
 
     texts = {name: value for name, value in values.items() if world.streams[name] == "text"}
     written = {name: value for name, value in values.items() if name not in texts}
-    if out is None:
+    if asked.out is None:
         return Sample(texts, {}, legal)
-    place, alone = _place(out, number, count), len(written) == 1
+    place, alone = _place(asked.out, number, asked.count), len(written) == 1
     files = {}
-    for name, value in (written if _is_file(out) else values).items():
-        shown = present(value, world.dataset.streams[name], scale)
+    for name, value in (written if _is_file(asked.out) else values).items():
+        shown = present(value, world.dataset.streams[name], asked.scale)
         files[name] = place(name, shown.extension, alone and name in written)
         files[name].write_bytes(shown.content)
     return Sample(texts, files, legal)

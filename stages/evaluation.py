@@ -5,7 +5,6 @@ Where the dataset names an oracle, an answer is right if the oracle reads from i
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from math import exp, log
 from typing import Any, NamedTuple
 
@@ -13,24 +12,19 @@ import numpy as np
 import torch
 
 from worldloom.stages.dataset import Dataset
-from worldloom.stages.evaluate_world_model import FILLING
 from worldloom.stages.open_world import Choosing, OpenWorld, Sampled
 from worldloom.stages.oracles import Oracle, Reading, View
 from worldloom.stages.settings import ActionStream, Stream
 from worldloom.stages.streams import kind_of
+from worldloom.stages.world_model_learner import objectives
 from worldloom.world_model.attention import PackedAttention
 from worldloom.world_model.example import Example
-from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.loss import Losses, cross_entropy
-from worldloom.world_model.masked import masked
 from worldloom.world_model.next_token import next_token
-from worldloom.world_model.span import span
 from worldloom.world_model.vocabulary import Clock
-from worldloom.world_model.weave import Codes, Woven, reserve, weave
+from worldloom.world_model.weave import Codes, reserve, weave
 
 DOCUMENTS = 64  # of a batch when bits are counted
-# Objectives beside next_token: (woven documents, grammar, their numbers, seed) -> example.
-_OTHERS: dict[str, Callable[[Woven, Grammar, np.ndarray, int], Example]] = {"masked": masked, "span": partial(span, full_share=0.0)}
 
 
 class Direction(NamedTuple):
@@ -100,21 +94,6 @@ class Bits(NamedTuple):
     # Geometric mean over tokens of the probability that the model, without grammar, gives to what is legal; None where no next token was
     # learnt.
     legal_mass: float | None
-
-
-def fill_steps_of(world: OpenWorld, asked: int | None) -> int:
-    """In how many steps a world writes what is of fixed shape, 0 token by token; None leaves that to what it learnt.
-
-    ValueError for a way of writing that it did not learn.
-    """
-    if asked is None:
-        return FILLING if "masked" in world.objectives and "next_token" not in world.objectives else 0
-    if ("masked" if asked else "next_token") not in world.objectives:
-        wanted, other = ("hidden codes", "so fill_steps must be 0") if asked else ("next tokens", "so it cannot write token by token")
-        raise ValueError(
-            f"fill_steps is {asked}, but this world learnt {', '.join(world.objectives)} and not {wanted}, {other}; leave fill_steps out"
-        )
-    return asked
 
 
 def answerable(world: OpenWorld, oracle: Oracle | None, fill_steps: int) -> tuple[Direction, ...]:
@@ -259,33 +238,33 @@ def bits(world: OpenWorld, split: str, seed: int, between: Callable[[], None], b
 
     `blind`: without what it sees.
     """
-    nats, counts = Counter[str](), Counter[str]()  # by stream (its levels together), for the order of streams, and for the full softmax
-    others = Counter[str]()  # as `nats`, of the other objectives
+    # By stream (its levels together), and for the order of streams; "masked.frame" of another objective than next_token.
+    nats, counts = Counter[str](), Counter[str]()
     unmasked, positions = 0.0, 0
+    learnt = objectives(dict.fromkeys(world.objectives, 1.0), full_share=0.0, weights={})
     for part in _batches(range(world.tokens.samples(split)), DOCUMENTS):
         woven = reserve(weave(world.grammar, *_documents(world, split, part, seed)), world.vocabulary)
         seen = _seen(world, split, part, blind)
-        if "next_token" in world.objectives:
-            # Two passes, because each example leaves out what nothing is to be learnt from, which without the full softmax is more.
-            example, full = (next_token(woven, world.grammar, np.asarray(part), seed, share) for share in (0.0, 1.0))
-            masked, free = _losses(world, example, seen), _losses(world, full, seen)
-            for choice, lost, labels in zip(example.choices, masked.sums.tolist(), masked.counts.tolist(), strict=True):
-                nats[choice.name] += lost
-                counts[choice.name] += labels
+        for name, (make, _) in learnt.items():
+            example = make(woven, world.grammar, np.asarray(part), seed)
+            found = _losses(world, example, seen)
+            for choice, lost, labels in zip(example.choices, found.sums.tolist(), found.counts.tolist(), strict=True):
+                nats[_series(name, choice.name)] += lost
+                counts[_series(name, choice.name)] += labels
+        if "next_token" in learnt:
+            # A pass of its own, because without the full softmax an example leaves out what nothing is to be learnt from.
+            free = _losses(world, next_token(woven, world.grammar, np.asarray(part), seed, full_share=1.0), seen)
             unmasked += float(free.sums.sum())
             positions += int(free.counts.sum())
-        for name, make in _OTHERS.items():
-            if name in world.objectives:
-                other = make(woven, world.grammar, np.asarray(part), seed)
-                found = _losses(world, other, seen)
-                for choice, lost, labels in zip(other.choices, found.sums.tolist(), found.counts.tolist(), strict=True):
-                    others[f"{name}.{choice.name}"] += lost
-                    counts[f"{name}.{choice.name}"] += labels
         between()
-    streams = [stream.name for stream in world.vocabulary.streams]
-    names = [name for name in (*streams, *(f"{other}.{stream}" for other in _OTHERS for stream in streams)) if counts[name]]
-    per_token = {name: (nats[name] + others[name]) / counts[name] / log(2) for name in names}
-    return Bits(per_token, exp((sum(nats.values()) - unmasked) / positions) if positions else None)
+    names = [series for objective in learnt for stream in world.vocabulary.streams if counts[series := _series(objective, stream.name)]]
+    per_token = {name: nats[name] / counts[name] / log(2) for name in names}
+    masked = sum(lost for name, lost in nats.items() if "." not in name)
+    return Bits(per_token, exp((masked - unmasked) / positions) if positions else None)
+
+
+def _series(objective: str, stream: str) -> str:
+    return stream if objective == "next_token" else f"{objective}.{stream}"
 
 
 def _seen(world: OpenWorld, split: str, part: Sequence[int], blind: bool) -> torch.Tensor | None:

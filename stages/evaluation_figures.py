@@ -17,7 +17,6 @@ from worldloom.stages.evaluation import (
     bits,
     distinct,
     dream,
-    fill_steps_of,
     judged,
     kept,
     pick_samples,
@@ -59,13 +58,14 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
     oracle = oracle_of(world.dataset.oracle)
     choosing, onward = choosing_of(world, settings), "next_token" in world.objectives
     splits = [split for split in SPLITS if world.dataset.samples(split)] or ["train"]
-    pairs = answerable(world, oracle, choosing.fill_steps)
+    fill_steps = world.fill_steps_of(settings.fill_steps)
+    pairs = answerable(world, oracle, fill_steps)
     rows = {
         (split, pair): pick_samples(world.dataset, split, pair, prompts_of(world, pair, settings), settings.seed)
         for split in splits
         for pair in pairs
     }
-    dreams = settings.unconditional if onward or choosing.fill_steps else 0
+    dreams = settings.unconditional if onward or fill_steps else 0
     counts = [*(len(chosen) for chosen in rows.values()), dreams]
     total = sum(-(-count // settings.batch) for count in counts) + len({pair for (_, pair), chosen in rows.items() if chosen})
     counted = [split for split in splits if split != "train" and world.tokens.samples(split)]
@@ -106,7 +106,7 @@ def measure(world: OpenWorld, settings: "EvaluateWorldModel", worker: Worker) ->
                 between,
             )
         ),
-        fill_steps=choosing.fill_steps,
+        fill_steps=fill_steps,
     )
 
 
@@ -127,7 +127,7 @@ def choosing_of(world: OpenWorld, settings: "EvaluateWorldModel") -> Choosing:
         top_k=settings.top_k,
         top_p=settings.top_p,
         guidance=settings.guidance,
-        fill_steps=fill_steps_of(world, settings.fill_steps),
+        fill_steps=world.fill_steps_of(settings.fill_steps),
     )
 
 

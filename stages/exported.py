@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from worldloom.stages.settings import Settings, Stream
+from worldloom.stages.train_world_model import ObjectiveName
 
 STREAMS = "streams.json"
 
@@ -23,7 +24,7 @@ class Exported(Settings):
     format: Literal[1] = 1
     name: str  # of the stage that trained it
     fingerprint: str  # of that stage
-    objectives: tuple[str, ...]
+    objectives: tuple[ObjectiveName, ...]
     oracle: str | None  # who can read what its samples show
     streams: dict[str, ExportedStream]
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset, Tokens
+from worldloom.stages.evaluate_world_model import FILLING
 from worldloom.stages.eye import Eye, open_eye
 from worldloom.stages.learner import resolve_precision
 from worldloom.stages.open_tokenizer import open_tokenizer
@@ -23,6 +24,7 @@ from worldloom.stages.rollouts import Policy, Step, beside, rollout
 from worldloom.stages.settings import Settings
 from worldloom.stages.sights import Sights
 from worldloom.stages.streams import kind_of
+from worldloom.stages.train_world_model import ObjectiveName
 from worldloom.tokenizers.tokenizer import Tokenizer
 from worldloom.world_model.decoder import Decoder
 from worldloom.world_model.grammar import Grammar, IllegalToken
@@ -47,7 +49,8 @@ class Choosing(Settings):
     top_k: int | dict[str, int] = 0  # 0 takes all
     top_p: float | dict[str, float] = 1.0
     guidance: float = 1.0  # how strongly a prompt counts; 1 is the model's own measure
-    fill_steps: int = 0  # write segments of fixed shape in so many steps, by hidden codes, if the model learnt from them; 0: token by token
+    # Write segments of fixed shape in so many steps, by hidden codes; 0: token by token; None: as the model learnt.
+    fill_steps: int | None = None
     fill_order: Literal["confidence", "random", "raster"] = "confidence"  # which of those codes are settled first
     fill_lengths: dict[str, int] = Field(default_factory=dict)  # codes of streams whose length varies, which are then filled in, too
 
@@ -93,7 +96,7 @@ class OpenWorld:
     tokenizers: Mapping[str, Tokenizer]
     tokens: Tokens
     dataset: Dataset
-    objectives: tuple[str, ...] = ("next_token",)  # that the model was trained with
+    objectives: tuple[ObjectiveName, ...] = ("next_token",)  # that the model was trained with
     sight: Sight | None = None  # where it sees something
 
     @cached_property
@@ -113,7 +116,7 @@ class OpenWorld:
     @property
     def streams(self) -> dict[str, str]:
         """Kind of every stream that the world writes, by name."""
-        return {stream.name: stream.kind for stream in self.vocabulary.streams if stream.name in self.grammar.streams}
+        return {stream.name: stream.kind for stream in self.vocabulary.streams}
 
     def prompts(self, given: Sequence[Mapping[str, Any]]) -> list[NDArray[np.int64]]:
         """The tokens of rows of values, by stream, in the rows' own order and without <eos>; ValueError for what the world cannot read.
@@ -145,19 +148,48 @@ class OpenWorld:
         A row's result is a function of the row and its seed, whatever else is in the batch. What is given on the clock, where others on it
         are wanted, stands in their steps: each is written from what comes before it, or, by `fill_steps`, in sight of all. `hear` is called
         with a row's tokens so far as they are written; not where all come at once, in those steps. A row may hold a picture to see under
-        SEEN. ValueError for `fill_steps` where the world did not learn from hidden codes.
+        SEEN. ValueError for a way of writing that the world did not learn.
         """
-        if choosing.fill_steps and "masked" not in self.objectives:
-            raise ValueError(
-                f"this world learnt {', '.join(self.objectives)} and not from hidden codes, so it cannot fill them in; "
-                f"leave fill_steps at 0, or train it with the objective masked"
-            )
+        wants = wants_of(want, len(given))
+        choosing = choosing.model_copy(update={"fill_steps": self.fill_steps_of(choosing.fill_steps)})
+        self._check_learnt(wants, choosing)
         if hear is not None and self.vocabulary.ahead:
             hear = partial(_without_ahead, hear, self.vocabulary)
         try:
-            return self.read(self._written(given, wants_of(want, len(given)), seeds, choosing, hear))
+            return self.read(self._written(given, wants, seeds, choosing, hear))
         finally:
             self.decoder.forget()
+
+    def fill_steps_of(self, asked: int | None) -> int:
+        """In how many steps it writes what is of fixed shape, 0 token by token; None leaves that to what it learnt.
+
+        ValueError for a way of writing that it did not learn.
+        """
+        if asked is None:
+            return FILLING if "masked" in self.objectives and "next_token" not in self.objectives else 0
+        objective = "masked" if asked else "next_token"
+        if objective not in self.objectives:
+            wanted, other = ("hidden codes", "so fill_steps must be 0") if asked else ("next tokens", "so it cannot write token by token")
+            raise ValueError(
+                f"fill_steps is {asked}, but this world learnt {', '.join(self.objectives)} and not {wanted}, {other}; "
+                f"leave fill_steps out, or train it with the objective {objective}"
+            )
+        return asked
+
+    def check_learnt_next_tokens(self, writing: str, otherwise: str) -> None:
+        """ValueError where it did not: what it wrote token by token would be noise."""
+        if "next_token" not in self.objectives:
+            raise ValueError(
+                f"this world learnt {', '.join(self.objectives)} and not next tokens, so it cannot write {writing} token by token; "
+                f"{otherwise}, or train it with the objective next_token"
+            )
+
+    def _check_learnt(self, wants: Sequence[Want], choosing: Choosing) -> None:
+        if not choosing.fill_steps:
+            self.check_learnt_next_tokens("samples", "have it write codes of given ones anew (infill)")
+        for name in dict.fromkeys(name for want in wants for name in want or () if name in self.streams):
+            if not self._length_known(name, choosing):
+                self.check_learnt_next_tokens(name, "say how many codes that gets (fill_lengths), leave it out of what is wanted")
 
     def _written(
         self, given: Sequence[Mapping[str, Any]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing, hear: Hear | None
@@ -190,7 +222,7 @@ class OpenWorld:
         """What a row is given on the clock and what it wants, where streams of the clock must be written in the same steps; else None."""
         wanted = sum(name in self._clocked for name in want or ())
         told = tuple(name for name in self._clocked if name in values)
-        shared = wanted > 0 and (told or (wanted > 1 and choosing.fill_steps > 0))
+        shared = wanted > 0 and (told or (wanted > 1 and choosing.fill_steps))
         return Told(told, tuple(want or ())) if shared else None
 
     def _beside(
@@ -263,6 +295,7 @@ class OpenWorld:
     ) -> list[NDArray[np.int64]]:
         """One segment for each row; `given`: codes of other streams of the clock."""
         names = [name for want in wants for name in want or ()]
+        assert choosing.fill_steps
         return fill_in(
             self.decoder,
             self.grammar,

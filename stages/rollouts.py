@@ -56,6 +56,7 @@ def rollout(
         raise ValueError(f"a rollout begins with {clock.streams[0]}; the context has only {', '.join(given)}")
     if choosing.guidance != 1 or choosing.fill_steps:
         raise ValueError("rollouts are written token by token as learnt; leave guidance at 1 and fill_steps at 0")
+    world.check_learnt_next_tokens("rollouts", "sample from it instead")
     codes = {name: _encoded(world, name, np.asarray(values)) for name, values in given.items()}
     rows = len(codes[clock.streams[0]])
     written = Rollout(
@@ -138,7 +139,7 @@ def beside(
         top_k=choosing.top_k,
         top_p=choosing.top_p,
     )
-    lengths = {name: (known.steps_of(ids.index(name)), ids.streams[ids.index(name)].step_length) for name in names}
+    lengths = {name: (ids.streams[ids.index(name)].steps, ids.streams[ids.index(name)].step_length) for name in names}
     told = {name: np.stack([row[name] for row in given]).reshape(len(given), *lengths[name]) for name in given[0]}
     found: dict[str, list[NDArray[np.int64]]] = {name: [] for name in names}
     for step in range(max(steps for steps, _ in lengths.values())):

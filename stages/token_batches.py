@@ -83,8 +83,7 @@ class TokenBatches:
         self.mine = range(rank * rows // world_size, (rank + 1) * rows // world_size)
         self.names = [stream.name for stream in grammar.vocabulary.streams]
         self._drop = np.array([(drop or {}).get(name, 0.0) for name in self.names])
-        # [samples, streams]; what the grammar leaves out is as good as missing.
-        self._lengths = np.stack([tokens.lengths(split, name) * (name in grammar.streams) for name in self.names], axis=1).astype(np.int32)
+        self._lengths = np.stack([tokens.lengths(split, name) for name in self.names], axis=1).astype(np.int32)  # [samples, streams]
         self.sights, self.unseen = sights, unseen
         self._around = np.array([2 * max(stream.steps, 1) for stream in grammar.vocabulary.streams])  # tokens beside the codes
         documents = self._lengths_of_documents()
@@ -185,10 +184,9 @@ class TokenBatches:
         samples = self.sample(places)
         codes = {}
         for number, name in enumerate(self.names):
-            if name in self.grammar.streams:
-                rows = np.where((streams == number).any(axis=1), samples, -1)
-                values, offsets = self.tokens.gather(self.split, name, rows[rows >= 0])
-                lengths = np.zeros(len(samples), np.int64)
-                lengths[rows >= 0] = np.diff(offsets)
-                codes[name] = Codes(values, lengths)
+            rows = np.where((streams == number).any(axis=1), samples, -1)
+            values, offsets = self.tokens.gather(self.split, name, rows[rows >= 0])
+            lengths = np.zeros(len(samples), np.int64)
+            lengths[rows >= 0] = np.diff(offsets)
+            codes[name] = Codes(values, lengths)
         return weave(self.grammar, streams, codes)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SENTINELS = 32  # spans of a document at most, where they are learnt
 SETTLED = (2_000, 60_000)  # labels, at least and at most, that being legal without the grammar is fitted to behind the training
 Share = Annotated[float, Field(ge=0, lt=1)]
+ObjectiveName = Literal["next_token", "masked", "span"]
 
 
 class Model(Settings):
@@ -81,7 +82,7 @@ class TrainWorldModel(TrainingSettings):
         description="name of a stage that encodes a dataset; or several, each with its share of the samples that are learnt from"
     )
     model: Model = Model()
-    objectives: dict[Literal["next_token", "masked", "span"], PositiveFloat] = Field(
+    objectives: dict[ObjectiveName, PositiveFloat] = Field(
         {"next_token": 1.0}, min_length=1, description="the share of documents that each serves, in proportion"
     )
     rows: PositiveInt = Field(16, description="rows of a step; a multiple of the training workers")
@@ -237,8 +238,7 @@ def _train(
     precision = resolve_precision(settings.precision)
     player = Player("world", model, settings.learning_rate, settings.betas, settings.weight_decay, precision, settings.ema)
     shares = objectives(settings.objectives, settings.full_share, settings.weights)
-    often = settings.legality or (1 / settings.full_share if settings.full_share else 1.0)
-    legality = Legality(often, round(settings.legality_from * settings.steps))
+    legality = Legality(settings.legality, round(settings.legality_from * settings.steps))
     learner = WorldModelLearner(model, grammar, player, shares, settings.seed, settings.parts, settings.loss_mean == "stream", legality)
     return train(learner, settings, batches, out, worker, out.name, before)
 
@@ -247,19 +247,16 @@ def _make_legal(settings: TrainWorldModel, batches: "TokenBatches", grammar: "Gr
     """Fits, in place, what the trained model lacks to be legal by itself, on the documents of the first `batches`; None where one matrix
     is embedding and output layer.
     """
-    from functools import partial
-
     import torch
 
+    from worldloom.stages.world_model_learner import objectives
     from worldloom.world_model.legal_offsets import fit_legal_offsets
-    from worldloom.world_model.next_token import next_token
-    from worldloom.world_model.span import span
 
     if settings.model.tied:
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = {"next_token": partial(next_token, full_share=1.0), "span": partial(span, full_share=1.0)}
-    makes = [make for name, make in known.items() if name in settings.objectives]
+    # No hidden code takes the softmax over all ids.
+    makes = [make for name, (make, _) in objectives(settings.objectives, full_share=1.0, weights={}).items() if name != "masked"]
     wanted = min(max(settings.steps * settings.rows * settings.row_length // 20, SETTLED[0]), SETTLED[1])
 
     def examples() -> Iterator[tuple["Example", "torch.Tensor | None"]]:

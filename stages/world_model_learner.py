@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from worldloom.stages.learner import Mean, Player, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.token_batches import TokenBatch
+from worldloom.stages.train_world_model import ObjectiveName
 from worldloom.world_model.example import Example, join
 from worldloom.world_model.grammar import Grammar
 from worldloom.world_model.masked import masked
@@ -22,32 +23,37 @@ from worldloom.world_model.weave import Woven
 
 _OBJECTIVE = 3  # what a draw is for; others are in token_batches
 
-Name = Literal["next_token", "masked", "span"]
 # (woven documents, grammar, their places, seed) -> example
 Objective = Callable[[Woven, Grammar, "np.ndarray", int], Example]
 
 
 class Legality(NamedTuple):
-    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `times`."""
+    """How often being legal counts at the labels with the softmax over all ids: once until step `begin`, then `times`; None: as if all
+    labels had that softmax, which is how an objective leaves it.
+    """
 
-    times: float = 1.0
+    times: float | None = 1.0
     begin: int = 0
 
     def of(self, example: Example, step: int) -> Example:
         """The example as it counts at `step`."""
         count = self.times if step >= self.begin else 1.0
+        if count is None:
+            return example
         return example._replace(choices=tuple(choice._replace(legality=count) if choice.legal else choice for choice in example.choices))
 
 
 ONCE = Legality()
 
 
-def objectives(shares: Mapping[Name, float], full_share: float, weights: Mapping[str, float]) -> dict[str, tuple[Objective, float]]:
+def objectives(
+    shares: Mapping[ObjectiveName, float], full_share: float, weights: Mapping[str, float]
+) -> dict[ObjectiveName, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets; in an order of their own: that of
     `shares` is no part of the settings.
     """
     of_streams = {name: weight for name, weight in weights.items() if name != ORDER}
-    known: dict[Name, Objective] = {
+    known: dict[ObjectiveName, Objective] = {
         "next_token": partial(next_token, full_share=full_share, weights=weights),
         "masked": partial(masked, weights=of_streams),
         "span": partial(span, full_share=full_share, weights=of_streams),

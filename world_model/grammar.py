@@ -47,20 +47,12 @@ class Segment(NamedTuple):
 
 
 class Grammar:
-    """The sequences of one vocabulary; `streams` are those that may appear (all by default), `steps` those of the clock if not as in it."""
+    """The sequences of one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary, streams: Sequence[str] | None = None, steps: int | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self.steps = vocabulary.steps if steps is None else steps
-        self.streams = tuple(stream.name for stream in vocabulary.streams) if streams is None else tuple(streams)
-        self.numbers = tuple(sorted(vocabulary.index(name) for name in self.streams))
+        self.streams = tuple(stream.name for stream in vocabulary.streams)
         self._place = {stream: place for place, stream in enumerate(vocabulary.clocked)}
-        self.clocked = tuple(stream for stream in vocabulary.clocked if stream in self.numbers and self.steps_of(stream) > 0)
-
-    def steps_of(self, stream: int) -> int:
-        """Steps of the clock at which stream number `stream` has codes; 0 without a clock."""
-        steps = self.vocabulary.streams[stream].steps
-        return steps and steps - self.vocabulary.steps + self.steps
 
     def start(self, length: int = UNLIMITED) -> State:
         """The state before <bos>; the sample has at most `length` tokens, <bos> and <eos> among them."""
@@ -71,7 +63,7 @@ class Grammar:
     def openable(self, state: State) -> list[int]:
         """Numbers of the streams that may open in a state between segments, in increasing order."""
         onward = self.onward(state)
-        others = () if onward is not None else (s for s in self.numbers if s not in self._place and not state.opened[s])
+        others = () if onward is not None else (s for s in range(len(self.streams)) if s not in self._place and not state.opened[s])
         fitting = [s for s in (*others, *self._joining(state)) if s != onward and self._least(state, s) <= state.left]
         return sorted([*fitting, onward] if onward is not None else fitting)
 
@@ -79,9 +71,10 @@ class Grammar:
         """The stream that the clock goes on with if no other joins its first step; None before its steps begin and when they are over."""
         if state.step < 0:
             return None
-        there = [s for s in self.clocked if state.opened[s]]
-        rest = [s for s in there if self._place[s] > state.last and state.step < self.steps_of(s)]
-        return rest[0] if rest else next((s for s in there if state.step + 1 < self.steps_of(s)), None)
+        streams = self.vocabulary.streams
+        there = [s for s in self._place if state.opened[s]]
+        rest = [s for s in there if self._place[s] > state.last and state.step < streams[s].steps]
+        return rest[0] if rest else next((s for s in there if state.step + 1 < streams[s].steps), None)
 
     def arranged(self, streams: Sequence[str]) -> list[str]:
         """The same streams, those on the clock side by side in its order, where the first of them stands."""
@@ -94,15 +87,15 @@ class Grammar:
     def _joining(self, state: State) -> list[int]:
         """Those of the clock that are not there yet and may be."""
         if state.step == BEFORE:
-            return list(self.clocked)
-        return [s for s in self.clocked if self._place[s] > state.last] if state.step == 0 else []
+            return list(self._place)
+        return [s for s in self._place if self._place[s] > state.last] if state.step == 0 else []
 
     def _least(self, state: State, stream: int) -> int:
         """Tokens that come at least once stream number `stream` opens: until all is closed, and <eos>."""
         streams = self.vocabulary.streams
         if stream not in self._place:
             return streams[stream].min_length + 3
-        segments = {s: self.steps_of(s) - 1 for s in self.clocked if state.opened[s]} | {stream: self.steps_of(stream)}
+        segments = {s: streams[s].steps - 1 for s in self._place if state.opened[s]} | {stream: streams[stream].steps}
         return 1 + sum(count * (streams[s].step_length + 2) for s, count in segments.items())
 
     def legal(self, state: State) -> tuple[range, ...]:
@@ -200,10 +193,13 @@ class Grammar:
         return f"{state.codes} codes of <{self.vocabulary.streams[state.stream].name}>{step}"
 
     def to_json(self) -> dict[str, Any]:
-        steps = {} if self.steps == self.vocabulary.steps else {"steps": self.steps}
-        # "repeats" is part of the files' format, for readers that do not know that a stream opens once.
-        return {"streams": list(self.streams), "repeats": dict.fromkeys(self.streams, 1), **steps}
+        # Part of the files' format, for readers that do not know that every stream may open, and once.
+        return {"streams": list(self.streams), "repeats": dict.fromkeys(self.streams, 1)}
 
     @classmethod
     def from_json(cls, vocabulary: Vocabulary, value: Mapping[str, Any]) -> "Grammar":
-        return cls(vocabulary, value["streams"], value.get("steps"))
+        """ValueError for rules that are not those of the vocabulary."""
+        grammar = cls(vocabulary)
+        if value != grammar.to_json():
+            raise ValueError(f"every stream of a vocabulary may stand once in a sample, so its grammar is {grammar.to_json()}, got {value}")
+        return grammar

@@ -27,14 +27,12 @@ def next_token(
     seed: int,
     full_share: float = FULL_SHARE,
     weights: Mapping[str, float] | None = None,
-    legality: float | None = None,
 ) -> Example:
     """The example of `woven` documents, each without what stands behind its last choice.
 
     `numbers` [B] are the samples' places in the training order, over all epochs:
     (seed, number, position) alone decide whether a position takes the full softmax, whatever batch or rank the document is in.
     `weights`: what a label of a stream (its codes and its closing token) or of "order" counts, 1 where nothing is said.
-    `legality`: how often being legal counts at the positions with the full softmax; None, as if all had it: 1 / full_share.
     """
     starts = np.cumsum(woven.lengths) - woven.lengths
     places = spread(np.zeros_like(starts), woven.lengths)
@@ -53,7 +51,7 @@ def next_token(
         weights=torch.from_numpy(weights_of(grammar, legal, weights or {})),
         legal=torch.from_numpy(legal),
         runs=runs_of(lengths),
-        choices=_choices(grammar, labels, legal, full, full_share, legality),
+        choices=_choices(grammar, labels, legal, full, full_share),
     )
 
 
@@ -102,14 +100,12 @@ def weights_of(grammar: Grammar, legal: np.ndarray, weights: Mapping[str, float]
     return result
 
 
-def _choices(
-    grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.ndarray, full_share: float, legality: float | None
-) -> tuple[Choice, ...]:
+def _choices(grammar: Grammar, labels: np.ndarray, legal: np.ndarray, full: np.ndarray, full_share: float) -> tuple[Choice, ...]:
     opened = _restricted(grammar, labels, np.where(full, legal, FORCED))
     forced = np.flatnonzero(full & (legal == FORCED))
     return (
         *_restricted(grammar, labels, np.where(full, FORCED, legal)),
-        full_choice(opened, forced, labels, grammar.vocabulary.size, full_share, legality),
+        full_choice(opened, forced, labels, grammar.vocabulary.size, full_share),
     )
 
 
@@ -136,16 +132,18 @@ def _restricted(grammar: Grammar, labels: np.ndarray, legal: np.ndarray) -> list
     return [*choices, choice_of(ORDER, index, [(ids.eos, ids.eos + 1), *indicators], labels, allowed)]
 
 
-def full_choice(
-    opened: Sequence[Choice], forced: np.ndarray, labels: np.ndarray, size: int, share: float, legality: float | None
-) -> Choice:
+def full_choice(opened: Sequence[Choice], forced: np.ndarray, labels: np.ndarray, size: int, share: float) -> Choice:
     """The places of restricted choices, and `forced` ones, with the softmax over all `size` ids; they are a `share` of all."""
     places = torch.cat([*(choice.places for choice in opened), torch.from_numpy(forced)])
     legal = tuple(Legal(len(choice.places), choice.ranges, choice.allowed) for choice in opened if len(choice.places))
-    if legality is None:
-        legality = 1 / share if share else 1.0
     return Choice(
-        FULL, places, ((0, size),), torch.from_numpy(labels)[places], None, legal=(*legal, Legal(len(forced), (), None)), legality=legality
+        FULL,
+        places,
+        ((0, size),),
+        torch.from_numpy(labels)[places],
+        None,
+        legal=(*legal, Legal(len(forced), (), None)),
+        legality=1 / share if share else 1.0,
     )
 
 

@@ -38,13 +38,11 @@ def span(
     seed: int,
     full_share: float = FULL_SHARE,
     weights: Mapping[str, float] | None = None,
-    legality: float | None = None,
 ) -> Example:
     """The example of documents with spans taken out; without those that have no codes.
 
     `numbers` [B] are the samples' places in the training order: with the seed they alone decide what is taken out. `full_share` of the
     labels take the softmax over the whole vocabulary. `weights`: what a label of a stream counts, 1 where nothing is said.
-    `legality` as in `next_token`.
     """
     ends = np.cumsum(woven.lengths)
     documents = [(woven.tokens[end - length : end], int(number)) for end, length, number in zip(ends, woven.lengths, numbers, strict=True)]
@@ -63,7 +61,7 @@ def span(
         weights=torch.from_numpy(weights_of(grammar, legal, weights or {})),
         legal=torch.from_numpy(legal),
         runs=runs_of(lengths),
-        choices=_choices(grammar.vocabulary, labels, legal, ending, full, full_share, legality),
+        choices=_choices(grammar.vocabulary, labels, legal, ending, full, full_share),
     )
 
 
@@ -170,19 +168,13 @@ def _labelled(ids: Vocabulary, made: Cut, number: int, seed: int, full_share: fl
 
 
 def _choices(
-    ids: Vocabulary,
-    labels: np.ndarray,
-    legal: np.ndarray,
-    ending: np.ndarray,
-    full: np.ndarray,
-    full_share: float,
-    legality: float | None,
+    ids: Vocabulary, labels: np.ndarray, legal: np.ndarray, ending: np.ndarray, full: np.ndarray, full_share: float
 ) -> tuple[Choice, ...]:
     opened = _restricted(ids, labels, np.where(full, legal, FORCED), ending)
     none = np.empty(0, np.int64)
     return (
         *_restricted(ids, labels, np.where(full, FORCED, legal), ending),
-        full_choice(opened, none, labels, ids.size, full_share, legality),
+        full_choice(opened, none, labels, ids.size, full_share),
     )
 
 

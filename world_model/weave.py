@@ -131,7 +131,7 @@ def weave_one(grammar: Grammar, segments: Sequence[tuple[str, Sequence[int] | np
 
 def _tokens_of(grammar: Grammar, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """[B, K] tokens of each stream with its indicators and closing tokens; anything where there is none."""
-    segments = np.array([max(grammar.steps_of(s), 1) for s in range(len(grammar.vocabulary.streams))] or [1])
+    segments = np.array([max(stream.steps, 1) for stream in grammar.vocabulary.streams] or [1])
     there = np.maximum(order, 0)
     counts: np.ndarray = np.take_along_axis(np.asarray(lengths, dtype=np.int64), there, axis=1) + 2 * segments[there]
     return counts
@@ -139,12 +139,13 @@ def _tokens_of(grammar: Grammar, order: np.ndarray, lengths: np.ndarray) -> np.n
 
 def _steps(grammar: Grammar, order: np.ndarray, stream: int) -> np.ndarray:
     """[B, steps] where a stream's segment of each step opens, counted from where the first step of all begins."""
-    steps = np.arange(grammar.steps_of(stream))
+    ids = grammar.vocabulary
+    steps = np.arange(ids.streams[stream].steps)
     opens, before = np.zeros((len(order), len(steps)), np.int64), True
-    for other in grammar.clocked:
+    for other in ids.clocked:
         before = before and other != stream
-        there = (order == other).any(axis=1)[:, None] * (grammar.vocabulary.streams[other].step_length + 2)
-        opens += there * np.minimum(steps + before, grammar.steps_of(other))
+        there = (order == other).any(axis=1)[:, None] * (ids.streams[other].step_length + 2)
+        opens += there * np.minimum(steps + before, ids.streams[other].steps)
     return opens
 
 
@@ -165,9 +166,8 @@ def _choices(grammar: Grammar, order: np.ndarray) -> _Choices:
     assert S < 55, "bits of a legal set are kept in an int64"
     bits = np.int64(1) << np.arange(S + 1, dtype=np.int64)
     on_clock = np.isin(np.arange(-1, S), ids.clocked)  # by number + 1
-    off_clock = np.isin(np.arange(S), grammar.numbers) & ~on_clock[1:]
     opened_BS = np.zeros((B, S), dtype=np.int64)
-    joining_B = np.full(B, bits[list(grammar.clocked)].sum(), dtype=np.int64)
+    joining_B = np.full(B, bits[list(ids.clocked)].sum(), dtype=np.int64)
     onward_B, begun_B = np.full(B, -1, dtype=np.int64), np.zeros(B, dtype=bool)
     first_BK = np.empty((B, K), dtype=np.int64)
     second_B, begins_B = np.full(B, FORCED, dtype=np.int64), np.full(B, -1, dtype=np.int64)
@@ -177,7 +177,7 @@ def _choices(grammar: Grammar, order: np.ndarray) -> _Choices:
         return np.where(joining_B > 0, S + (joining_B | bits[onward_B] | bits[S]), FORCED)
 
     def between() -> np.ndarray:
-        free_B = ((off_clock & (opened_BS == 0)) * bits[:S]).sum(axis=1) | joining_B
+        free_B = ((~on_clock[1:] & (opened_BS == 0)) * bits[:S]).sum(axis=1) | joining_B
         return np.where(onward_B >= 0, inside(), np.where(free_B > 0, S + free_B, FORCED))
 
     for k in range(K + 1):
@@ -193,10 +193,10 @@ def _choices(grammar: Grammar, order: np.ndarray) -> _Choices:
         opened_BS[there, stream_B[there]] += 1
         joining_B[begun_B & ~clocked_B & (stream_B >= 0)] = 0
         begun_B |= clocked_B
-        for place, s in enumerate(grammar.clocked):
+        for place, s in enumerate(ids.clocked):
             here = stream_B == s
-            joining_B[here] = bits[list(grammar.clocked[place + 1 :])].sum()
-            onward_B[here & (onward_B < 0) & (grammar.steps_of(s) > 1)] = s
+            joining_B[here] = bits[list(ids.clocked[place + 1 :])].sum()
+            onward_B[here & (onward_B < 0) & (ids.streams[s].steps > 1)] = s
     return _Choices(first_BK, second_B, begins_B, between())
 
 
@@ -206,11 +206,9 @@ def _check_order(grammar: Grammar, order: np.ndarray) -> None:
         raise ValueError(f"the order of streams must hold numbers 0..{S - 1} or -1, got {order.min()}..{order.max()}")
     if ((order[:, 1:] >= 0) & (order[:, :-1] < 0)).any():
         raise ValueError("in an order of streams, -1 may only stand behind the last stream")
-    for s in range(S):
-        most = int(s in (grammar.clocked if s in grammar.vocabulary.clocked else grammar.numbers))
-        if order.size and (seen := int((order == s).sum(axis=1).max())) > most:
-            name = grammar.vocabulary.streams[s].name
-            raise ValueError(f"stream {name!r} stands {seen} times in a sample, it may stand at most {most} times")
+    for s, stream in enumerate(grammar.vocabulary.streams):
+        if order.size and (seen := int((order == s).sum(axis=1).max())) > 1:
+            raise ValueError(f"stream {stream.name!r} stands {seen} times in a sample, it may stand at most once")
     _check_clock(grammar, order)
 
 
@@ -228,8 +226,7 @@ def _check_clock(grammar: Grammar, order: np.ndarray) -> None:
 
 def _check_lengths(grammar: Grammar, stream: int, lengths: np.ndarray) -> None:
     about = grammar.vocabulary.streams[stream]
-    name, most = about.name, grammar.steps_of(stream) * about.step_length if about.steps else about.max_length
-    least = most if about.fixed else 0
+    name, least, most = about.name, about.min_length, about.max_length
     if (lengths < least).any() or (lengths > most).any():
         wrong = int(lengths[(lengths < least) | (lengths > most)][0])
         rule = f"exactly {most}" if least == most else f"at most {most}"

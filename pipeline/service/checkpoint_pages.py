@@ -55,15 +55,15 @@ def _page(folder: Path, step: int) -> CheckpointPage:
 
 
 def _of_world(artifact: Artifact, step: int) -> list[MadeValue]:
-    from worldloom.stages.evaluation import Direction, answerable, ask, fill_steps_of, pick_samples
+    from worldloom.stages.evaluation import Direction, answerable, ask, pick_samples
     from worldloom.stages.open_checkpoint import world_at
     from worldloom.stages.open_world import Choosing
     from worldloom.stages.oracles import oracle_of
 
     world = world_at(artifact, step)
     oracle = oracle_of(world.dataset.oracle)
-    choosing = Choosing(temperature=TEMPERATURE, fill_steps=fill_steps_of(world, None))
-    possible = answerable(world, oracle, choosing.fill_steps)
+    choosing = Choosing(temperature=TEMPERATURE)
+    possible = answerable(world, oracle, world.fill_steps_of(None))
     if not possible:
         return []
 

@@ -245,7 +245,11 @@ class GenerateRequest(Choosing):
         default=None, description="streams to write, in order; null: all others, or, with nothing given, as it likes"
     )
     guidance: NonNegativeFloat = Field(default=1.0, description="how strongly what is given counts; 1 as learnt")
-    fill_steps: NonNegativeInt = Field(default=0, le=256, description="write segments of fixed shape in so many steps; 0: code by code")
+    fill_steps: NonNegativeInt | None = Field(
+        default=None,
+        le=256,
+        description="write segments of fixed shape in so many steps, by hidden codes; 0: code by code; null: as the world learnt",
+    )
     fill_order: Literal["confidence", "random", "raster"] = "confidence"
     scale: PositiveInt = Field(default=1, le=16, description="enlarges pictures by whole pixels")
 

@@ -56,7 +56,7 @@ function weave(world, datasets, leaving) {
   const heat = h("output", { for: "temperature" }, "0.25");
   temperature.addEventListener("input", () => (heat.textContent = temperature.value));
   const seed = h("input", { type: "number", id: "seed", min: "0", max: "999999", value: "0" });
-  const steps = h("input", { type: "number", id: "steps", min: "0", max: "256", value: "0" });
+  const steps = h("input", { type: "number", id: "steps", min: "0", max: "256", placeholder: "as it learnt" });
   const go = h("button", { class: "main", type: "submit" }, "Weave");
   const stop = h("button", { type: "button", hidden: true }, icon("stop"), "Stop");
   /** @type {AbortController | null} */
@@ -90,7 +90,7 @@ function weave(world, datasets, leaving) {
     const given = Object.fromEntries(Object.entries(asked.given).filter(([name, value]) => asked.modes[name] === "give" && value));
     const want = world.streams.filter(stream => asked.modes[stream.name] === "make").map(stream => stream.name);
     if (!free.checked && !want.length) return say("Choose something to make, or let the model choose.");
-    const body = { given, want: free.checked ? null : want, temperature: Number(temperature.value), seed: Number(seed.value) || 0, fill_steps: free.checked ? 0 : Number(steps.value) || 0 };
+    const body = { given, want: free.checked ? null : want, temperature: Number(temperature.value), seed: Number(seed.value) || 0, fill_steps: free.checked || !steps.value ? null : Number(steps.value) };
     stop.hidden = false;
     try {
       await stream(world, body, result, mine.signal);

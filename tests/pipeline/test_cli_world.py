@@ -29,7 +29,7 @@ def test_numbers_of_streams_are_given_one_by_one(call, monkeypatch):
     seen = []
     monkeypatch.setattr("worldloom.pipeline.sample.sample_command", lambda *arguments: seen.extend(arguments) or [])
     assert call("sample", "x", "--temperature", "0.5", "--temperature", "frame=0.2", "--top-k", "frame=9")[0] == 0
-    assert {"": 0.5, "frame": 0.2} in seen and {"frame": 9} in seen
+    assert seen[1].temperature == {"": 0.5, "frame": 0.2} and seen[1].top_k == {"frame": 9}
     code, _, error = call("sample", "x", "--top-k", "frame=many")
     assert code == 2 and "--top-k frame=many: write a number, or STREAM=NUMBER" in error
 
@@ -39,7 +39,7 @@ def test_places_are_two_numbers_of_a_stream(call, monkeypatch, wrong):
     seen = []
     monkeypatch.setattr("worldloom.pipeline.sample.sample_command", lambda *arguments: seen.extend(arguments) or [])
     assert call("sample", "x", "--infill", "view=0:2", "--infill", "words=4:5", "--infill", "view=7:8")[0] == 0
-    assert {"view": [0, 1, 7], "words": [4]} in seen
+    assert seen[1].infill == {"view": [0, 1, 7], "words": [4]}
     code, _, error = call("sample", "x", f"--infill={wrong}")
     assert code == 2 and f"--infill {wrong}: write STREAM=FIRST:END, two whole numbers, FIRST below END" in error
 

@@ -7,7 +7,7 @@ import pytest
 from worldloom.pipeline.cli import main
 from worldloom.pipeline.locate import locate
 from worldloom.pipeline.problems import ConfigError
-from worldloom.pipeline.sample import sample_command
+from worldloom.pipeline.sample import Asked, sample_command
 from worldloom.pipeline.service.served import find_served
 from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
 from worldloom.pipeline.service.world_worker import WorldWorker
@@ -28,13 +28,15 @@ def test_the_command_line_exports_a_run(tiny_root: Path, tmp_path: Path, capsys:
 
 def test_an_exported_world_is_sampled_from_in_place_of_its_run(tiny_root: Path, tiny_world: Artifact, tmp_path: Path) -> None:
     export_world(tiny_world, tmp_path / "hf")
-    made = [sample_command(run, caption="a red circle", out=tmp_path / f"{run.name}.png", seed=3) for run in (tiny_root, tmp_path / "hf")]
+    made = [
+        sample_command(run, Asked(caption="a red circle", out=tmp_path / f"{run.name}.png", seed=3)) for run in (tiny_root, tmp_path / "hf")
+    ]
     one, other = (samples[0].files["view"].read_bytes() for samples in made)
     assert one == other
     with pytest.raises(ValueError, match="is an exported world, so there is no stage 'world' in it; leave out --stage"):
-        sample_command(tmp_path / "hf", caption="a red circle", out=tmp_path / "x.png", stage="world")
+        sample_command(tmp_path / "hf", Asked(caption="a red circle", out=tmp_path / "x.png"), stage="world")
     with pytest.raises(ValueError, match="is an exported world, which holds no tokens; leave out --tokens"):
-        sample_command(tmp_path / "hf", caption="a red circle", out=tmp_path / "x.png", tokens="tokens")
+        sample_command(tmp_path / "hf", Asked(caption="a red circle", out=tmp_path / "x.png"), tokens="tokens")
     with pytest.raises(ConfigError, match="is an exported world, which sample and serve take; this command needs the run"):
         locate(tmp_path / "hf")
 

@@ -173,7 +173,7 @@ def test_answers_are_as_varied_as_they_are_different(world: OpenWorld) -> None:
 
 def test_a_stream_may_have_a_temperature_of_its_own_beside_the_usual_one(world: OpenWorld) -> None:
     settings = EvaluateWorldModel.model_validate_json(json.dumps({**SETTINGS.model_dump(), "temperature": {"view": 0}}))
-    assert choosing_of(world, settings) == Choosing(temperature={"words": 0.25, "view": 0.0, "order": 0.25})
+    assert choosing_of(world, settings) == Choosing(temperature={"words": 0.25, "view": 0.0, "order": 0.25}, fill_steps=0)
     assert choosing_of(world, SETTINGS) == Choosing(temperature=0.25)
     with pytest.raises(ValueError, match="temperature is given for 'sound'; this world has the streams view, words"):
         choosing_of(world, settings.model_copy(update={"temperature": {"sound": 0.8}}))
@@ -227,8 +227,37 @@ def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: Ope
         assert [segment.stream for segment in world.grammar.parse(made.tokens)] == [*given[row], *wants[row]]
 
 
+@pytest.mark.parametrize(
+    ("learnt", "want", "message"),
+    [
+        (
+            ("masked",),
+            ["words"],
+            r"learnt masked and not next tokens, so it cannot write words token by token; say how many codes .*fill_lengths",
+        ),
+        (
+            ("span",),
+            ["view"],
+            r"learnt span and not next tokens, so it cannot write samples token by token; have it write codes .*\(infill\)",
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_world_never_learnt_to_write_is_refused(world: OpenWorld, learnt: Any, want: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(world, objectives=learnt).sample([{}], want, [1], Choosing())
+
+
+def test_a_world_that_learnt_from_hidden_codes_alone_fills_them_in_unasked(world: OpenWorld) -> None:
+    knows = dataclasses.replace(world, objectives=("masked",))
+    (unasked,), (asked,) = (knows.sample([{}], ["view"], [1], Choosing(fill_steps=steps)) for steps in (None, 12))
+    assert (unasked.tokens == asked.tokens).all()
+    with pytest.raises(ValueError, match=r"fill_steps is 0, but this world learnt masked and not next tokens, .* leave fill_steps out"):
+        knows.sample([{}], ["view"], [1], Choosing(fill_steps=0))
+
+
 def test_a_world_that_never_learnt_from_hidden_codes_fills_none_in(world: OpenWorld) -> None:
-    with pytest.raises(ValueError, match=r"this world learnt next_token and not from hidden codes, .* train it with the objective masked"):
+    with pytest.raises(ValueError, match=r"this world learnt next_token and not hidden codes, .* train it with the objective masked"):
         world.sample([{}], ["view"], [1], Choosing(fill_steps=2))
 
 

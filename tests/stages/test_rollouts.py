@@ -115,7 +115,7 @@ def test_holes_of_a_stream_on_the_clock_lie_in_any_of_its_steps(world):
 
 
 def test_codes_are_filled_in_beside_what_is_given_and_several_streams_of_the_clock_in_turn(world):
-    world, filled = replace(world, objectives=("masked",)), Choosing(fill_steps=2)
+    world, filled = replace(world, objectives=("next_token", "masked")), Choosing(fill_steps=2)
     (one,) = world.sample([{"clip": clips(world, 1)[0]}], ["push", "sound"], [1], filled)
     assert one.legal and set(one.values) == {"clip", "push", "sound"}
     (two,) = world.sample([{}], ["clip", "push", "words"], [1], filled)
@@ -151,8 +151,10 @@ def test_what_cannot_be_rolled_out_is_refused(world, context, options, message):
         world.rollout(context, None, **options)
 
 
-def test_a_world_without_a_clock_and_guidance_beside_what_is_given_are_refused(world, tiny_world):
+def test_a_world_without_a_clock_or_next_tokens_and_guidance_beside_what_is_given_are_refused(world, tiny_world):
     with pytest.raises(ValueError, match="this world has no streams on a clock, so it cannot be rolled out"):
         open_world(tiny_world).rollout(np.zeros((1, 1, 16, 16, 3), np.uint8), None)
+    with pytest.raises(ValueError, match="learnt masked and not next tokens, so it cannot write rollouts token by token; sample from it"):
+        replace(world, objectives=("masked",)).rollout(np.zeros((1, 1, 16, 16, 3), np.uint8), None)
     with pytest.raises(ValueError, match="guidance cannot be had beside what is given on the clock"):
         world.sample([{"push": clips(world, 1, "push")[0]}], ["clip"], [1], Choosing(guidance=2.0))

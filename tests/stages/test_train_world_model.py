@@ -256,17 +256,18 @@ def test_the_loss_is_a_mean_over_labels_and_the_sum_of_its_parts(tokens):
     assert sum(turn.counts["tokens"] for turn in turns) == batch.woven.lengths.sum() - len(batch.places)
 
 
-def test_being_legal_counts_more_from_a_step_on(tokens):
+@pytest.mark.parametrize(("times", "then"), [(3.0, 3.0), (None, 2.0)], ids=["as told", "as if all labels had the softmax over all ids"])
+def test_being_legal_counts_more_from_a_step_on(tokens, times, then):
     data = Tokens(tokens)
     grammar = Grammar(Vocabulary.of({name: stream._asdict() for name, stream in data.streams.items()}))
     batch, _ = next(TokenBatches(data, grammar, "train", 4, 32, 0).after(None))
     example = next_token(batch.woven, grammar, batch.places, 0, full_share=0.5)
-    for step, counts in ((4, 1.0), (5, 3.0)):
-        late = Legality(3.0, begin=5).of(example, step)
+    for step, counts in ((4, 1.0), (5, then)):
+        late = Legality(times, begin=5).of(example, step)
         assert {choice.legality for choice in late.choices if choice.legal} == {counts}
         assert {choice.legality for choice in late.choices if not choice.legal} == {1.0}
     model = WorldModel(shape_of(settings().model, grammar.vocabulary.size), torch.Generator().manual_seed(1))
-    once, late = (model.losses(Legality(3.0, begin=5).of(example, step)) for step in (4, 5))
+    once, late = (model.losses(Legality(times, begin=5).of(example, step)) for step in (4, 5))
     assert float(once.legality) == 0 < float(late.legality)
     assert float((late.total - once.total).detach()) == pytest.approx(float(late.legality), rel=1e-5)
 

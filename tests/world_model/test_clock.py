@@ -219,18 +219,6 @@ def test_codes_of_all_steps_are_filled_in_beside_what_is_given_on_the_clock():
         fill_in(model, GRAMMAR, [prompt(GRAMMAR, [("clip", clip)])], ["push"], seeds=[1])
 
 
-def test_a_grammar_of_other_steps_weaves_and_reads_longer_and_shorter_ones():
-    for steps in (1, 2, 9):
-        grammar = Grammar(IDS, steps=steps)
-        segments = [("clip", np.arange(6 * steps) % 17), *([("push", np.zeros(2 * steps - 2, np.int64))] if steps > 1 else [])]
-        woven = weave_one(grammar, segments)
-        assert [(s.stream, s.codes.tolist()) for s in grammar.parse(woven.tokens)] == [(name, codes.tolist()) for name, codes in segments]
-        assert woven.legal.tolist() == expected_legal(grammar, woven.tokens.tolist())
-        assert Grammar.from_json(IDS, grammar.to_json()).steps == steps
-    with pytest.raises(ValueError, match="stream 'push' stands 1 times in a sample, it may stand at most 0 times"):
-        weave_one(Grammar(IDS, steps=1), [("push", [])])
-
-
 def test_an_exported_world_keeps_its_clock_and_its_longest_sample(tmp_path):
     save_qwen3(tmp_path, tiny_model(), GRAMMAR)
     assert load_qwen3(tmp_path).vocabulary == IDS

@@ -132,8 +132,8 @@ def test_a_sample_longer_than_its_budget_is_not_read() -> None:
         GRAMMAR.start(1)
 
 
-def test_only_streams_of_the_grammar_open_and_each_once() -> None:
-    grammar = Grammar(IDS, ["words"])
-    assert grammar.legal(grammar.follow([2])) == (range(3, 4), range(6, 7))
-    assert grammar.legal(grammar.follow([2, 6, 7])) == (range(3, 4),)
-    assert Grammar.from_json(IDS, grammar.to_json()).to_json() == grammar.to_json()
+def test_a_grammar_comes_back_from_json_and_other_rules_than_the_vocabularys_are_refused() -> None:
+    assert Grammar.from_json(IDS, GRAMMAR.to_json()).to_json() == GRAMMAR.to_json()
+    for other in ({"streams": ["words"], "repeats": {"words": 1}}, GRAMMAR.to_json() | {"steps": 3}):
+        with pytest.raises(ValueError, match="every stream of a vocabulary may stand once in a sample, so its grammar is"):
+            Grammar.from_json(IDS, other)

@@ -182,7 +182,7 @@ def padded_loss(worlds, model, woven, everywhere):
 def test_packed_equals_padded_with_a_dense_mask_to_a_millionth(worlds, everywhere):
     woven, model = worlds.some_documents(9), worlds.tiny_model().double()
     assert len(set(woven.lengths.tolist())) > 3
-    example = next_token(woven, worlds.GRAMMAR, np.arange(9), seed=1, full_share=float(everywhere), legality=1.0)
+    example = next_token(woven, worlds.GRAMMAR, np.arange(9), seed=1, full_share=float(everywhere))
     found = []
     for loss in (model.losses(example).total, padded_loss(worlds, model, woven, everywhere)):
         found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
@@ -205,15 +205,3 @@ def test_a_documents_loss_does_not_depend_on_a_row_of_embeddings_of_another(worl
         model.losses(alone).total.backward()
         there = model.embedding.grad.abs().sum(1) != 0
         assert there[mine].any() and not there[~mine].any()
-
-
-def test_being_legal_counts_as_if_all_labels_had_the_softmax_over_all_ids_or_as_often_as_is_asked(worlds):
-    def counted(**options):
-        (choice,) = [
-            one for one in next_token(woven, worlds.GRAMMAR, np.arange(40), 1, **options).choices if one.legality != 1 or one.legal
-        ]
-        return choice.legality
-
-    woven = worlds.some_documents(40)
-    assert counted() == 16 and counted(full_share=0.25) == 4
-    assert counted(legality=1.0) == 1 and counted(full_share=0.25, legality=3.0) == 3

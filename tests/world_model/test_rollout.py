@@ -18,15 +18,21 @@ from worldloom.world_model.transformer import Shape, WorldModel
 from worldloom.world_model.vocabulary import Vocabulary
 from worldloom.world_model.weave import weave_one
 
-IDS = Vocabulary.of(
-    {
-        "caption": {"kind": "text", "codebook_size": 13, "max_length": 6},
-        "clip": {"kind": "video", "codebook_size": 17, "shape": [3, 2, 1], "steps": 3},
-        "push": {"kind": "action", "codebook_size": 5, "shape": [2, 2], "levels": 2, "steps": 2},
-        "sound": {"kind": "audio", "codebook_size": 5, "shape": [3], "steps": 3},
-    },
-    {"name": "step", "streams": ["clip", "push", "sound"], "given": ["push"]},
-)
+
+def of_steps(steps: int) -> Vocabulary:
+    """The same ids, however many steps."""
+    return Vocabulary.of(
+        {
+            "caption": {"kind": "text", "codebook_size": 13, "max_length": 6},
+            "clip": {"kind": "video", "codebook_size": 17, "shape": [steps, 2, 1], "steps": steps},
+            "push": {"kind": "action", "codebook_size": 5, "shape": [steps - 1, 2], "levels": 2, "steps": steps - 1},
+            "sound": {"kind": "audio", "codebook_size": 5, "shape": [steps], "steps": steps},
+        },
+        {"name": "step", "streams": ["clip", "push", "sound"], "given": ["push"]},
+    )
+
+
+IDS = of_steps(3)
 GRAMMAR = Grammar(IDS)
 PROMPTS = [prompt(GRAMMAR, segments) for segments in ([("caption", [3, 1, 4, 1])], [], [("caption", [2])])]
 SEEDS = [5, 6, 7]
@@ -150,7 +156,7 @@ def test_a_row_is_a_function_of_its_prompt_its_seed_and_its_actions(model):
 def test_what_is_streamed_is_one_document_of_the_grammar_of_that_many_steps(model):
     actions = pushes(5)
     context, made = rolled(model, actions, window=6)
-    grammar = Grammar(IDS, steps=6)
+    grammar = Grammar(of_steps(6))
     clip = np.concatenate([context["clip"][0, 0], *(step["clip"][0] for step in made)])
     push = np.concatenate([step["push"][0] for step in made])
     woven = weave_one(grammar, [("caption", [3, 1, 4, 1]), ("clip", clip), ("push", push)])

@@ -53,6 +53,16 @@ def test_codes_that_are_told_are_those_of_the_sample(tiny, options, monkeypatch)
     assert np.array_equal(shown, made.values["view"])
 
 
+def test_a_world_that_learnt_from_hidden_codes_alone_fills_them_in_unasked(tiny, monkeypatch):
+    worker = tiny.engine.calls.workers["world"]
+    monkeypatch.setattr(worker, "world", replace(worker.world, objectives=("masked",)))
+    asked = {"given": {"words": "a red circle"}, "want": ["view"], "seed": 7}
+    unasked, filled = (told(lines_of(tiny("POST", "/v1/generate", json={**asked, **steps}))) for steps in ({}, {"fill_steps": 12}))
+    assert unasked == filled
+    refused = tiny("POST", "/v1/generate", json={**asked, "fill_steps": 0})
+    assert refused.status_code == 422 and "so it cannot write token by token; leave fill_steps out" in refused.json()["error"]["message"]
+
+
 def test_streams_of_one_clock_are_told_step_by_step_under_their_places(clocked):
     lines = lines_of(clocked("POST", "/v1/generate", json={"want": ["clip", "push"], "seed": 1}))
     codes = told(lines)
