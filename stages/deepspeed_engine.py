@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +40,7 @@ class Engine:
         self._clip = training.clip
         self._plain = worker.zero == 0 and player.precision == "fp32"
         self.module.to(self.device)
-        groups = parameter_groups(self.module, player.weight_decay, player.shares)
+        groups = parameter_groups(player)
         trained = [parameter for group in groups for parameter in group["params"]]
         called = {id(parameter): name for name, parameter in self.module.named_parameters()}
         names = [called[id(parameter)] for parameter in trained]
@@ -203,18 +203,17 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, shares: Mapping[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(player: Player) -> list[dict[str, Any]]:
     """One group for each decay and share of the learning rate, none of them empty, which would upset ZeRO.
 
-    Matrices decay, vectors (norms, biases) do not.
+    Matrices decay; vectors (norms, biases) and what the player names do not.
     """
-    groups: dict[tuple[bool, float], list[Tensor]] = {}
-    for name, parameter in module.named_parameters():
+    decay, groups = player.weight_decay, dict[tuple[bool, float], list[Tensor]]()
+    for name, parameter in player.module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((not weight_decay or parameter.dim() < 2, shares.get(name, 1.0)), []).append(parameter)
-    return [
-        {"params": groups[still, share], "weight_decay": 0.0 if still else weight_decay, "share": share} for still, share in sorted(groups)
-    ]
+            still = not decay or parameter.dim() < 2 or name in player.undecayed
+            groups.setdefault((still, player.shares.get(name, 1.0)), []).append(parameter)
+    return [{"params": groups[still, share], "weight_decay": 0.0 if still else decay, "share": share} for still, share in sorted(groups)]
 
 
 def set_learning_rate(groups: list[dict[str, Any]], rate: float) -> None:

@@ -32,7 +32,7 @@ from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.joined import Namer, Redrawer, save_namer, save_redrawer
 from worldloom.world_model.encoders.koleo import koleo
-from worldloom.world_model.encoders.layers import rate_shares
+from worldloom.world_model.encoders.layers import rate_shares, undecayed
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
@@ -65,7 +65,8 @@ class Recipe:
         """Of a module whose encoder is called so; what else there is learns at the full rate."""
         found = rate_shares(module.get_submodule("encoder"), self.layer_decay, self.patch_rate)
         shares = {f"encoder.{name}": share for name, share in found.items() if share < 1}
-        return Player("encoder", module, self.learning_rate, self.betas, self.weight_decay, shares=shares, average=self.ema)
+        rates = (self.learning_rate, self.betas, self.weight_decay)
+        return Player("encoder", module, *rates, shares=shares, average=self.ema, undecayed=undecayed(module))
 
     def views(self, batch: Pictures, views: tuple[View, ...], device: torch.device) -> list[Tensor]:
         """[B, 3, S, S] each; a picture that is there again gets views of its own."""

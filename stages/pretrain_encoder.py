@@ -52,7 +52,9 @@ class PretrainEncoder(TrainingSettings):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="AdamW's two rates of forgetting"
     )
-    weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
+    weight_decay: NonNegativeFloat = Field(
+        0.05, description="decoupled, on matrices only; positions, tables of relative ones and learnt tokens are none"
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
         description="a block's learning rate as a share of that of the one behind it; 0.9 or 1 in DINOv2, 0.65 (ViT-B) or 0.9 (Swin-B) "
@@ -238,6 +240,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="encoder",
-    version=2,
+    version=3,
     placement="gang",
 )
