@@ -32,11 +32,10 @@ class Engine:
 
     def __init__(self, player: Player, training: TrainingSettings, worker: Worker) -> None:
         """Moves the module to this worker's device and shares rank 0's parameters; the process group must be there (`gather_gang`)."""
-        self.name = player.name
+        self.player = player
         self.module = player.module
         self.device = _device()
         self.pending = False  # gradients since the last step
-        self._peak = player.learning_rate
         self._clip = training.clip
         self._plain = worker.zero == 0 and player.precision == "fp32"
         self.module.to(self.device)
@@ -65,12 +64,17 @@ class Engine:
         self._engine.backward(loss)
         self.pending = True
 
-    def step(self, share: float) -> float:
-        """One AdamW update at `share` of the player's learning rates; returns the gradient norm before clipping.
+    def step(self, share: float, weight_decay: float | None = None) -> float:
+        """One AdamW update at `share` of the player's learning rates, and that weight decay (None: as the player says); returns the
+        gradient norm before clipping.
 
         A norm that is not finite leaves the parameters as they are.
         """
-        set_learning_rate(self._optimizer.param_groups, self._peak * share)
+        set_rates(
+            self._optimizer.param_groups,
+            self.player.learning_rate * share,
+            self.player.weight_decay if weight_decay is None else weight_decay,
+        )
         self.pending = False
         if self._plain:
             norm = self._plain_step()
@@ -209,17 +213,22 @@ def parameter_groups(player: Player) -> list[dict[str, Any]]:
     Matrices decay; vectors (norms, biases) and what the player names do not.
     """
     decay, groups = player.weight_decay, dict[tuple[bool, float], list[Tensor]]()
+    none = not decay and not player.last_weight_decay
     for name, parameter in player.module.named_parameters():
         if parameter.requires_grad:
-            still = not decay or parameter.dim() < 2 or name in player.undecayed
+            still = none or parameter.dim() < 2 or name in player.undecayed
             groups.setdefault((still, player.shares.get(name, 1.0)), []).append(parameter)
-    return [{"params": groups[still, share], "weight_decay": 0.0 if still else decay, "share": share} for still, share in sorted(groups)]
+    return [
+        {"params": groups[still, share], "weight_decay": 0.0 if still else decay, "share": share, "decays": not still}
+        for still, share in sorted(groups)
+    ]
 
 
-def set_learning_rate(groups: list[dict[str, Any]], rate: float) -> None:
-    """Each group's share of it."""
+def set_rates(groups: list[dict[str, Any]], learning_rate: float, weight_decay: float) -> None:
+    """Each group's share of the first, and the second where the group decays."""
     for group in groups:
-        group["lr"] = rate * group["share"]
+        group["lr"] = learning_rate * group["share"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
 def _deepspeed() -> ModuleType:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldloom.stages.deepspeed_engine import parameter_groups, set_learning_rate
+from worldloom.stages.deepspeed_engine import parameter_groups, set_rates
 from worldloom.stages.dinov2_learner import Dinov2Learner
 from worldloom.stages.encoder_learner import Recipe
 from worldloom.stages.encoder_settings import Dinov2
@@ -71,7 +71,7 @@ def test_a_share_is_a_learning_rate_of_its_own() -> None:
     def trained(groups: Any, module: nn.Linear) -> list[torch.Tensor]:
         optimizer = torch.optim.AdamW(groups, lr=1e-2)
         for step in range(3):
-            set_learning_rate(optimizer.param_groups, 1e-2 * (step + 1) / 3)
+            set_rates(optimizer.param_groups, 1e-2 * (step + 1) / 3, 0.3)
             optimizer.zero_grad()
             module(torch.ones(2, 3)).square().sum().backward()
             optimizer.step()
@@ -96,11 +96,17 @@ def test_a_share_is_a_learning_rate_of_its_own() -> None:
 
 def test_the_stages_settings_reach_the_optimizer() -> None:
     base = {"run": "pretrain_encoder", "data": "data", "stream": "view", "labels": "words", "objective": {"type": "supervised"}}
-    settings = PretrainEncoder.model_validate({**base, "layer_decay": 0.65, "patch_rate": 0.5, "ema": 0.99, "weight_decay": 0.2})
+    settings = PretrainEncoder.model_validate(
+        {**base, "layer_decay": 0.65, "patch_rate": 0.5, "ema": 0.99, "weight_decay": 0.2, "last_weight_decay": 0.7}
+    )
     module = nn.Module()
     module.encoder = build_encoder(VitSettings(patch=4, width=16, depth=1, heads=2, grid=(4, 4)), torch.Generator().manual_seed(0))
     player = recipe_of(settings, "fp32").player(module)
-    assert player.average == 0.99 and player.weight_decay == 0.2 and "encoder.class_token" in player.undecayed
+    assert (
+        player.average == 0.99
+        and (player.weight_decay, player.last_weight_decay) == (0.2, 0.7)
+        and "encoder.class_token" in player.undecayed
+    )
     assert player.shares["encoder.patches.bias"] == pytest.approx(0.5 * 0.65**2) and "encoder.trunk.norm.bias" not in player.shares
     plain = recipe_of(PretrainEncoder.model_validate(base), "fp32").player(module)
-    assert plain.shares == {} and plain.average is None
+    assert plain.shares == {} and plain.average is None and plain.last_weight_decay is None
