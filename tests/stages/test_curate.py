@@ -306,8 +306,12 @@ def test_a_reference_that_says_nothing_is_refused(tmp_path: Path, planted: tuple
         embed(tmp_path, empty, eye, "none")
     other = embed(tmp_path, data, encoder(tmp_path, data, "other", seed=1), "other_seen")
     with pytest.raises(ValueError, match=r"reference\.features: near_to is seen by other, the dataset by eye; embed both by one encoder"):
-        curated(tmp_path, data, seen, others={"reference.features": other}, reference={"features": "near_to"})
+        settings = Curate.model_validate({"run": "curate", "data": "data", "features": "seen", "reference": {"features": "near_to"}})
+        curate.parallelism(settings, {"data": data, "features": seen, "reference.features": other})  # before a picture is compared
     wanted = dataset(tmp_path, "wanted", {"train/shard-000000": {"x": picture(9)}})
+    nothing = FeatureSet(embed(tmp_path, wanted, eye, "nothing"), ("held_out",))
+    with pytest.raises(ValueError, match=r"reference\.features: nothing holds no picture, so nothing is near it; embed some, or leave"):
+        curate.comparable("nothing", nothing, FeatureSet(seen))
     foreign = embed(tmp_path, wanted, eye, "foreign")
     with pytest.raises(ValueError, match="features: foreign embeds wanted, not data; name a stage that embeds data"):
         curated(tmp_path / "foreign", data, foreign)
@@ -317,8 +321,9 @@ def test_captions_that_nobody_compared_are_refused(tmp_path: Path, planted: tupl
     data, eye, seen = planted
     with pytest.raises(ValidationError, match="captions judges nothing without similarity and share"):
         Curate.model_validate({"run": "curate", "data": "d", "features": "f", "captions": {}})
+    settings = Curate.model_validate({"run": "curate", "data": "data", "features": "seen", "captions": {"share": 0.5}})
     with pytest.raises(ValueError, match="captions: seen compared no captions; set its keep to joint"):
-        curated(tmp_path, data, seen, captions={"share": 0.5})
+        curate.parallelism(settings, {"data": data, "features": seen})  # before a picture is compared
     with pytest.raises(ValidationError, match=r"captions \(note\) are compared with joint vectors, and keep is pooled; set it to joint"):
         embed(tmp_path, data, eye, captions="note")
     with pytest.raises(ValueError, match="eye never saw a text, so nothing compares its pictures with texts"):
