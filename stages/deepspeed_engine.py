@@ -50,7 +50,8 @@ class Engine:
         with _quiet():
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.module,
-                optimizer=torch.optim.AdamW(groups, lr=player.learning_rate, betas=player.betas, fused=True),
+                # No rate yet: to make its state, DeepSpeed may take a step on gradients of zero, in which the masters would decay.
+                optimizer=torch.optim.AdamW(groups, lr=0.0, betas=player.betas, fused=True),
                 config=configuration(player, training, worker),
                 dist_init_required=False,
             )

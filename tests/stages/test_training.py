@@ -640,8 +640,10 @@ class Resting:
         assert state == {}
 
 
-@pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 0), ("fp32", 2)])
-@pytest.mark.parametrize(("first", "last"), [(0.04, 0.4), (0.0, 0.4), (0.3, 0.0), (0.2, None)])
+@pytest.mark.parametrize(
+    ("first", "last", "precision", "zero"),
+    [(0.04, 0.4, "fp32", 0), (0.0, 0.4, "bf16", 0), (0.3, 0.0, "fp32", 2), (0.2, None, "bf16", 0), (0.2, None, "bf16", 3)],
+)
 def test_weights_shrink_by_a_decay_that_moves_along_half_a_cosine(
     tmp_path: Path, first: float, last: float | None, precision: str, zero: int
 ) -> None:
