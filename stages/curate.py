@@ -51,6 +51,13 @@ class NearDuplicates(Settings):
     concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.96
     smallest_crop: Annotated[float, Field(gt=0.2, le=1, description="smallest crop that is looked for, as a share of the side")] = 0.7
 
+    @model_validator(mode="after")
+    def _knows_when_pictures_are_one(self) -> Self:
+        # The default is where comparing begins: of features alone it would take out most of a dataset.
+        if self.verify == "none" and "similarity" not in self.model_fields_set:
+            raise ValueError("verify is none, so similarity decides, and it is not given; set it to the cosine of pictures that are one")
+        return self
+
 
 class Near(Settings):
     """What is near a reference set: a picture stays where one of the two rules that are given keeps it."""

@@ -161,6 +161,15 @@ def test_tokens_are_kept_in_half_precision(tmp_path: Path, planted: tuple[Artifa
         curated(tmp_path, data, embed(tmp_path, data, eye, "tokens", keep="tokens"))
 
 
+def test_features_that_are_no_numbers_are_refused(
+    tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, eye, _ = planted
+    monkeypatch.setattr(embed_dataset, "embedded", lambda eye, pictures, *_: np.where(np.arange(len(pictures))[:, None] == 1, np.nan, 0.0))
+    with pytest.raises(ValueError, match=r"eye sees numbers that are not finite, .* in (train/b|held_out/q); train it anew, or set keep"):
+        embed(tmp_path, data, eye, "broken")
+
+
 def test_one_of_each_group_stays_and_the_ledger_says_which(tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact]) -> None:
     data, _, seen = planted
     made = curated(tmp_path, data, seen, near={"similarity": -1})
@@ -276,6 +285,8 @@ def test_features_alone_decide_where_pixels_are_not_asked(tmp_path: Path, plante
     kept = np.arange(10)
     for a, b in zip(*np.nonzero(cosines >= bar), strict=True):
         kept[kept == max(kept[a], kept[b])] = min(kept[a], kept[b])
+    with pytest.raises(ValidationError, match="verify is none, so similarity decides, and it is not given; set it to the cosine of"):
+        Curate.model_validate({"run": "curate", "data": "data", "features": "seen", "near": {"verify": "none"}})
     made = curated(tmp_path, data, seen, near={"verify": "none", "similarity": bar})
     assert made.counts["samples"] == 1 + len(set(kept.tolist())) < 10
     assert made.counts["near_duplicate"] >= 1
