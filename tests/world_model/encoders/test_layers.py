@@ -20,6 +20,7 @@ VIT = VitSettings(
     layer_scale=0.1,
     pooling="attention",
 )
+SMALL = {"patch": 4, "width": 8, "depth": 1, "heads": 1, "grid": (2, 2), "positions": "none"}
 
 
 def test_layers_of_a_vit_are_its_blocks_between_the_embedding_and_the_norm() -> None:
@@ -86,7 +87,7 @@ def test_rates_fall_towards_the_patches_which_learn_more_slowly_still() -> None:
     [
         (VIT, {"class_token", "distillation_token", "registers", "mask_token", "positions.table", "pool.queries"}),
         *(
-            (VitSettings(patch=4, width=8, depth=1, heads=1, grid=(2, 2), positions="none", relation=relation), {"class_token", *tables})
+            (VitSettings.model_validate({**SMALL, "relation": relation}), {"class_token", *tables})
             for relation, tables in {
                 "relative_bias": ("trunk.blocks.0.relation.table", "trunk.blocks.0.relation.prefix"),
                 "buckets": ("trunk.blocks.0.relation.table",),
