@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from worldloom.pipeline.transcode import Done
     from worldloom.stages.artifact import Artifact
     from worldloom.stages.eye import Eye, Keep
+    from worldloom.stages.settings import ImageStream
 
 SHEETS = (".html", ".png")
 MOST = 1_000  # hits
@@ -52,6 +54,8 @@ def search(
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="for people or for programs")] = "text",
 ) -> None:
     """Find the pictures of a dataset that are nearest to a text or a picture."""
+    if out is not None:
+        can_be_a_sheet(out)  # before a dataset is embedded
     found = search_run(run, text, image, count, stage)
     if out is not None:
         write_sheet(out, found)
@@ -101,6 +105,7 @@ def search_run(run: Path, text: str | None, image: Path | None, count: int = 12,
     from worldloom.stages.features import FeatureSet
     from worldloom.stages.nearest import by_torch
     from worldloom.stages.seen import Seen
+    from worldloom.stages.settings import ImageStream
 
     features = FeatureSet(artifact)
     pooled(artifact.name, features)
@@ -111,7 +116,9 @@ def search_run(run: Path, text: str | None, image: Path | None, count: int = 12,
             query = eye.reads_texts.texts([text])
         else:
             assert image is not None
-            asked = _read(image, eye)
+            stream = seen.data.streams[features.stream]
+            assert isinstance(stream, ImageStream)
+            asked = _read(image, stream)  # as the dataset's own pictures were read
             query = eye.see(asked[None], features.keep)  # type: ignore[arg-type]
         near = by_torch(features, torch.nn.functional.normalize(query.float(), dim=1).numpy(), min(count, len(features)))
     hits = []
@@ -121,10 +128,15 @@ def search_run(run: Path, text: str | None, image: Path | None, count: int = 12,
     return Found(asked, artifact.name, hits)
 
 
-def write_sheet(out: Path, found: Found) -> None:
-    """A contact sheet: .html, one file that fetches nothing, or .png."""
+def can_be_a_sheet(out: Path) -> None:
+    """ValueError where its name says that it is none."""
     if out.suffix.lower() not in SHEETS:
         raise ValueError(f"{out} does not end in {' or '.join(SHEETS)}")
+
+
+def write_sheet(out: Path, found: Found) -> None:
+    """A contact sheet: .html, one file that fetches nothing, or .png."""
+    can_be_a_sheet(out)
     from worldloom.stages.card import png
     from worldloom.stages.contact_sheet import Pinned, contact_sheet
 
@@ -178,6 +190,11 @@ def _features(run: Path, stage: str | None, reads_texts: bool) -> "Artifact":
         raise ValueError(f"{run} has several sets of features ({', '.join(one.name for one in fitting)}); name one by --stage")
     if fitting:
         return fitting[0]
+    if stage is not None and finished[0].produces != "encoder":
+        what = f"features of keep {finished[0].settings['keep']}" if finished[0].produces == "features" else f"a {finished[0].produces}"
+        raise ValueError(
+            f"{stage} leaves {what}, and this search needs features of keep {' or '.join(wanted)}, or an encoder; name another stage"
+        )
     encoders = [one for one in finished if one.produces == "encoder" and (not reads_texts or (one.folder / "coca").is_dir())]
     if not encoders:
         what = "encoder of objective coca, which a text needs," if reads_texts else "encoder"
@@ -207,8 +224,8 @@ def _index(encoder: "Artifact", root: Path, keep: "Keep") -> "Artifact":
     return execute(embed_dataset.STAGE, name, settings, inputs, out, Worker())
 
 
-def _embedded(encoder: str, files: Sequence[Path], out: Path | None, keep: "Keep", form: str) -> "Sequence[tuple[Path, Path | None, str]]":
-    """What became of each file."""
+def _embedded(encoder: str, files: Sequence[Path], out: Path | None, keep: "Keep", form: str) -> "Iterator[Done]":
+    """What became of each file, as soon as it is known."""
     import numpy as np
     import torch
 
@@ -230,7 +247,7 @@ def _embedded(encoder: str, files: Sequence[Path], out: Path | None, keep: "Keep
             np.save(target, features)
         return f"{' x '.join(map(str, features.shape))} numbers"
 
-    return list(each_file(files, out, lambda source: f"{source.stem}.features.{form}", embed_file))
+    return each_file(files, out, lambda source: f"{source.stem}.features.{form}", embed_file)
 
 
 def _eye(encoder: str) -> "Eye":
@@ -248,13 +265,12 @@ def _eye(encoder: str) -> "Eye":
     return open_eye(find_artifact(Path(run), "encoder", stage))
 
 
-def _read(path: Path, eye: "Eye") -> "NDArray[np.uint8]":
+def _read(path: Path, stream: "ImageStream") -> "NDArray[np.uint8]":
     from worldloom.stages.preprocess import read_value
     from worldloom.stages.rejects import InputRejected
-    from worldloom.stages.settings import ImageStream
 
     try:
-        picture: NDArray[np.uint8] = read_value(path, ImageStream(kind="image", size=eye.side))
+        picture: NDArray[np.uint8] = read_value(path, stream)
     except InputRejected as error:
         raise ValueError(f"{path} cannot be read as a picture: {error.code}: {error.detail}") from None
     return picture

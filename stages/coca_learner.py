@@ -55,15 +55,16 @@ class CocaLearner(EncoderLearner):
 
 def read_captions(dataset: Dataset, stream: str, tokenizer: TextTokenizer, length: int) -> Ragged:
     """Every caption of the training split, begin and end included; ValueError where one is missing, or longer than `length`."""
-    rows: list[NDArray[np.int32]] = []
+    ids_of, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     for start in range(0, dataset.samples("train"), READ_AT_ONCE):
         numbers = range(start, min(start + READ_AT_ONCE, dataset.samples("train")))
         texts = [dataset.value("train", stream, i) for i in numbers]
         if None in texts:
             raise ValueError(f"captions: sample {start + texts.index(None)} lacks the stream {stream!r}; every picture needs a caption")
         ids, present = captions_of(tokenizer, texts, length)
-        rows += [row[:count].numpy().astype(np.int32) for row, count in zip(ids, present.sum(1).tolist(), strict=True)]
-    return Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+        ids_of.append(ids[present].numpy().astype(np.int32))  # row by row, without the padding behind each
+        lengths.append(present.sum(1).numpy())
+    return Ragged(np.concatenate(ids_of), np.cumsum(np.concatenate(lengths)))
 
 
 def rows_of(captions: Ragged, samples: NDArray[np.int64]) -> NDArray[np.int64]:

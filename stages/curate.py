@@ -51,6 +51,13 @@ class NearDuplicates(Settings):
     concordance: Annotated[float, Field(gt=0, le=1, description="of the pixels, from which on pictures are one; 1 for equal ones")] = 0.96
     smallest_crop: Annotated[float, Field(gt=0.2, le=1, description="smallest crop that is looked for, as a share of the side")] = 0.7
 
+    @model_validator(mode="after")
+    def _knows_when_pictures_are_one(self) -> Self:
+        # The default is where comparing begins: of features alone it would take out most of a dataset.
+        if self.verify == "none" and "similarity" not in self.model_fields_set:
+            raise ValueError("verify is none, so similarity decides, and it is not given; set it to the cosine of pictures that are one")
+        return self
+
 
 class Near(Settings):
     """What is near a reference set: a picture stays where one of the two rules that are given keeps it."""
@@ -163,14 +170,15 @@ def finish(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path) -> dic
         left = {shard: totals.shards[shard].n_out for shard in shards}
         splits = {split: [(name, left[f"{split}/{name}"]) for name in data.shards(split)] for split in data.splits}
         if not sum(count for _, count in splits.get("train", [])):
-            raise ValueError(f"nothing of the {data.samples('train')} training samples stays; loosen near or reference")
+            raise ValueError(f"nothing of the {data.samples('train')} training samples stays; loosen near, reference or captions")
         write_dataset_json(out, data.streams, splits, oracle=data.oracle)
         report_curation(settings, seen, reference, removal, links, _recall(settings, rows, out), out)
     return {"samples": totals.n_out, **removal.counts}
 
 
 def opened(settings: Curate, inputs: Mapping[str, "Artifact"]) -> tuple["Dataset", "FeatureSet", "Chosen"]:
-    """The dataset, its features numbered in the order in which pictures stay, and the first picture of all that have equal pixels."""
+    """The dataset, its features numbered in the order in which pictures stay, and the first picture of all that have equal pixels;
+    ValueError, before anything is compared, where the inputs do not fit each other."""
     import numpy as np
 
     from worldloom.stages.dataset import Dataset
@@ -184,6 +192,10 @@ def opened(settings: Curate, inputs: Mapping[str, "Artifact"]) -> tuple["Dataset
             f"name a stage that embeds {settings.data}"
         )
     pooled(settings.features, features)
+    if settings.reference is not None:
+        comparable(settings.reference.features, FeatureSet(inputs["reference.features"]), features)
+    if settings.captions is not None and not features.scored:
+        raise ValueError(f"captions: {settings.features} compared no captions; set its keep to joint and its captions to a stream of text")
     return data, features, Chosen(features, np.unique(firsts(features)))
 
 
@@ -191,6 +203,18 @@ def pooled(name: str, features: "FeatureSet") -> None:
     """ValueError where pictures cannot be compared by these features."""
     if features.tokens is not None:
         raise ValueError(f"{name} keeps {features.tokens} vectors of a picture, and pictures are compared by one; set its keep to pooled")
+
+
+def comparable(name: str, reference: "FeatureSet", features: "FeatureSet") -> None:
+    """ValueError where the reference is empty, or seen by another encoder."""
+    pooled(name, reference)
+    if not len(reference):
+        raise ValueError(f"reference.features: {name} holds no picture, so nothing is near it; embed some, or leave reference out")
+    theirs, ours = (each.artifact.inputs["encoder"] for each in (reference, features))
+    if theirs["fingerprint"] != ours["fingerprint"]:
+        raise ValueError(
+            f"reference.features: {name} is seen by {theirs['stage']}, the dataset by {ours['stage']}; embed both by one encoder"
+        )
 
 
 def in_order(splits: tuple[str, ...]) -> tuple[str, ...]:

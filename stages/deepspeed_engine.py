@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -32,15 +32,14 @@ class Engine:
 
     def __init__(self, player: Player, training: TrainingSettings, worker: Worker) -> None:
         """Moves the module to this worker's device and shares rank 0's parameters; the process group must be there (`gather_gang`)."""
-        self.name = player.name
+        self.player = player
         self.module = player.module
         self.device = _device()
         self.pending = False  # gradients since the last step
-        self._peak = player.learning_rate
         self._clip = training.clip
         self._plain = worker.zero == 0 and player.precision == "fp32"
         self.module.to(self.device)
-        groups = parameter_groups(self.module, player.weight_decay, player.shares)
+        groups = parameter_groups(player)
         trained = [parameter for group in groups for parameter in group["params"]]
         called = {id(parameter): name for name, parameter in self.module.named_parameters()}
         names = [called[id(parameter)] for parameter in trained]
@@ -51,7 +50,8 @@ class Engine:
         with _quiet():
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.module,
-                optimizer=torch.optim.AdamW(groups, lr=player.learning_rate, betas=player.betas, fused=True),
+                # No rate yet: to make its state, DeepSpeed may take a step on gradients of zero, in which the masters would decay.
+                optimizer=torch.optim.AdamW(groups, lr=0.0, betas=player.betas, fused=True),
                 config=configuration(player, training, worker),
                 dist_init_required=False,
             )
@@ -65,12 +65,17 @@ class Engine:
         self._engine.backward(loss)
         self.pending = True
 
-    def step(self, share: float) -> float:
-        """One AdamW update at `share` of the player's learning rates; returns the gradient norm before clipping.
+    def step(self, share: float, weight_decay: float | None = None) -> float:
+        """One AdamW update at `share` of the player's learning rates, and that weight decay (None: as the player says); returns the
+        gradient norm before clipping.
 
         A norm that is not finite leaves the parameters as they are.
         """
-        set_learning_rate(self._optimizer.param_groups, self._peak * share)
+        set_rates(
+            self._optimizer.param_groups,
+            self.player.learning_rate * share,
+            self.player.weight_decay if weight_decay is None else weight_decay,
+        )
         self.pending = False
         if self._plain:
             norm = self._plain_step()
@@ -203,24 +208,28 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, shares: Mapping[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(player: Player) -> list[dict[str, Any]]:
     """One group for each decay and share of the learning rate, none of them empty, which would upset ZeRO.
 
-    Matrices decay, vectors (norms, biases) do not.
+    Matrices decay; vectors (norms, biases) and what the player names do not.
     """
-    groups: dict[tuple[bool, float], list[Tensor]] = {}
-    for name, parameter in module.named_parameters():
+    decay, groups = player.weight_decay, dict[tuple[bool, float], list[Tensor]]()
+    none = not decay and not player.last_weight_decay
+    for name, parameter in player.module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((not weight_decay or parameter.dim() < 2, shares.get(name, 1.0)), []).append(parameter)
+            still = none or parameter.dim() < 2 or name in player.undecayed
+            groups.setdefault((still, player.shares.get(name, 1.0)), []).append(parameter)
     return [
-        {"params": groups[still, share], "weight_decay": 0.0 if still else weight_decay, "share": share} for still, share in sorted(groups)
+        {"params": groups[still, share], "weight_decay": 0.0 if still else decay, "share": share, "decays": not still}
+        for still, share in sorted(groups)
     ]
 
 
-def set_learning_rate(groups: list[dict[str, Any]], rate: float) -> None:
-    """Each group's share of it."""
+def set_rates(groups: list[dict[str, Any]], learning_rate: float, weight_decay: float) -> None:
+    """Each group's share of the first, and the second where the group decays."""
     for group in groups:
-        group["lr"] = rate * group["share"]
+        group["lr"] = learning_rate * group["share"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
 def _deepspeed() -> ModuleType:

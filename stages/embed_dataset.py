@@ -124,6 +124,12 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
         digests[part] = [digest_of(picture) for picture in pictures]
         thumbs[part] = shrink(pictures, THUMB)
         rows[part] = embedded(eye, pictures, settings.batch_size, settings.keep)
+        strange = ~np.isfinite(rows[part]).reshape(len(pictures), -1).all(1)
+        if strange.any():
+            raise ValueError(
+                f"{settings.encoder} sees numbers that are not finite, or too large for its tokens' half precision, in "
+                f"{split}/{reader.key(int(samples[part][strange][0]))}; train it anew, or set keep to pooled"
+            )
         if settings.captions is not None:
             scores[part] = _scores(settings, data, shard, eye, samples[part], rows[part])
         worker.check()

@@ -3,7 +3,7 @@
 Features of the training split are what is compared with; figures are of the splits that training has not seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +145,7 @@ def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker:
         tuple(by_words),
         tuple(found),
         tuple(captioned),
-        tuple(_left_out(judged, settings)),
+        tuple(_left_out(judged, settings, unseen.keys() - {each.split for each in found})),
         {},
     )
     return measured._replace(figures={f"{settings.stream}.{name}": round(value, 4) for name, value in _figures(measured).items()})
@@ -229,7 +229,8 @@ def write_in_all_ways(captioner: Captioner, x: Tensor, drawn: TopP, beams: int) 
     }
 
 
-def _left_out(judged: Judged, settings: EvaluateEncoder) -> Iterator[str]:
+def _left_out(judged: Judged, settings: EvaluateEncoder, few: Set[str]) -> Iterator[str]:
+    """`few` are splits in which no captions were looked for."""
     if settings.text is None:
         yield "Classes, words and captions: no stream of text says what the pictures show."
     elif judged.captioner is None:
@@ -238,6 +239,8 @@ def _left_out(judged: Judged, settings: EvaluateEncoder) -> Iterator[str]:
         for by in settings.label_by:
             if not any(by in names_in(prompt) for prompt in settings.prompts):
                 yield f"Classes by words for {by}: no prompt says {{{by}}}."
+        for split in sorted(few):
+            yield f"Finding captions of {split}: it has no {max(settings.recall_at) + 1} that say different things."
     if judged.redrawer is None:
         yield "Hidden patches: this encoder never learnt to draw them."
 

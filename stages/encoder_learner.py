@@ -5,7 +5,7 @@ What a training leaves for others to open, the text side of a CoCa included, is 
 Parameters stay float32; under precision bf16 the networks compute in bfloat16 by autocast, and losses in float32.
 
 What differs from the papers' recipes: gradients are clipped by their norm over all parameters, where DINO clips each; weight decay
-stays as it is, where DINO raises it along a cosine.
+rises along DINO's cosine only where `last_weight_decay` is given.
 """
 
 import copy
@@ -32,7 +32,7 @@ from worldloom.world_model.encoders.classifier import Classifier
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.joined import Namer, Redrawer, save_namer, save_redrawer
 from worldloom.world_model.encoders.koleo import koleo
-from worldloom.world_model.encoders.layers import rate_shares
+from worldloom.world_model.encoders.layers import rate_shares, undecayed
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
 from worldloom.world_model.encoders.swin import Swin
@@ -56,16 +56,28 @@ class Recipe:
         layer_decay: float = 1.0,
         patch_rate: float = 1.0,
         ema: float | None = None,
+        last_weight_decay: float | None = None,
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.layer_decay, self.patch_rate, self.ema = layer_decay, patch_rate, ema
+        self.last_weight_decay = last_weight_decay
 
     def player(self, module: nn.Module) -> Player:
         """Of a module whose encoder is called so; what else there is learns at the full rate."""
         found = rate_shares(module.get_submodule("encoder"), self.layer_decay, self.patch_rate)
         shares = {f"encoder.{name}": share for name, share in found.items() if share < 1}
-        return Player("encoder", module, self.learning_rate, self.betas, self.weight_decay, shares=shares, average=self.ema)
+        return Player(
+            "encoder",
+            module,
+            self.learning_rate,
+            self.betas,
+            self.weight_decay,
+            average=self.ema,
+            shares=shares,
+            undecayed=undecayed(module),
+            last_weight_decay=self.last_weight_decay,
+        )
 
     def views(self, batch: Pictures, views: tuple[View, ...], device: torch.device) -> list[Tensor]:
         """[B, 3, S, S] each; a picture that is there again gets views of its own."""

@@ -68,8 +68,8 @@ def _can_be_told_apart(bank: Tensor, labels: Tensor, classes: int) -> None:
 
 
 def recalls(pictures: Tensor, captions: Tensor, k: int) -> Recalls:
-    """Of pairs [N, D] each, by cosine; an equally near stranger counts against the pair."""
+    """Of pairs [N, D] each, by cosine; an equally near stranger counts against the pair, and so does one that is no number."""
     scores = F.normalize(pictures.float(), dim=1) @ F.normalize(captions.float(), dim=1).T
     own = scores.diagonal()
-    nearer = [(scores >= own[:, None]).sum(1), (scores >= own[None]).sum(0)]
+    nearer = [(~(scores < own[:, None])).sum(1), (~(scores < own[None])).sum(0)]
     return Recalls(*(float((each <= k).double().mean()) for each in nearer))

@@ -3,7 +3,7 @@
 B texts, D width, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -17,7 +17,7 @@ from worldloom.stages.evaluate_encoder import names_in
 from worldloom.stages.labels import FIXED
 from worldloom.stages.open_encoder import Captioner
 from worldloom.stages.oracles import Reading, oracle_of
-from worldloom.stages.value_batches import Values, spaced
+from worldloom.stages.value_batches import Values
 
 AT_ONCE = 256  # texts
 
@@ -61,7 +61,7 @@ def meaning_of(dataset: Dataset) -> Meaning:
 def pairs_apart(dataset: Dataset, values: Values, stream: str, meaning: Meaning, most: int) -> tuple[NDArray[np.int64], list[str]]:
     """Up to `most` numbers of pictures, and their captions, no two of which say the same."""
     taken: dict[Reading, tuple[int, str]] = {}
-    for place in spread(len(values)).tolist():
+    for place in spread(len(values)):
         text = dataset.value(values.split, stream, int(values.samples[place]))
         if text is not None:
             taken.setdefault(meaning(str(text)), (place, str(text)))
@@ -70,8 +70,10 @@ def pairs_apart(dataset: Dataset, values: Values, stream: str, meaning: Meaning,
     return np.array([place for place, _ in taken.values()], np.int64), [text for _, text in taken.values()]
 
 
-def spread(count: int) -> NDArray[np.int64]:
-    """All numbers below `count`, so that the first ones are far apart: folders are read in order."""
-    coarse = [spaced(count, 1 << power) for power in range(count.bit_length())]
-    found: NDArray[np.int64] = np.array(list(dict.fromkeys(np.concatenate([*coarse, np.arange(count)]).tolist())), np.int64)
-    return found
+def spread(count: int) -> Iterator[int]:
+    """All numbers below `count`, in the order of their bits read backwards: the first are far apart, where folders are read in order."""
+    bits = max(count - 1, 0).bit_length()
+    for place in range(1 << bits):
+        number = int(f"{place:0{bits}b}"[::-1], 2)
+        if number < count:
+            yield number

@@ -69,8 +69,13 @@ class EvaluateEncoder(StageSettings):
 
 
 def names_in(prompt: str) -> frozenset[str]:
-    """What stands in its braces; ValueError where they do not match."""
-    return frozenset(name for _, name, _, _ in Formatter().parse(prompt) if name is not None)
+    """What stands in its braces; ValueError where they do not match, or hold more than a name."""
+    found = set[str]()
+    for _, name, form, conversion in Formatter().parse(prompt):
+        if form or conversion:
+            raise ValueError(f"behind {name!r} stands how to write it, and braces are for names alone")
+        found |= set() if name is None else {name}
+    return frozenset(found)
 
 
 def run(settings: EvaluateEncoder, inputs: Mapping[str, Artifact], out: Path, worker: Worker) -> None:
@@ -103,7 +108,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=1,
+    version=2,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

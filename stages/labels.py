@@ -23,17 +23,26 @@ class Labels(NamedTuple):
 def read_labels(dataset: Dataset, stream: str, by: LabelBy) -> Labels:
     """Classes are those of the training split, in order of the alphabet, or those of the shapes world; ValueError where a sample has none,
     or one that training never sees, or where there is one class only."""
-    names = {split: [_class_of(dataset, split, stream, by, i) for i in range(dataset.samples(split))] for split in dataset.splits}
-    classes = FIXED.get(by) or tuple(sorted(set(names.get("train", []))))
+    met: dict[str, int] = {}  # every name once: a dataset may have more samples than texts fit into memory
+    of: dict[str, NDArray[np.int64]] = {}
+    for split in dataset.splits:
+        names = (_class_of(dataset, split, stream, by, i) for i in range(dataset.samples(split)))
+        of[split] = np.fromiter((met.setdefault(name, len(met)) for name in names), np.int64, dataset.samples(split))
+    trained = set(np.unique(of["train"]).tolist()) if "train" in of else set()
+    classes = FIXED.get(by) or tuple(sorted(name for name, number in met.items() if number in trained))
     if len(classes) < 2:
-        raise ValueError(f"labels: the stream {stream!r} names {len(classes)} class; a classifier needs two at least")
+        raise ValueError(
+            f"labels: the stream {stream!r} names {len(classes)} class; a classifier needs two at least, "
+            "so give a stream or a label_by of more"
+        )
     if len(classes) > MOST_CLASSES:
         raise ValueError(f"labels: the stream {stream!r} names {len(classes)} classes; are these captions? set label_by to what they tell")
     numbers = {name: number for number, name in enumerate(classes)}
-    strange = sorted({name for each in names.values() for name in each if name not in numbers})
+    strange = sorted(met.keys() - numbers.keys())
     if strange:
         raise ValueError(f"labels: {strange[0]!r} is no class of the training split; take those samples out, or train on some")
-    return Labels(classes, {split: np.array([numbers[name] for name in each], np.int64) for split, each in names.items()})
+    renumbered = np.array([numbers[name] for name in met], np.int64)
+    return Labels(classes, {split: renumbered[each] for split, each in of.items()})
 
 
 def _class_of(dataset: Dataset, split: str, stream: str, by: LabelBy, i: int) -> str:

@@ -20,10 +20,12 @@ class Player(NamedTuple):
     module: nn.Module
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0  # on parameters of two or more dimensions
+    weight_decay: float = 0.0  # on parameters of two or more dimensions, but for those of `undecayed`
     precision: Precision = "fp32"
     average: float | None = None  # how much of the moving average of the weights, which is what is kept in the end, each update keeps
     shares: Mapping[str, float] = {}  # of the learning rate, by the parameter's name in the module; others have all of it
+    undecayed: frozenset[str] = frozenset()  # names of parameters in the module
+    last_weight_decay: float | None = None  # what weight decay goes to, along half a cosine over all steps; None: it stays
 
 
 class Mean(NamedTuple):

@@ -52,7 +52,12 @@ class PretrainEncoder(TrainingSettings):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="AdamW's two rates of forgetting"
     )
-    weight_decay: NonNegativeFloat = Field(0.05, description="decoupled, on matrices only")
+    weight_decay: NonNegativeFloat = Field(
+        0.05, description="decoupled, on matrices only; positions, tables of relative ones and learnt tokens are none"
+    )
+    last_weight_decay: NonNegativeFloat | None = Field(
+        None, description="what weight decay rises or falls to along half a cosine over the steps; 0.4, from 0.04, in DINO; null: it stays"
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
         description="a block's learning rate as a share of that of the one behind it; 0.9 or 1 in DINOv2, 0.65 (ViT-B) or 0.9 (Swin-B) "
@@ -164,7 +169,7 @@ def recipe_of(phase: PretrainEncoder, precision: "Precision") -> "Recipe":
     from worldloom.stages.encoder_learner import Recipe
 
     rates = (phase.learning_rate, phase.betas, phase.weight_decay)
-    return Recipe(phase.steps, phase.seed, *rates, precision, phase.layer_decay, phase.patch_rate, phase.ema)
+    return Recipe(phase.steps, phase.seed, *rates, precision, phase.layer_decay, phase.patch_rate, phase.ema, phase.last_weight_decay)
 
 
 def finish(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -238,6 +243,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="encoder",
-    version=2,
+    version=3,
     placement="gang",
 )

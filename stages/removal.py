@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.commit import Commits
-from worldloom.stages.curate import Captions, Curate, Near, pooled
+from worldloom.stages.curate import Captions, Curate, Near
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.dataset_writer import RawShard
 from worldloom.stages.disk import canonical_json
@@ -62,22 +62,12 @@ def remove(settings: Curate, features: FeatureSet, links: NDArray[np.void], refe
         assert reference is not None
         _keep_near(settings.reference, reference.features, features, removal)
     if settings.captions is not None:
-        _keep_fitting(settings, settings.captions, features, removal)
+        _keep_fitting(settings.captions, features, removal)
     return removal
 
 
 def _keep_near(about: Near, reference: FeatureSet, features: FeatureSet, removal: Removal) -> None:
-    """Takes out, in place, what is far from the reference; ValueError where that is empty, or seen by another encoder."""
-    pooled(about.features, reference)
-    if not len(reference):
-        raise ValueError(
-            f"reference.features: {about.features} holds no picture, so nothing is near it; embed some, or leave reference out"
-        )
-    theirs, ours = (each.artifact.inputs["encoder"] for each in (reference, features))
-    if theirs["fingerprint"] != ours["fingerprint"]:
-        raise ValueError(
-            f"reference.features: {about.features} is seen by {theirs['stage']}, the dataset by {ours['stage']}; embed both by one encoder"
-        )
+    """Takes out, in place, what is far from the reference."""
     asked = Chosen(features, _training(features, removal))
     near = np.zeros(len(asked), bool)
     for start in range(0, len(asked), BLOCK):
@@ -93,10 +83,8 @@ def _keep_near(about: Near, reference: FeatureSet, features: FeatureSet, removal
     removal.reason[asked.numbers[~near]] = REASONS.index("far_from_reference")
 
 
-def _keep_fitting(settings: Curate, about: Captions, features: FeatureSet, removal: Removal) -> None:
-    """Takes out, in place, pairs whose caption does not fit; ValueError where nobody compared them. Pictures without a caption stay."""
-    if not features.scored:
-        raise ValueError(f"captions: {settings.features} compared no captions; set its keep to joint and its captions to a stream of text")
+def _keep_fitting(about: Captions, features: FeatureSet, removal: Removal) -> None:
+    """Takes out, in place, pairs whose caption does not fit. Pictures without a caption stay."""
     removal.score[:] = features.scores(0, len(features))
     numbers = _training(features, removal)
     numbers = numbers[~np.isnan(removal.score[numbers])]

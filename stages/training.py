@@ -19,7 +19,7 @@ from worldloom.stages.checkpoint import Checkpoints, Saved
 from worldloom.stages.deepspeed_engine import Engine, gather_gang
 from worldloom.stages.device_rate import product_rate
 from worldloom.stages.hang_guard import hang_guard
-from worldloom.stages.learner import Batches, Learner, Precision, Turn
+from worldloom.stages.learner import Batches, Learner, Player, Precision, Turn
 from worldloom.stages.metrics import Metrics
 from worldloom.stages.numerics import numerics_of_this_process
 from worldloom.stages.spike_guard import Spike, SpikeGuard
@@ -89,6 +89,14 @@ def learning_rate_share(training: TrainingSettings, step: int) -> float:
     progress = max(0.0, (step - begin) / max(1, training.steps - 1 - begin))
     left = 0.5 * (1 + math.cos(math.pi * progress)) if training.schedule == "cosine" else 1 - progress
     return training.final_share + (1 - training.final_share) * left
+
+
+def weight_decay_at(player: Player, steps: int, step: int) -> float:
+    """That of `step` (from 0): along half a cosine from the first to the last, which stands behind the last step (DINO, arXiv:2104.14294,
+    section 3.2)."""
+    if player.last_weight_decay is None:
+        return player.weight_decay
+    return player.last_weight_decay + (player.weight_decay - player.last_weight_decay) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass
@@ -195,7 +203,8 @@ class _Loop:
     def _step(self, player: str, share: float) -> None:
         """A player's step, behind the last of its turns."""
         engine = self.engines[player]
-        norm = engine.step(share) if engine.pending else 0.0
+        decay = weight_decay_at(engine.player, self.training.steps, self.step)
+        norm = engine.step(share, decay) if engine.pending else 0.0
         if player in self.failed:
             self.tallies.fail(f"the loss of {player}", self.step)
         else:
@@ -217,6 +226,9 @@ class _Loop:
         """Closes the window since the last line of metrics and writes it on rank 0; returns what a person wants to see of it."""
         players = self.learner.players
         values = {**self.tallies.close_window(), "learning_rate": share * max(player.learning_rate for player in players)}
+        moving = [player for player in players if player.last_weight_decay is not None]
+        if moving:
+            values["weight_decay"] = max(weight_decay_at(player, self.training.steps, self.step - 1) for player in moving)
         if metrics is not None:
             if "operations_per_second" in values:
                 best: Precision = "bf16" if any(player.precision == "bf16" for player in players) else "fp32"

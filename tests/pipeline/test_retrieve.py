@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from worldloom.pipeline.cli import app
-from worldloom.pipeline.retrieve import Found, search_run, write_sheet
+from worldloom.pipeline.retrieve import Found, _embedded, search_run, write_sheet
+from worldloom.stages import eye
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.card import png
 from worldloom.stages.dataset import Dataset
@@ -56,10 +57,15 @@ def root(tiny_root: Path, tmp_path: Path) -> Path:
     """A copy of the tiny run, with the encoders eye and reader."""
     copied = shutil.copytree(tiny_root, tmp_path / "run", symlinks=True)
     made = [encoder(copied, "eye", False), encoder(copied, "reader", True)]
-    for path in {path.resolve() for path in copied.glob("runs/*/artifacts.json")}:
-        places = json.loads(path.read_bytes()) | {one.name: str(one.folder.relative_to(copied.absolute())) for one in made}
-        path.write_text(json.dumps(places))
+    belong(copied, *made)
     return copied
+
+
+def belong(root: Path, *made: Artifact) -> None:
+    """Puts artifacts into the run."""
+    for path in {path.resolve() for path in root.glob("runs/*/artifacts.json")}:
+        places = json.loads(path.read_bytes()) | {one.name: str(one.folder.relative_to(root.absolute())) for one in made}
+        path.write_text(json.dumps(places))
 
 
 def picture(root: Path, folder: Path, sample: int = 3) -> Path:
@@ -118,6 +124,29 @@ def test_files_become_features(root: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "bad.png: " in result.stderr and "asked.features.npy" in result.stdout
 
 
+def test_features_are_written_file_by_file(root: Path, tmp_path: Path) -> None:
+    asked = picture(root, tmp_path)
+    second = shutil.copy(asked, tmp_path / "second.png")
+    done = _embedded(f"{root}:eye", [asked, second], tmp_path / "out", "pooled", "npy")
+    assert next(done).target == tmp_path / "out" / "asked.features.npy"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["asked.features.npy"]
+    assert [one.source for one in done] == [second]
+
+
+def test_a_picture_to_look_for_is_read_as_the_datasets_own(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = eye._eye
+    monkeypatch.setattr(eye, "_eye", lambda folder, side, name: whole(folder, 8, name))  # as if it had learnt on smaller pictures
+    found = search_run(root, None, picture(root, tmp_path), 1, "eye")
+    assert np.shape(found.asked) == (16, 16, 3) and found.hits[0].cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_features_that_a_text_cannot_be_compared_with_are_said(root: Path, tmp_path: Path) -> None:
+    name = search_run(root, None, picture(root, tmp_path), 1, "eye").features
+    belong(root, Artifact.open(next((root / "artifacts" / name).iterdir())))
+    with pytest.raises(ValueError, match="search-eye-pooled leaves features of keep pooled, and this search needs features of keep joint,"):
+        search_run(root, "a circle", None, stage=name)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -125,6 +154,10 @@ def test_files_become_features(root: Path, tmp_path: Path) -> None:
         ({"text": "a", "image": Path("b.png")}, "say what to look for: either --text or --image"),
         ({"text": "a", "image": None, "count": 0}, "count must be from 1 to 1000, got 0"),
         ({"text": "a", "image": None, "stage": "nobody"}, "no finished stage 'nobody'; it has"),
+        (
+            {"text": None, "image": Path("b.png"), "stage": "data"},
+            "data leaves a dataset, and this search needs features of keep pooled or joint, or an encoder; name another stage",
+        ),
         ({"text": "a", "image": None, "stage": "eye"}, "no encoder of objective coca, which a text needs, in eye yet"),
         ({"text": None, "image": Path("b.png")}, r"several encoders \(eye, reader\); name one by --stage"),
     ],
@@ -137,6 +170,8 @@ def test_what_cannot_be_searched_for_is_refused(root: Path, asked: dict[str, Any
 def test_sheets_and_encoders_that_are_none_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sheet.txt does not end in \.html or \.png"):
         write_sheet(tmp_path / "sheet.txt", Found("a", "f", []))
+    result = CliRunner().invoke(app, ["search", str(tmp_path / "nowhere"), "--text", "a", "--out", "sheet.txt"])
+    assert "sheet.txt does not end in .html or .png" in str(result.exception)  # before anything is looked for
     result = CliRunner().invoke(app, ["embed", str(tmp_path), "x.png"])
     assert "is no folder of an encoder" in str(result.exception)
     with pytest.raises(ValueError, match="cannot be read as a picture: "):

@@ -161,6 +161,15 @@ def test_tokens_are_kept_in_half_precision(tmp_path: Path, planted: tuple[Artifa
         curated(tmp_path, data, embed(tmp_path, data, eye, "tokens", keep="tokens"))
 
 
+def test_features_that_are_no_numbers_are_refused(
+    tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, eye, _ = planted
+    monkeypatch.setattr(embed_dataset, "embedded", lambda eye, pictures, *_: np.where(np.arange(len(pictures))[:, None] == 1, np.nan, 0.0))
+    with pytest.raises(ValueError, match=r"eye sees numbers that are not finite, .* in (train/b|held_out/q); train it anew, or set keep"):
+        embed(tmp_path, data, eye, "broken")
+
+
 def test_one_of_each_group_stays_and_the_ledger_says_which(tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact]) -> None:
     data, _, seen = planted
     made = curated(tmp_path, data, seen, near={"similarity": -1})
@@ -276,6 +285,8 @@ def test_features_alone_decide_where_pixels_are_not_asked(tmp_path: Path, plante
     kept = np.arange(10)
     for a, b in zip(*np.nonzero(cosines >= bar), strict=True):
         kept[kept == max(kept[a], kept[b])] = min(kept[a], kept[b])
+    with pytest.raises(ValidationError, match="verify is none, so similarity decides, and it is not given; set it to the cosine of"):
+        Curate.model_validate({"run": "curate", "data": "data", "features": "seen", "near": {"verify": "none"}})
     made = curated(tmp_path, data, seen, near={"verify": "none", "similarity": bar})
     assert made.counts["samples"] == 1 + len(set(kept.tolist())) < 10
     assert made.counts["near_duplicate"] >= 1
@@ -306,8 +317,12 @@ def test_a_reference_that_says_nothing_is_refused(tmp_path: Path, planted: tuple
         embed(tmp_path, empty, eye, "none")
     other = embed(tmp_path, data, encoder(tmp_path, data, "other", seed=1), "other_seen")
     with pytest.raises(ValueError, match=r"reference\.features: near_to is seen by other, the dataset by eye; embed both by one encoder"):
-        curated(tmp_path, data, seen, others={"reference.features": other}, reference={"features": "near_to"})
+        settings = Curate.model_validate({"run": "curate", "data": "data", "features": "seen", "reference": {"features": "near_to"}})
+        curate.parallelism(settings, {"data": data, "features": seen, "reference.features": other})  # before a picture is compared
     wanted = dataset(tmp_path, "wanted", {"train/shard-000000": {"x": picture(9)}})
+    nothing = FeatureSet(embed(tmp_path, wanted, eye, "nothing"), ("held_out",))
+    with pytest.raises(ValueError, match=r"reference\.features: nothing holds no picture, so nothing is near it; embed some, or leave"):
+        curate.comparable("nothing", nothing, FeatureSet(seen))
     foreign = embed(tmp_path, wanted, eye, "foreign")
     with pytest.raises(ValueError, match="features: foreign embeds wanted, not data; name a stage that embeds data"):
         curated(tmp_path / "foreign", data, foreign)
@@ -317,8 +332,9 @@ def test_captions_that_nobody_compared_are_refused(tmp_path: Path, planted: tupl
     data, eye, seen = planted
     with pytest.raises(ValidationError, match="captions judges nothing without similarity and share"):
         Curate.model_validate({"run": "curate", "data": "d", "features": "f", "captions": {}})
+    settings = Curate.model_validate({"run": "curate", "data": "data", "features": "seen", "captions": {"share": 0.5}})
     with pytest.raises(ValueError, match="captions: seen compared no captions; set its keep to joint"):
-        curated(tmp_path, data, seen, captions={"share": 0.5})
+        curate.parallelism(settings, {"data": data, "features": seen})  # before a picture is compared
     with pytest.raises(ValidationError, match=r"captions \(note\) are compared with joint vectors, and keep is pooled; set it to joint"):
         embed(tmp_path, data, eye, captions="note")
     with pytest.raises(ValueError, match="eye never saw a text, so nothing compares its pictures with texts"):

@@ -41,6 +41,7 @@ def test_recall_counts_pairs_among_the_nearest_and_ties_against_them() -> None:
     assert recalls(x, x, 1) == (1.0, 1.0)
     assert recalls(x, x[[1, 0, 2, 3]], 1) == (0.5, 0.5)
     assert recalls(torch.ones(4, 3), torch.ones(4, 3), 1) == (0.0, 0.0) and recalls(torch.ones(4, 3), torch.ones(4, 3), 4) == (1.0, 1.0)
+    assert recalls(x * torch.nan, x, 1) == recalls(x, x * torch.nan, 3) == (0.0, 0.0)  # what is no number finds nothing
     one_way = torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert recalls(*one_way, 1) == (0.5, 1.0)
 

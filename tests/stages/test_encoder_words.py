@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from worldloom.stages import coca_learner
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.encoder_words import class_texts, class_vectors, meaning_of, pairs_apart, spread
+from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.shapes import COLOURS, PLACES
 from worldloom.stages.value_batches import Values
+from worldloom.tokenizers.text import BOS, EOS, TextTokenizer
 
 
 @pytest.fixture
@@ -64,6 +67,17 @@ def test_no_two_pairs_say_the_same_and_each_caption_is_its_pictures(dataset: Dat
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 def test_numbers_are_spread_and_all_come_once(count: int) -> None:
-    found = spread(count)
-    assert sorted(found.tolist()) == list(range(count))
+    found = list(spread(count))
+    assert sorted(found) == list(range(count))
     assert count < 7 or np.ptp(found[:3]) > count // 2
+
+
+def test_captions_to_learn_from_are_begin_text_and_end_one_behind_the_other(
+    dataset: Dataset, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = open_tokenizer(tiny_root / "artifacts" / "words_codes" / "0123456789abcdef" / "tokenizer")
+    assert isinstance(tokenizer, TextTokenizer)
+    monkeypatch.setattr(coca_learner, "READ_AT_ONCE", 5)
+    found = coca_learner.read_captions(dataset, "words", tokenizer, 70)
+    rows = [found.values[start:end].tolist() for start, end in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
+    assert rows == [[BOS, *codes.tolist(), EOS] for codes in tokenizer.encode(list(dataset.values("train", "words")))]

@@ -168,6 +168,17 @@ def test_prompts_that_do_not_name_a_class_are_said(data: Artifact) -> None:
     assert "Classes by words for shape: no prompt says {shape}." in measured.left_out
 
 
+def test_splits_with_too_few_captions_to_find_one_among_are_said(data: Artifact) -> None:
+    judged = Judged("eye", build_encoder(VIT, torch.Generator()).eval(), VIT, Knowing(True), None)  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_evaluation, "_captioned", lambda *_: encoder_evaluation.Captioned("none", ({},)))  # type: ignore[arg-type]
+        patch.setattr(encoder_evaluation, "_figures", lambda measured: {})
+        measured = measure(judged, Dataset(data), settings_of(candidates=60, recall_at=(1, 50)), Worker())
+    assert measured.found == ()
+    for split in ("held_out", "validation"):
+        assert f"Finding captions of {split}: it has no 51 that say different things." in measured.left_out
+
+
 def test_pictures_of_training_alone_or_of_others_alone_are_refused(data: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = Judged("eye", build_encoder(VIT, torch.Generator()), VIT, None, None)
     for kept in ("train", "validation"):
@@ -183,5 +194,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             settings_of(prompts=(prompt,))
     with pytest.raises(ValidationError, match=r"cannot be read: .* double a brace that is meant as one"):
         settings_of(prompts=("a {text",))
+    for prompt in ("a {text:>9}", "a {text!r}", "a {text:{colour}}"):
+        with pytest.raises(ValidationError, match=r"cannot be read: behind 'text' stands how to write it, and braces are for names alone"):
+            settings_of(prompts=(prompt,))
     with pytest.raises(ValidationError, match=r"recall_at \(4\) must be below candidates \(4\), or all are found"):
         settings_of(recall_at=(1, 4))

@@ -1,9 +1,11 @@
 """Pre-training through the stage: what it leaves, how it goes on after a stop, and what it refuses."""
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,12 +184,23 @@ def test_labels_are_what_captions_tell(data: Artifact) -> None:
     assert set(found.of) == {"train", "validation", "held_out"}
 
 
+def test_labels_keep_numbers_of_samples_and_not_their_texts() -> None:
+    many = 50_000
+    dataset: Any = SimpleNamespace(splits=("train",), samples=lambda split: many, value=lambda split, stream, i: f"kind {(i + 1) % 3}")
+    tracemalloc.start()
+    found = read_labels(dataset, "words", "text")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.classes == ("kind 0", "kind 1", "kind 2") and found.of["train"][:4].tolist() == [1, 2, 0, 1]
+    assert peak < 32 * many
+
+
 def test_labels_that_nobody_can_learn_are_refused(data: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset(data)
     with pytest.raises(ValueError, match="is no class of the training split"):
         read_labels(dataset, "words", "text")
     for text, by, message in (
-        ("cat", "text", "names 1 class; a classifier needs two"),
+        ("cat", "text", "names 1 class; a classifier needs two at least, so give a stream or a label_by of more"),
         ("cat", "colour", "the caption 'cat' does not name one colour"),
         (None, "text", "lacks the stream 'words'"),
     ):

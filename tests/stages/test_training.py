@@ -25,7 +25,7 @@ from worldloom.stages import checkpoint, metrics, spike_guard, tallies, training
 from worldloom.stages.deepspeed_engine import gather_gang
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
-from worldloom.stages.training import Before, learning_rate_share, train
+from worldloom.stages.training import Before, learning_rate_share, train, weight_decay_at
 from worldloom.stages.training_settings import TrainingSettings
 from worldloom.stages.worker import Interrupted, Worker
 
@@ -616,6 +616,61 @@ def test_the_learning_rate_warms_up_and_falls_as_the_schedule_says(schedule: str
         assert shares[6:] == pytest.approx([1.0, 0.7, 0.4, 0.1])
     else:
         assert shares == pytest.approx(expected, abs=1e-4)
+
+
+class Resting:
+    """A loss that pulls at nothing, so that weight decay alone moves the weights."""
+
+    def __init__(self, first: float, last: float | None, precision: str) -> None:
+        self.module = nn.Linear(3, 2)
+        with torch.no_grad():
+            self.module.weight.copy_(torch.arange(1.0, 7).view(2, 3))
+            self.module.bias.fill_(1)
+        self.players = (
+            Player("model", self.module, 0.1, weight_decay=first, last_weight_decay=last, precision=precision),  # type: ignore[arg-type]
+        )
+
+    def turns(self, batch: Tensor, step: int) -> Iterator[Turn]:
+        yield Turn("model", {"none": 0 * self.module(batch[:, :3].to(self.module.weight.dtype)).float().sum()})
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "precision", "zero"),
+    [(0.04, 0.4, "fp32", 0), (0.0, 0.4, "bf16", 0), (0.3, 0.0, "fp32", 2), (0.2, None, "bf16", 0), (0.2, None, "bf16", 3)],
+)
+def test_weights_shrink_by_a_decay_that_moves_along_half_a_cosine(
+    tmp_path: Path, first: float, last: float | None, precision: str, zero: int
+) -> None:
+    found = run(tmp_path, Resting(first, last, precision), steps=8, worker={"zero": zero}, schedule="constant", warmup=0)
+    decays = [first if last is None else (first + last) / 2 - (last - first) / 2 * math.cos(math.pi * t / 8) for t in range(8)]
+    expected = torch.arange(1.0, 7).view(2, 3) * math.prod(1 - 0.1 * decay for decay in decays)
+    torch.testing.assert_close(found.module.weight.detach(), expected, rtol=1e-5, atol=0)
+    assert found.module.bias.tolist() == [1, 1]
+    logged = [line.get("weight_decay") for line in losses(tmp_path)]
+    assert logged == ([None] * 8 if last is None else pytest.approx(decays))
+    assert weight_decay_at(found.players[0], 8, 8) == pytest.approx(first if last is None else last)
+
+
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("bf16", 2)])
+def test_a_moving_weight_decay_goes_on_where_it_stopped(tmp_path: Path, precision: str, zero: int) -> None:
+    def moving() -> Toy:
+        learner = Toy(precision)
+        learner.players = (learner.players[0]._replace(last_weight_decay=3.0), learner.players[1])
+        return learner
+
+    whole = run(tmp_path / "whole", moving(), worker={"zero": zero})
+    stopped(tmp_path / "two", learner=moving(), worker={"zero": zero})
+    resumed = run(tmp_path / "two", moving(), worker={"zero": zero})
+    assert losses(tmp_path / "two") == losses(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(resumed), strict=True))
+    steady = run(tmp_path / "steady", Toy(precision), worker={"zero": zero})
+    assert not torch.equal(parameters(steady)[0], parameters(whole)[0])
 
 
 def _newest_step(out: Path) -> int:

@@ -12,6 +12,8 @@ from worldloom.world_model.encoders.attention import attend
 class AttentionPool(nn.Module):
     """[B, N, C] -> [B, Q, D]: norm of the tokens, cross-attention of the normed queries, one map out, norm."""
 
+    undecayed = ("queries",)
+
     def __init__(
         self,
         width: int,

@@ -3,6 +3,8 @@ arXiv:2111.09886, fine-tunes so, and DINOv2, arXiv:2304.07193, trains so).
 
 Layer 0 are patches, positions and tokens, layer n the n-th block, with what merges the patches behind it, and the last layer is all that is
 behind the blocks. A layer's rate is that of the one behind it times the decay.
+
+Weight decay is for what multiplies: a module whose tables or tokens are added to something names them in `undecayed`.
 """
 
 import re
@@ -32,3 +34,10 @@ def rate_shares(encoder: nn.Module, decay: float, patches: float) -> dict[str, f
     layers = layers_of(encoder)
     last = max(layers.values())
     return {name: decay ** (last - layer) * (patches if name.startswith(_PATCHES) else 1) for name, layer in layers.items()}
+
+
+def undecayed(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters that weight decay leaves alone, vectors apart: positions, tables of relative ones, and learnt tokens."""
+    called = {id(parameter): name for name, parameter in module.named_parameters()}
+    named = (getattr(child, name) for child in module.modules() for name in getattr(child, "undecayed", ()))
+    return frozenset(called[id(parameter)] for parameter in named if parameter is not None)

@@ -16,6 +16,8 @@ class LearnedPositions(nn.Module):
     Only the grid is interpolated: prefix tokens keep their vectors. Always in float32, because half precision shifts the values.
     """
 
+    undecayed = ("table",)
+
     def __init__(
         self,
         grid: tuple[int, int],

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 class GridBias(nn.Module):
     """A table of (2 h - 1)(2 w - 1) offsets; other grids get it interpolated, bicubically, so that offsets keep their share of the grid."""
 
+    undecayed = ("table", "prefix")
+
     def __init__(self, heads: int, grid: tuple[int, int], generator: torch.Generator | None = None) -> None:
         """Drawn from `generator`: N(0, 0.02), cut at two."""
         super().__init__()
@@ -49,6 +51,8 @@ class GridBias(nn.Module):
 
 class BucketBias(nn.Module):
     """Offsets along the sequence of patches in buckets: one each while they are near, then ever wider ones."""
+
+    undecayed = ("table",)
 
     def __init__(self, heads: int, buckets: int = 32, furthest: int = 128, generator: torch.Generator | None = None) -> None:
         """Drawn from `generator`: N(0, 0.02). Offsets beyond `furthest` share the last bucket."""

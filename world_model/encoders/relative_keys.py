@@ -15,6 +15,8 @@ class RelativeKeys(nn.Module):
     A sequence is a grid of one row. Any grid will do, because offsets beyond `furthest` share a vector.
     """
 
+    undecayed = ("rows", "columns")
+
     def __init__(self, head_width: int, furthest: int = 16, generator: torch.Generator | None = None) -> None:
         """Drawn from `generator`: N(0, 0.02)."""
         super().__init__()
@@ -43,6 +45,8 @@ class RelativeKeys(nn.Module):
 class TwoPhase(nn.Module):
     """Phase 1: the content's queries meet embeddings of offsets p_q - p_k along the sequence as keys, which gives logits for every pair;
     phase 2: those are a bias to the logits of the content, before the one softmax. Heads share the embeddings."""
+
+    undecayed = ("table",)
 
     def __init__(self, head_width: int, tokens: int, generator: torch.Generator | None = None) -> None:
         """Drawn from `generator`: N(0, 0.02). `tokens` is N: offsets along another grid mean something else."""

@@ -51,6 +51,8 @@ SIZES = {  # section 3.3; drop path of section A2.1
 class Swin(nn.Module):
     """Pictures [B, C, H, W] -> Features of the last grid; what is pooled is their mean."""
 
+    undecayed = ("mask_token",)
+
     def __init__(
         self,
         channels: int,
@@ -174,6 +176,8 @@ class _Merging(nn.Module):
 
 class _Block(nn.Module):
     """x + attention in windows(norm(x)), then x + mlp(norm(x))."""
+
+    undecayed = ("offsets",)
 
     def __init__(
         self, width: int, heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: float, mask_padding: bool, epsilon: float

@@ -42,6 +42,8 @@ class Memory(NamedTuple):
 class TextDecoder(nn.Module):
     """Captions, and pictures' encodings, to vectors and logits."""
 
+    undecayed = ("positions", "class_token")
+
     def __init__(
         self,
         vocabulary: int,

@@ -53,6 +53,8 @@ class Style(NamedTuple):
 class ViT(nn.Module):
     """Pictures [B, C, H, W] -> Features; pooled is the class token, the mean of the patches' tokens, or what a learnt query reads."""
 
+    undecayed = ("class_token", "distillation_token", "registers", "mask_token")
+
     def __init__(
         self,
         patches: ConvPatches | LinearPatches,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from worldloom.world_model.encoders.build import build_encoder
-from worldloom.world_model.encoders.layers import layers_of, rate_shares
-from worldloom.world_model.encoders.settings import ConvSettings, SwinSettings, VitSettings
+from worldloom.world_model.encoders.build import build_coca, build_encoder
+from worldloom.world_model.encoders.layers import layers_of, rate_shares, undecayed
+from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, SwinSettings, TextSideSettings, VitSettings
 
 GENERATOR = torch.Generator().manual_seed(0)
 VIT = VitSettings(
@@ -20,6 +20,7 @@ VIT = VitSettings(
     layer_scale=0.1,
     pooling="attention",
 )
+SMALL = {"patch": 4, "width": 8, "depth": 1, "heads": 1, "grid": (2, 2), "positions": "none"}
 
 
 def test_layers_of_a_vit_are_its_blocks_between_the_embedding_and_the_norm() -> None:
@@ -79,3 +80,39 @@ def test_rates_fall_towards_the_patches_which_learn_more_slowly_still() -> None:
     table |= {"class_token": 0.6561, "positions.table": 0.6561, "patches.weight": 0.13122, "patches.bias": 0.13122}
     assert {name: shares[name] for name in table} == pytest.approx(table)
     assert set(rate_shares(build_encoder(VIT, GENERATOR), 1.0, 1.0).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        (VIT, {"class_token", "distillation_token", "registers", "mask_token", "positions.table", "pool.queries"}),
+        *(
+            (VitSettings.model_validate({**SMALL, "relation": relation}), {"class_token", *tables})
+            for relation, tables in {
+                "relative_bias": ("trunk.blocks.0.relation.table", "trunk.blocks.0.relation.prefix"),
+                "buckets": ("trunk.blocks.0.relation.table",),
+                "relative_keys": ("trunk.blocks.0.relation.rows", "trunk.blocks.0.relation.columns"),
+                "two_phase": ("trunk.blocks.0.relation.table",),
+                "rotary": (),
+            }.items()
+        ),
+        (
+            SwinSettings(patch=2, width=8, depths=(1, 1), heads=(2, 2), window=3, mask_token=True),
+            {"mask_token", "stages.0.blocks.0.offsets", "stages.1.blocks.0.offsets"},
+        ),
+        (ConvSettings(width=8, depths=(1, 2)), set()),
+    ],
+)
+def test_what_decays_in_an_encoder_multiplies(about: EncoderSettings, expected: set[str]) -> None:
+    encoder = build_encoder(about, GENERATOR)
+    assert undecayed(encoder) == expected
+    matrices = {name for name, parameter in encoder.named_parameters() if parameter.dim() > 1}
+    assert expected <= matrices and all(name.endswith(".weight") for name in matrices - expected)
+
+
+def test_a_text_sides_positions_and_queries_do_not_decay_either() -> None:
+    coca = build_coca(build_encoder(VIT, GENERATOR), TextSideSettings(width=12, depth=2, heads=3, length=5, queries=3), 7, GENERATOR)
+    own = {name for name in undecayed(coca) if not name.startswith("encoder.")}
+    assert own == {"text.positions", "text.class_token", "caption_pool.queries", "contrastive_pool.queries"}
+    matrices = {name for name, parameter in coca.named_parameters() if parameter.dim() > 1} - undecayed(coca)
+    assert {name for name in matrices if not name.endswith(".weight")} == {"text.embedding"}
