@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_replicas_answer_as_workers_of_this_process_do_and_one_that_is_killed_is
     answer = tiny("POST", "/v1/tokenize", json={"tokenizer": "words", "input": [text.decode() for text in TEXTS]}).json()
     expected = [one["codes"] for one in answer["data"]]
     assert [one.tolist() for one in before] == [one.tolist() for one in after] == expected
+
+
+def test_requests_are_routed_in_the_loop_that_asks(calls, loop):
+    loop(calls.call("tokenizer:words", "about"))
+    assert not [thread.name for thread in threading.enumerate() if "router" in thread.name]
 
 
 def test_all_listens_on_loopback_but_a_port_of_each_replica_which_wants_rays_token(calls, loop):
