@@ -45,9 +45,7 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
     async def _create(request: Request, asked: BatchRequest, uploads: list[BinaryIO], key: str | None) -> BatchInfo:
         places = {place.name: place for place in engine.served.tokenizers}
         tenant = request.state.tenant.name
-        job, new = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
-        if new:
-            jobs.enqueue(job)
+        job, _ = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
         return jobs.about(job)
 
     @routes.get("", summary="The token's jobs, newest first", responses=ERRORS)
@@ -64,7 +62,7 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
         jobs.cancel(job)
         return jobs.about(job)
 
-    @routes.post("/{id}/resume", summary="Goes on with a job that failed or was cancelled", responses=ERRORS)
+    @routes.post("/{id}/resume", summary="Goes on with a job that failed, was cancelled or was stopped", responses=ERRORS)
     async def resume(request: Request, id: str) -> BatchInfo:
         job = jobs.find(request.state.tenant.name, id)
         jobs.resume(job)

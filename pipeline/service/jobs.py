@@ -10,6 +10,7 @@ A job is made by renaming a whole folder to its final name, which follows from t
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from worldloom.pipeline.overview import overview
 from worldloom.pipeline.problems import ConfigError
 from worldloom.pipeline.service.contract import BatchFile, BatchInfo, BatchProgress, BatchRequest, TokenizerInfo
 from worldloom.pipeline.service.errors import ServiceError, not_found
-from worldloom.pipeline.service.job import FAILURE, PIPELINE, TOKENS
+from worldloom.pipeline.service.job import FAILURE, LOCK, PIPELINE, TOKENS
 from worldloom.pipeline.service.served import TokenizerPlace
 from worldloom.pipeline.service.sources import Sources
 from worldloom.stages import disk
@@ -42,6 +43,7 @@ RECORD, CANCELLED, UPLOADS = "job.json", "cancelled", "uploads"
 MANIFEST = "DONE.json"
 State = Literal["queued", "running", "completed", "failed", "cancelling", "cancelled"]
 GRACE = 20.0  # seconds from asking a job to stop to making it
+ENDED = (0, 1, 3, -signal.SIGTERM, -signal.SIGINT)  # completed, failed and says why, or stopped, by a signal that meant the service, too
 
 
 class Job(NamedTuple):
@@ -64,17 +66,21 @@ class Jobs:
         self._queued: set[str] = set()
         self._running: tuple[str, asyncio.subprocess.Process] | None = None
         self._worker: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Goes on with what is unfinished."""
+        """Goes on with what is unfinished, and removes what requests of a killed service had begun to write."""
         if self.folder is None:
             return
         disk.make_folder(self.folder)
+        for draft in self.folder.glob(".*"):
+            _remove_orphan(draft)
         for path in sorted(self.folder.glob(f"*/*/{RECORD}"), key=lambda path: json.loads(path.read_bytes())["created"]):
             job = _read(path.parent)
             if self._state(job) in ("queued", "cancelling"):
                 self._enqueue(job)
-        self._worker = asyncio.create_task(self._work())
+        self._loop = asyncio.get_running_loop()
+        self._worker = self._loop.create_task(self._work())
 
     async def stop(self) -> None:
         """Stops what runs where it loses nothing; the next service goes on with it."""
@@ -93,16 +99,21 @@ class Jobs:
         places: Mapping[str, TokenizerPlace],
         known: Mapping[str, TokenizerInfo],
     ) -> tuple[Job, bool]:
-        """A new job, or the one that was made of the same Idempotency-Key; whether it is new. ServiceError. Blocks while it writes."""
+        """A new job, which runs when its turn comes, or the one that was made of the same Idempotency-Key; whether it is new. ServiceError.
+
+        Blocks while it writes; for a thread.
+        """
         root = self._root()
         name = f"batch_{uuid.uuid4().hex if key is None else hashlib.sha256(f'{tenant} {key}'.encode()).hexdigest()[:32]}"
         digest = hashlib.sha256(request.model_dump_json().encode())
         place = root / tenant / name
         draft = root / f".{uuid.uuid4().hex}"
+        (draft / UPLOADS).mkdir(parents=True)
+        lock = _locked(draft)
         try:
-            (draft / UPLOADS).mkdir(parents=True)
             for number, upload in enumerate(uploads):
                 digest.update(_store(upload, draft / UPLOADS / f"shard-{number:06d}.tar", number))
+            disk.fsync_folder(draft / UPLOADS)
             if place.exists():
                 return self._same(place, digest.hexdigest()), False
             if sum(self._state(job) in ("queued", "running") for job in self._jobs(tenant)) >= self.most:
@@ -119,13 +130,12 @@ class Jobs:
             except OSError:  # another request with the same key was faster
                 return self._same(place, digest.hexdigest()), False
             disk.fsync_folder(place.parent)
+            if self._loop is not None:  # from here, since whoever asked may have left meanwhile: the job is made all the same
+                self._loop.call_soon_threadsafe(self._enqueue, job)
             return job, True
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-
-    def enqueue(self, job: Job) -> None:
-        """It runs when its turn comes; only in the loop's own thread."""
-        self._enqueue(job)
+            os.close(lock)
 
     def of(self, tenant: str) -> list[BatchInfo]:
         """A tenant's jobs, newest first."""
@@ -147,8 +157,8 @@ class Jobs:
                     self._running[1].send_signal(signal.SIGTERM)
 
     def resume(self, job: Job) -> None:
-        """A failed or cancelled one goes on where it stopped."""
-        if self._state(job) in ("failed", "cancelled"):
+        """A failed, cancelled or stopped one goes on where it stopped."""
+        if self._state(job) in ("failed", "cancelled", "queued"):
             disk.unlink(self._place(job) / CANCELLED)
             disk.unlink(self._place(job) / FAILURE)
             self._enqueue(job)
@@ -224,8 +234,8 @@ class Jobs:
         return folder / "data" if (folder / "dataset.json").is_file() else folder
 
     def _state(self, job: Job) -> State:
-        place = self._place(job)
-        running = self._running is not None and self._running[0] == job.id
+        place, at_work = self._place(job), self._running  # read once: threads ask, too
+        running = at_work is not None and at_work[0] == job.id
         tokens = _tokens(place)
         if not running and tokens is not None and (tokens / MANIFEST).is_file():
             return "completed"
@@ -259,8 +269,11 @@ class Jobs:
             )
         self._running = (job.id, process)
         try:
+            if (place / CANCELLED).exists():  # while the process began, when there was none to signal yet
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
             code = await process.wait()
-            if code not in (0, 1, 3) and not (place / CANCELLED).exists():
+            if code not in ENDED and not (place / CANCELLED).exists():
                 disk.write_file(place / FAILURE, json.dumps({"message": f"the process that ran it ended with {code}"}).encode())
         except asyncio.CancelledError:
             with contextlib.suppress(ProcessLookupError):
@@ -322,6 +335,20 @@ def _tokens(place: Path) -> Any:
         return locate(place).artifacts[TOKENS]
     except (ConfigError, KeyError):
         return None
+
+
+def _locked(draft: Path) -> int:
+    """A descriptor with the lock of a job's folder: it says that somebody still writes there, under either name."""
+    lock = os.open(draft / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _remove_orphan(draft: Path) -> None:
+    """Removes a draft whose service died; another service may be writing into its own."""
+    with contextlib.suppress(OSError), open(draft / LOCK, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _read(place: Path) -> Job:

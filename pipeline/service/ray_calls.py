@@ -28,6 +28,9 @@ RETRIES = 4  # of a call without an effect, when the replica that had it died
 AGAIN = {"about", "encode", "decode", "sessions", "golden", "embed", "search"}  # methods without an effect
 PAUSE = 0.2  # seconds before a call is tried again
 DRAIN = 70.0  # seconds that a replica has for what it has begun
+# Read by Ray Serve when it is imported, here and in its processes. By default a request changes threads twice on its way, to Serve's router
+# and to ours: against code that holds up a loop. Ours holds up none: a replica works in its own pool, the front hands over and waits.
+SERVE_ENVIRONMENT = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
 class Outcome(NamedTuple):
@@ -99,7 +102,7 @@ class RayCalls:
         self.version = 0
         self._golden: dict[str, bytes] = {}
         self._handles: dict[str, Any] = {}
-        for name, value in (ENVIRONMENT | OWN_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}).items():
+        for name, value in (ENVIRONMENT | OWN_ENVIRONMENT | SERVE_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}).items():
             os.environ.setdefault(name, value)
         from ray import serve
 
@@ -111,7 +114,8 @@ class RayCalls:
             try:
                 self.deploy()
             except RuntimeError as error:
-                self._close()
+                serve.shutdown()
+                self._end()
                 raise ValueError(str(error)) from None
 
     def deploy(self) -> None:
@@ -168,13 +172,14 @@ class RayCalls:
             self._golden[place.name] = await self.call(f"tokenizer:{place.name}", "golden")
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._close)
-
-    def _close(self) -> None:
-        import ray
         from ray import serve
 
-        serve.shutdown()
+        await serve.shutdown_async()  # in the loop that asked: the routers' tasks are there
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        import ray
+
         with ended_when_asked():
             ray.shutdown()
         self._session.remove()

@@ -5,6 +5,7 @@ import { duration, fill, svg } from "./dom.js";
 /** @typedef {import("./api.js").StageLine} StageLine */
 
 const WORDS = /** @type {Record<string, string>} */ ({ done: "done", running: "running", failed: "failed", interrupted: "interrupted", waiting: "waiting" });
+const EDGE = 2; // px around the drawing, for the lines of its outermost boxes
 
 export class StageGraph extends HTMLElement {
   constructor() {
@@ -51,10 +52,10 @@ export class StageGraph extends HTMLElement {
     this.lying = this.fits();
     this.drawn = this.clientWidth;
     const most = Math.max(...layers.map(layer => layer.length));
-    const [width, height] = this.lying ? [172, 58] : [138, 58];
+    const [width, height] = this.lying ? [172, 58] : [136, 58];
     const [across, along] = this.lying ? [14, 44] : [6, 26];
     const [pitch, side] = this.lying ? [width + along, height + across] : [height + along, width + across];
-    const rows = this.lying ? most : Math.min(most, Math.max(1, Math.floor((this.clientWidth + across) / (width + across))));
+    const rows = this.lying ? most : Math.min(most, Math.max(1, Math.floor((this.clientWidth - 2 * EDGE + across) / (width + across))));
     /** @type {Map<string, [number, number]>} */
     const places = new Map();
     let deep = 0;
@@ -99,7 +100,8 @@ export class StageGraph extends HTMLElement {
         svg("text", { x: x + 30, y: y + 44 }, note),
       );
     });
-    fill(this, svg("svg", { viewBox: `-2 -2 ${whole[0] + 4} ${whole[1] + 4}`, width: whole[0] + 4, height: whole[1] + 4, role: "group", "aria-label": "Stages" }, edges, nodes));
+    const [wide, high] = whole.map(size => size + 2 * EDGE);
+    fill(this, svg("svg", { viewBox: `${-EDGE} ${-EDGE} ${wide} ${high}`, width: wide, height: high, role: "group", "aria-label": "Stages" }, edges, nodes));
   }
 }
 

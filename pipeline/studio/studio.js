@@ -34,6 +34,8 @@ async function route() {
     await view.show(place, path, mine);
     if (mine.left) return;
     fill(main, place);
+    // On a phone the cards are a row that is wider than the screen.
+    place.querySelector(".cards [aria-current]")?.scrollIntoView({ behavior: "instant", block: "nearest", inline: "center" });
     if (before && shown !== before) {
       main.focus({ preventScroll: true });
       scrollTo({ top: 0, behavior: "instant" });

@@ -4,20 +4,27 @@ import io
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tarfile
 import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import httpx
 import pytest
 
 from worldloom.pipeline.service.contract import BatchRequest
 from worldloom.pipeline.service.errors import ServiceError
-from worldloom.pipeline.service.job import PIPELINE
-from worldloom.pipeline.service.jobs import Jobs
+from worldloom.pipeline.service.job import LOCK, PIPELINE
+from worldloom.pipeline.service.jobs import Jobs, _locked
 from worldloom.pipeline.service.sources import Sources
 from worldloom.pipeline.service.tenants import Tenants, add_token
 from worldloom.stages.shards import IndexedShard
 
 ASKED = {"source": "run/data/0123456789abcdef", "tokenizers": {"words": "words", "view": "view"}}
+SAMPLES = 2_000
 
 
 def jobs_in(folder, root, most=3):
@@ -106,6 +113,129 @@ def test_uploaded_shards_are_tokenized_and_refusals_are_accounted_for_and_are_no
         assert [json.loads(line)["code"] for line in ledger.splitlines()] == ["key_invalid", "text_not_utf8"]
 
 
+@contextmanager
+def plain_service(tokenizer, jobs, port):
+    """A service of one tokenizer in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "worldloom.pipeline", "serve", str(tokenizer), "--plain", "--jobs", str(jobs), "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            until = time.monotonic() + 300
+            while True:
+                assert process.poll() is None and time.monotonic() < until
+                with suppress(httpx.TransportError):
+                    if client.get("/health/ready").status_code == 200:
+                        break
+                time.sleep(0.05)
+            yield process, client.request
+    finally:
+        process.kill()
+        process.wait()
+
+
+def at_work(service, place):
+    """The id of the process that runs a job for a service, once it has written more shards of tokens than there were."""
+    until, found = time.monotonic() + 300, []
+    while not found:
+        assert time.monotonic() < until
+        processes = [path for path in Path("/proc").glob("[0-9]*") if str(place).encode() in content(path / "cmdline")]
+        found = [int(path.name) for path in processes if content(path / "stat").rpartition(b")")[2].split()[1:2] == [b"%d" % service]]
+    before = len(list(place.glob("artifacts/tokens/*/**/*.idx.npy")))
+    while len(list(place.glob("artifacts/tokens/*/**/*.idx.npy"))) <= before:
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    return found[0]
+
+
+def content(path):
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def test_a_job_whose_service_is_killed_twice_is_one_job_that_tokenizes_every_sample_once(tiny_root, tmp_path):
+    texts = {f"{number:05d}": f"a {('red', 'blue', 'green')[number % 3]} circle {number}" for number in range(SAMPLES)}
+    pairs = [(f"{key}.txt", text.encode()) for key, text in texts.items()]
+    uploads = [("shard", (f"{at}.tar", shard_of(*pairs[at : at + 50]))) for at in range(0, SAMPLES, 50)]
+    asked = {"data": {"job": json.dumps({"tokenizers": {"words": "words_codes"}})}, "files": uploads}
+    again = {**asked, "headers": {"idempotency-key": "killed"}}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tokenizer,) = tiny_root.glob("artifacts/words_codes/*/tokenizer")
+    with plain_service(tokenizer, tmp_path, port) as (process, service):
+        name = service("POST", "/v1/batches", **again).json()["id"]
+        place = tmp_path / "local" / name
+        at_work(process.pid, place)
+        process.kill()  # the job hears of it, and stops where it loses nothing, perhaps while the next service begins
+    with plain_service(tokenizer, tmp_path, port) as (process, service):
+        assert service("POST", "/v1/batches", **again).json()["id"] == name
+        for each in (at_work(process.pid, place), process.pid):
+            os.kill(each, signal.SIGKILL)
+        assert not list(place.glob("artifacts/tokens/*/DONE.json"))
+    with plain_service(tokenizer, tmp_path, port) as (_, service):
+        assert service("POST", "/v1/batches", **again).json()["id"] == name
+        assert ended(service, name)["counts"]["samples"] == SAMPLES
+        assert [one["id"] for one in service("GET", "/v1/batches").json()["data"]] == [name]
+        other = service("POST", "/v1/batches", **asked).json()["id"]
+        assert ended(service, other)["state"] == "completed" and other != name
+        made, whole = (service("GET", f"/v1/batches/{which}/files").json()["data"] for which in (name, other))
+    (tokens,) = place.glob("artifacts/tokens/*/tokens/train/words")
+    keys = [key for tar in sorted(tokens.glob("*.tar")) for key in IndexedShard(tar, tar.with_suffix(".idx.npy"), "uint16").keys]
+    assert sorted(keys) == sorted(texts)
+    assert {one["name"]: one["sha256"] for one in made} == {one["name"]: one["sha256"] for one in whole}
+    lines = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines() if line.startswith("{")]
+    assert sorted(line["stage"] for line in lines if line["event"] == "finished") == ["data", "tokens", "words_codes_tokenizer"]
+
+
+def test_a_job_whose_client_left_before_it_was_answered_runs_all_the_same(serve, tiny_root, tmp_path):
+    with serve([str(tiny_root)], jobs=(jobs := jobs_in(tmp_path, tiny_root))) as service:
+        create = jobs.create
+
+        def late(*arguments):
+            made = create(*arguments)
+            time.sleep(1)  # twice as long as the client waits
+            return made
+
+        jobs.create = late
+        answer = service("POST", "/v1/batches", json=ASKED, headers={"x-request-timeout": "0.5"})
+        assert answer.status_code == 504, answer.text
+        (job,) = service("GET", "/v1/batches").json()["data"]
+        assert ended(service, job["id"], seconds=60)["state"] == "completed"
+
+
+def test_a_job_that_a_signal_to_all_has_stopped_has_not_failed_and_may_be_resumed(serve, tiny_root, tmp_path):
+    with serve([str(tiny_root)], jobs=(jobs := jobs_in(tmp_path, tiny_root))) as service:
+        name = service("POST", "/v1/batches", json=ASKED).json()["id"]
+        running(service, name)
+        os.kill(jobs._running[1].pid, signal.SIGTERM)
+        until = time.monotonic() + 60
+        while (state := service("GET", f"/v1/batches/{name}").json()["state"]) == "running":
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert state == "queued"
+        service("POST", f"/v1/batches/{name}/resume")
+        assert ended(service, name)["state"] == "completed"
+
+
+def test_what_a_killed_service_had_begun_to_write_is_removed_by_the_next_but_not_what_another_writes(tiny, tiny_root, tmp_path):
+    dead, alive = (tmp_path / name / "uploads" / "shard-000000.tar" for name in (".dead", ".alive"))
+    for shard in (dead, alive):
+        shard.parent.mkdir(parents=True)
+        shard.write_bytes(b"x")
+    (dead.parents[1] / LOCK).touch()
+    lock = _locked(alive.parents[1])
+    jobs = jobs_in(tmp_path, tiny_root)
+
+    async def start():
+        jobs.start()
+        await jobs.stop()
+
+    tiny.run(start())
+    os.close(lock)
+    assert [path.name for path in tmp_path.iterdir()] == [".alive"]
+
+
 def test_a_job_that_cannot_be_is_refused_before_it_begins(serve, tiny_root, tmp_path):
     with serve([str(tiny_root)], jobs=jobs_in(tmp_path, tiny_root)) as service:
         unknown = service("POST", "/v1/batches", json={**ASKED, "tokenizers": {"view": "nothing"}})
@@ -131,7 +261,7 @@ def resting(tiny, tiny_root, tmp_path):
     def create(tenant="local", key=None, **asked):
         return jobs.create(tenant, BatchRequest(**{**ASKED, **asked}), [], key, places, tiny.engine.tokenizers)
 
-    jobs.enqueue = jobs._enqueue = lambda job: None
+    jobs._enqueue = lambda job: None
     return jobs, create
 
 

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -17,19 +20,28 @@ from worldloom.pipeline.service.served import Served, find_served
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 
 TEXTS = [f"{colour} {shape}".encode() for colour in ("red", "blue", "") for shape in ("circle", "square", "\N{SNOWMAN}")]
+LISTENS = "0A"  # in /proc/net/tcp
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
 @pytest.fixture(scope="module")
-def calls(tiny_root):
+def loop():
+    """Runs coroutines in one loop, as a service does."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+@pytest.fixture(scope="module")
+def calls(tiny_root, loop):
     """One tokenizer, of texts, on a Ray of its own."""
     served = find_served([str(tiny_root)])
     words = tuple(place for place in served.tokenizers if place.name == "words")
     made = RayCalls(Served(words, None, (), ()), Limits(), replicas=1)
     yield made
-    made._close()
+    loop(made.close())
 
 
-def test_replicas_answer_as_workers_of_this_process_do_and_one_that_is_killed_is_not_missed(calls, tiny):
+def test_replicas_answer_as_workers_of_this_process_do_and_one_that_is_killed_is_not_missed(calls, loop, tiny):
     async def work():
         engine = Engine(calls, calls.served, Limits())
         await engine.start()
@@ -43,7 +55,57 @@ def test_replicas_answer_as_workers_of_this_process_do_and_one_that_is_killed_is
         after = await engine.encode("words", TEXTS, [len(text) for text in TEXTS], params)
         return before, after
 
-    before, after = asyncio.run(work())
+    before, after = loop(work())
     answer = tiny("POST", "/v1/tokenize", json={"tokenizer": "words", "input": [text.decode() for text in TEXTS]}).json()
     expected = [one["codes"] for one in answer["data"]]
     assert [one.tolist() for one in before] == [one.tolist() for one in after] == expected
+
+
+def test_requests_are_routed_in_the_loop_that_asks(calls, loop):
+    loop(calls.call("tokenizer:words", "about"))
+    assert not [thread.name for thread in threading.enumerate() if "router" in thread.name]
+
+
+def test_all_listens_on_loopback_but_a_port_of_each_replica_which_wants_rays_token(calls, loop):
+    import grpc  # which Ray brings
+
+    replica = loop(calls.processes("tokenizer:words"))
+    ports = [(process, port) for process in descendants() for address, port in listening(process) if address not in LOOPBACK]
+    assert [process for process, _ in ports] == [replica]
+    with grpc.insecure_channel(f"127.0.0.1:{ports[0][1]}") as channel:
+        ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest", bytes, bytes)
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(b"", timeout=60)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def descendants():
+    """The ids of all processes that this one has started, and that they have."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents.setdefault(int(path.read_text(errors="replace").rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    found, todo = [], [os.getpid()]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def listening(process):
+    """Address, in the kernel's hexadecimal, and port of all TCP sockets on which a process listens."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{process}/fd").glob("*"):
+        with suppress(OSError):
+            sockets.add(os.readlink(descriptor))
+    if not sockets:  # it has ended meanwhile, too
+        return []
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == LISTENS and f"socket:[{inode}]" in sockets:
+                address, _, port = local.partition(":")
+                found.add((address, int(port, 16)))
+    return sorted(found)

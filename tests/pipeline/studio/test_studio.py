@@ -202,6 +202,7 @@ def page(chromium, served, said, request):
     page.on("request", lambda asking: asked.append(asking.url))
     yield page
     PICTURES.mkdir(parents=True, exist_ok=True)
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")  # else the bars stand in the picture's middle
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_")).strip("-")
     page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
     context.close()
@@ -347,6 +348,7 @@ def test_a_run_shows_its_graph_its_losses_and_the_oracles_verdicts(page, served,
     look(page, served, "runs")
     page.wait_for_selector("stage-graph a")
     assert page.locator("stage-graph a").count() == len(list((studio_root / "artifacts").iterdir()))
+    assert page.eval_on_selector("stage-graph", "graph => graph.scrollWidth <= graph.clientWidth")
     for stage in ("data", "world"):
         page.locator("stage-graph a", has_text=stage).click()
         page.wait_for_selector(f"[aria-label='Stage {stage}']")
@@ -421,6 +423,19 @@ def test_datasets_show_shards_counts_and_samples(page, served):
     page.wait_for_function("first => document.querySelector('.samples li').innerText !== first", arg=first)
     assert page.locator(".shards li").count() >= 4
     fits(page)
+    faultless(page)
+
+
+@browser_needed
+@pytest.mark.parametrize("page", [(390, "light")], indirect=True, ids=["phone"])
+def test_the_chosen_one_of_a_row_wider_than_a_phone_is_in_sight(page, served):
+    look(page, served, "tokenizers/words")
+    page.wait_for_selector(".cards [aria-current]")
+    left, right, width = page.eval_on_selector(
+        ".cards [aria-current]",
+        "card => [card.getBoundingClientRect().left, card.getBoundingClientRect().right, card.parentElement.parentElement.scrollWidth]",
+    )
+    assert 0 <= left < right <= 390 < width
     faultless(page)
 
 
