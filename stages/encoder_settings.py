@@ -66,7 +66,7 @@ class SimMim(_Cropped):
     ratio: Annotated[float, Field(gt=0, lt=1, description="share of the units that are hidden")] = 0.6
     error: Literal["l1", "smooth_l1", "l2"] = Field(
         default="l1",
-        description="of hidden pixels; l1 is the paper's. Where most of a picture is plain, l1 is least for the plain colour alone, l2 is not",
+        description="of hidden pixels; l1 is the paper's. Of pictures that are mostly plain, l1 is least for the plain colour alone",
     )
 
 

@@ -48,7 +48,7 @@ ONCE = Legality()
 
 def objectives(
     shares: Mapping[ObjectiveName, float], full_share: float, weights: Mapping[str, float]
-) -> dict[ObjectiveName, tuple[Objective, float]]:
+) -> dict[str, tuple[Objective, float]]:
     """What each named objective makes of a document, and the share of documents that it gets; in an order of their own: that of
     `shares` is no part of the settings.
     """
