@@ -380,6 +380,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="world_model",
-    version=4,
+    version=5,
     placement="gang",
 )
