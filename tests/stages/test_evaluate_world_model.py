@@ -174,7 +174,7 @@ def test_answers_are_as_varied_as_they_are_different(world: OpenWorld) -> None:
 def test_a_stream_may_have_a_temperature_of_its_own_beside_the_usual_one(world: OpenWorld) -> None:
     settings = EvaluateWorldModel.model_validate_json(json.dumps({**SETTINGS.model_dump(), "temperature": {"view": 0}}))
     assert choosing_of(world, settings) == Choosing(temperature={"words": 0.25, "view": 0.0, "order": 0.25}, fill_steps=0)
-    assert choosing_of(world, SETTINGS) == Choosing(temperature=0.25)
+    assert choosing_of(world, SETTINGS) == Choosing(temperature=0.25, fill_steps=0)
     with pytest.raises(ValueError, match="temperature is given for 'sound'; this world has the streams view, words"):
         choosing_of(world, settings.model_copy(update={"temperature": {"sound": 0.8}}))
 
