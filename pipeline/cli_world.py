@@ -30,12 +30,14 @@ FillSteps = Annotated[
 ]
 FillOrder = Annotated[
     Literal["confidence", "random", "raster"] | None,
-    typer.Option("--fill-order", help="with --fill-steps, which codes are settled first: the surest (by default), any, or those in front"),
+    typer.Option(
+        "--fill-order", help="where codes are filled in, which are settled first: the surest (by default), any, or those in front"
+    ),
 ]
 FillLength = Annotated[
     list[str] | None,
     typer.Option(
-        "--fill-length", metavar="STREAM=CODES", help="with --fill-steps, so many codes of a stream whose length varies, such as a text"
+        "--fill-length", metavar="STREAM=CODES", help="where codes are filled in, so many of a stream whose length varies, such as a text"
     ),
 ]
 TopP = Annotated[

@@ -39,7 +39,8 @@ class NearDuplicates(Settings):
     neighbours: PositiveInt = Field(default=16, description="nearest pictures that each is compared with")
     similarity: Cosine = Field(
         default=0.5,
-        description="cosine of the features below which pictures are not compared; with verify: none, from which on they are one",
+        description="cosine of the features below which pictures are not compared; with verify: none, where it must be given, "
+        "from which on they are one",
     )
     lookalikes: bool = Field(
         default=True,

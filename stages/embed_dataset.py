@@ -126,9 +126,10 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
         rows[part] = embedded(eye, pictures, settings.batch_size, settings.keep)
         strange = ~np.isfinite(rows[part]).reshape(len(pictures), -1).all(1)
         if strange.any():
+            half = settings.keep == "tokens"
             raise ValueError(
-                f"{settings.encoder} sees numbers that are not finite, or too large for its tokens' half precision, in "
-                f"{split}/{reader.key(int(samples[part][strange][0]))}; train it anew, or set keep to pooled"
+                f"{settings.encoder} sees numbers that are not finite{', or too large for half precision,' if half else ''} in "
+                f"{split}/{reader.key(int(samples[part][strange][0]))}; train it anew{', or set keep to pooled' if half else ''}"
             )
         if settings.captions is not None:
             scores[part] = _scores(settings, data, shard, eye, samples[part], rows[part])

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from worldloom.stages.settings import EncoderRef, Settings, StreamName, TokenizerRef
-from worldloom.world_model.encoders.settings import TextSideSettings
+from worldloom.world_model.encoders.settings import PixelError, TextSideSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -64,7 +64,7 @@ class SimMim(_Cropped):
     type: Literal["simmim"] = "simmim"
     unit: PositiveInt = Field(default=2, description="patches along the side of what is hidden or not; 32 pixels in the paper")
     ratio: Annotated[float, Field(gt=0, lt=1, description="share of the units that are hidden")] = 0.6
-    error: Literal["l1", "smooth_l1", "l2"] = Field(
+    error: PixelError = Field(
         default="l1",
         description="of hidden pixels; l1 is the paper's. Of pictures that are mostly plain, l1 is least for the plain colour alone",
     )

@@ -169,10 +169,12 @@ class OpenWorld:
             return FILLING if "masked" in self.objectives and "next_token" not in self.objectives else 0
         objective = "masked" if asked else "next_token"
         if objective not in self.objectives:
-            wanted, other = ("hidden codes", "so fill_steps must be 0") if asked else ("next tokens", "so it cannot write token by token")
+            wanted, way = ("hidden codes", "in steps") if asked else ("next tokens", "token by token")
+            spans = {*self.objectives} == {"span"}
             raise ValueError(
-                f"fill_steps is {asked}, but this world learnt {', '.join(self.objectives)} and not {wanted}, {other}; "
-                f"leave fill_steps out, or train it with the objective {objective}"
+                f"fill_steps is {asked}, but this world learnt {', '.join(self.objectives)} and not {wanted}, so it cannot write {way}; "
+                f"{'have it write codes of given ones anew (infill)' if spans else 'leave fill_steps out'}, "
+                f"or train it with the objective {objective}"
             )
         return asked
 
@@ -189,7 +191,7 @@ class OpenWorld:
             self.check_learnt_next_tokens("samples", "have it write codes of given ones anew (infill)")
         for name in dict.fromkeys(name for want in wants for name in want or () if name in self.streams):
             if not self._length_known(name, choosing):
-                self.check_learnt_next_tokens(name, "say how many codes that gets (fill_lengths), leave it out of what is wanted")
+                self.check_learnt_next_tokens(name, "say how many codes that gets, leave it out of what is wanted")
 
     def _written(
         self, given: Sequence[Mapping[str, Any]], wants: Sequence[Want], seeds: Sequence[int], choosing: Choosing, hear: Hear | None

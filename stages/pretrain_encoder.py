@@ -203,7 +203,7 @@ def encoder_of(settings: PretrainEncoder, dataset: "Dataset", form: "NetworkSett
         raise ValueError(f"objective deit needs an encoder of type vit, got {form.type}; go on from a vit")
     if isinstance(form, VitSettings):
         sides = {"pictures": side}
-        if isinstance(about, Dino | Dinov2):
+        if isinstance(about, Dino | Dinov2) and about.local_views:
             sides["local views"] = about.local_size or max(side // 2, 8)
         for what, length in sides.items():
             if length % form.patch and form.fitting == "error":

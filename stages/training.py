@@ -200,10 +200,14 @@ class _Loop:
         if turn.step:
             self._step(player, share)
 
+    def _weight_decay(self, player: Player, step: int) -> float:
+        """That of a step of this training, among those of all."""
+        return weight_decay_at(player, self.before.total or self.training.steps, self.before.steps + step)
+
     def _step(self, player: str, share: float) -> None:
         """A player's step, behind the last of its turns."""
         engine = self.engines[player]
-        decay = weight_decay_at(engine.player, self.training.steps, self.step)
+        decay = self._weight_decay(engine.player, self.step)
         norm = engine.step(share, decay) if engine.pending else 0.0
         if player in self.failed:
             self.tallies.fail(f"the loss of {player}", self.step)
@@ -228,7 +232,7 @@ class _Loop:
         values = {**self.tallies.close_window(), "learning_rate": share * max(player.learning_rate for player in players)}
         moving = [player for player in players if player.last_weight_decay is not None]
         if moving:
-            values["weight_decay"] = max(weight_decay_at(player, self.training.steps, self.step - 1) for player in moving)
+            values["weight_decay"] = max(self._weight_decay(player, self.step - 1) for player in moving)
         if metrics is not None:
             if "operations_per_second" in values:
                 best: Precision = "bf16" if any(player.precision == "bf16" for player in players) else "fp32"

@@ -201,5 +201,8 @@ class Grammar:
         """ValueError for rules that are not those of the vocabulary."""
         grammar = cls(vocabulary)
         if value != grammar.to_json():
-            raise ValueError(f"every stream of a vocabulary may stand once in a sample, so its grammar is {grammar.to_json()}, got {value}")
+            raise ValueError(
+                f"every stream of a vocabulary may stand once in a sample, so its grammar is {grammar.to_json()}, got {value}; "
+                "train or export the world anew"
+            )
         return grammar

@@ -45,7 +45,7 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
     async def _create(request: Request, asked: BatchRequest, uploads: list[BinaryIO], key: str | None) -> BatchInfo:
         places = {place.name: place for place in engine.served.tokenizers}
         tenant = request.state.tenant.name
-        job, _ = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
+        job = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
         return jobs.about(job)
 
     @routes.get("", summary="The token's jobs, newest first", responses=ERRORS)

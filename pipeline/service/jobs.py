@@ -43,7 +43,8 @@ RECORD, CANCELLED, UPLOADS = "job.json", "cancelled", "uploads"
 MANIFEST = "DONE.json"
 State = Literal["queued", "running", "completed", "failed", "cancelling", "cancelled"]
 GRACE = 20.0  # seconds from asking a job to stop to making it
-ENDED = (0, 1, 3, -signal.SIGTERM, -signal.SIGINT)  # completed, failed and says why, or stopped, by a signal that meant the service, too
+ENDED = (0, 1)  # completed, or failed and says why
+STOPPED = (3, -signal.SIGTERM, -signal.SIGINT)  # before its end, by a signal that meant the service, too, or it alone
 
 
 class Job(NamedTuple):
@@ -98,8 +99,8 @@ class Jobs:
         key: str | None,
         places: Mapping[str, TokenizerPlace],
         known: Mapping[str, TokenizerInfo],
-    ) -> tuple[Job, bool]:
-        """A new job, which runs when its turn comes, or the one that was made of the same Idempotency-Key; whether it is new. ServiceError.
+    ) -> Job:
+        """A new job, which runs when its turn comes, or the one that was made of the same Idempotency-Key. ServiceError.
 
         Blocks while it writes; for a thread.
         """
@@ -115,7 +116,7 @@ class Jobs:
                 digest.update(_store(upload, draft / UPLOADS / f"shard-{number:06d}.tar", number))
             disk.fsync_folder(draft / UPLOADS)
             if place.exists():
-                return self._same(place, digest.hexdigest()), False
+                return self._same(place, digest.hexdigest())
             if sum(self._state(job) in ("queued", "running") for job in self._jobs(tenant)) >= self.most:
                 raise ServiceError("busy", 429, f"{self.most} jobs of this token are not finished; wait for one, or cancel it", None, 30.0)
             data = place / UPLOADS if uploads else self._source(request)
@@ -128,11 +129,11 @@ class Jobs:
             try:
                 os.rename(draft, place)
             except OSError:  # another request with the same key was faster
-                return self._same(place, digest.hexdigest()), False
+                return self._same(place, digest.hexdigest())
             disk.fsync_folder(place.parent)
             if self._loop is not None:  # from here, since whoever asked may have left meanwhile: the job is made all the same
                 self._loop.call_soon_threadsafe(self._enqueue, job)
-            return job, True
+            return job
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             os.close(lock)
@@ -273,7 +274,11 @@ class Jobs:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
             code = await process.wait()
-            if code not in ENDED and not (place / CANCELLED).exists():
+            if (place / CANCELLED).exists():
+                return
+            if code in STOPPED:
+                self._enqueue(job)
+            elif code not in ENDED:
                 disk.write_file(place / FAILURE, json.dumps({"message": f"the process that ran it ended with {code}"}).encode())
         except asyncio.CancelledError:
             with contextlib.suppress(ProcessLookupError):

@@ -174,8 +174,10 @@ class RayCalls:
     async def close(self) -> None:
         from ray import serve
 
-        await serve.shutdown_async()  # in the loop that asked: the routers' tasks are there
-        await asyncio.to_thread(self._end)
+        try:
+            await serve.shutdown_async()  # in the loop that asked: the routers' tasks are there
+        finally:
+            await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
         import ray

@@ -97,7 +97,7 @@ def lesson_of(settings: PretrainEncoder, made: Mapping[str, Artifact], workers: 
     return Lesson(settings, inputs, dataset, labels, encoder, Recipe(4, 3, 1e-3, (0.9, 0.95), 0.0, "fp32"), workers)
 
 
-@pytest.mark.parametrize("changes", [{}, {"centring": "sinkhorn", "patch_prototypes": 7}, {"local_views": 0}])
+@pytest.mark.parametrize("changes", [{}, {"centring": "sinkhorn", "patch_prototypes": 7}, {"local_views": 0, "local_size": 10}])
 def test_dinov2_stopped_and_started_again_leaves_the_same_bytes(tmp_path: Path, made: dict[str, Artifact], changes: dict[str, Any]) -> None:
     settings = settings_of({**DINOV2, **changes}, encoder={**VIT, "drop_path": 0.3, "subset": True})
     whole = make(tmp_path / "whole", settings, made)

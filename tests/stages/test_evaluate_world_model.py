@@ -233,7 +233,7 @@ def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: Ope
         (
             ("masked",),
             ["words"],
-            r"learnt masked and not next tokens, so it cannot write words token by token; say how many codes .*fill_lengths",
+            r"learnt masked and not next tokens, so it cannot write words token by token; say how many codes that gets, leave it out",
         ),
         (
             ("span",),
@@ -246,6 +246,12 @@ def test_rows_of_one_batch_that_want_different_streams_are_each_alone(world: Ope
 def test_what_a_world_never_learnt_to_write_is_refused(world: OpenWorld, learnt: Any, want: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(world, objectives=learnt).sample([{}], want, [1], Choosing())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_world_of_spans_alone_is_not_sent_from_one_refusal_to_the_next(world: OpenWorld, steps: int) -> None:
+    with pytest.raises(ValueError, match=rf"fill_steps is {steps}, but this world learnt span .* have it write codes of given ones anew"):
+        dataclasses.replace(world, objectives=("span",)).sample([{}], ["view"], [1], Choosing(fill_steps=steps))
 
 
 def test_a_world_that_learnt_from_hidden_codes_alone_fills_them_in_unasked(world: OpenWorld) -> None:

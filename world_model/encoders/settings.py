@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
+PixelError = Literal["l1", "smooth_l1", "l2"]  # by which SimMIM judges what it has drawn
 
 
 class _Settings(BaseModel):

@@ -4,19 +4,20 @@ B batch, C channels, H x W pixels, N patches, D width, s stride: pixels along th
 """
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.settings import PixelError
 from worldloom.world_model.encoders.swin import Swin
 from worldloom.world_model.encoders.vit import ViT
 
 UNIT, RATIO = 32, 0.6  # pixels along the side of what is hidden or not, and the share that is (section 3.2)
 
-Error = Literal["l1", "smooth_l1", "l2"]  # section 4.1.4
-ERRORS = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss}
+ERRORS: dict[PixelError, Callable[..., Tensor]] = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss}  # section 4.1.4
 
 
 class Redrawn(NamedTuple):
@@ -29,7 +30,7 @@ class Redrawn(NamedTuple):
 class SimMIM(nn.Module):
     """An encoder with a mask token and a linear head to s x s pixels; class tokens and registers are dropped before the head."""
 
-    def __init__(self, encoder: ViT | Swin, generator: torch.Generator | None = None, error: Error = "l1") -> None:
+    def __init__(self, encoder: ViT | Swin, generator: torch.Generator | None = None, error: PixelError = "l1") -> None:
         """The head is drawn from `generator`: N(0, 0.02), cut at two."""
         super().__init__()
         if encoder.mask_token is None:
@@ -56,7 +57,7 @@ class SimMIM(nn.Module):
         return places.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :height, :width]
 
 
-def masked_error(pixels: Tensor, drawn: Tensor, mask: Tensor, error: Error = "l1") -> Tensor:
+def masked_error(pixels: Tensor, drawn: Tensor, mask: Tensor, error: PixelError = "l1") -> Tensor:
     """Sum of the errors of hidden pixels, by their number (`mask` is [B, 1, H, W], so the channels are divided by, too)."""
     return (ERRORS[error](drawn, pixels, reduction="none") * mask).sum() / (mask.sum() + 1e-5) / pixels.shape[1]
 

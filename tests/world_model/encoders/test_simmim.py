@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from worldloom.world_model.encoders.build import build_encoder
-from worldloom.world_model.encoders.settings import VitSettings
-from worldloom.world_model.encoders.simmim import Error, SimMIM, hide_units, masked_error
+from worldloom.world_model.encoders.settings import PixelError, VitSettings
+from worldloom.world_model.encoders.simmim import ERRORS, SimMIM, hide_units, masked_error
 from worldloom.world_model.encoders.transformers_layout import load_transformers
 
 
@@ -65,12 +66,16 @@ def test_masks_hide_whole_units_and_as_many_as_the_ratio_says(grid: tuple[int, i
 @pytest.mark.parametrize(
     ("error", "of"), [("l1", abs), ("l2", lambda far: far**2), ("smooth_l1", lambda far: far**2 / 2 if abs(far) < 1 else abs(far) - 0.5)]
 )
-def test_the_loss_is_the_mean_error_of_hidden_pixels(error: Error, of: Callable[[float], float]) -> None:
+def test_the_loss_is_the_mean_error_of_hidden_pixels(error: PixelError, of: Callable[[float], float]) -> None:
     x, y = torch.randn(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     mask = (torch.rand(2, 1, 4, 6, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     far = (x - y)[mask.expand_as(x) == 1].tolist()
     expected = torch.tensor(sum(map(of, far)) / len(far))
     torch.testing.assert_close(masked_error(x, y, mask, error), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_error_that_may_be_chosen_is_known() -> None:
+    assert set(ERRORS) == set(get_args(PixelError))
 
 
 def model() -> tuple[SimMIM, Tensor, Tensor]:
