@@ -4,9 +4,11 @@ DeepSpeed is imported when the first engine is made, never before: that takes se
 """
 
 import atexit
+import gc
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,8 +199,14 @@ def gather_gang(worker: Worker) -> None:
 
 
 def _leave_gang() -> None:
-    """Ends gloo's threads while Python still runs: one that lets go of a tensor later than that aborts the whole process."""
+    """Ends gloo's threads while Python still runs: one that lets go of a tensor later than that aborts the whole process.
+
+    They end with the last reference to their group; DeepSpeed keeps one to a group of its own, and so do engines that are left.
+    """
     if dist.is_initialized():
+        if "deepspeed.utils.groups" in sys.modules:
+            sys.modules["deepspeed.utils.groups"]._WORLD_GROUP = None  # type: ignore[attr-defined]
+        gc.collect()
         dist.destroy_process_group()
 
 

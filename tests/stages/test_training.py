@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldloom.stages import checkpoint, metrics, spike_guard, tallies, training
-from worldloom.stages.deepspeed_engine import gather_gang
+from worldloom.stages.deepspeed_engine import _deepspeed, gather_gang
 from worldloom.stages.learner import Batches, Mean, Player, Turn
 from worldloom.stages.order import uniform
 from worldloom.stages.training import Before, learning_rate_share, train, weight_decay_at
@@ -589,10 +589,13 @@ def test_a_rank_may_end_while_its_gang_is_still_summing(gang: Callable[..., None
 
 def _end_at_once() -> None:
     gather_gang(Worker(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])))
-    for _ in range(20):
+    _deepspeed()
+    from deepspeed.utils import groups
+
+    for group in [None, groups._clone_world_group()] * 20:  # the gang's own, and the one in which DeepSpeed sums
         tensor = torch.ones(300_000)
         tensor.known_to = "Python"  # type: ignore[attr-defined]
-        dist.all_reduce(tensor, async_op=True)
+        dist.all_reduce(tensor, group=group, async_op=True)
 
 
 def _sleep(batch: Tensor, step: int) -> Iterator[Turn]:
