@@ -133,6 +133,11 @@ def plain_service(tokenizer, jobs, port):
         process.wait()
 
 
+def written(place):
+    """Shards of tokens so far; folders may go while they are counted, which a glob does not bear."""
+    return sum(name.endswith(".idx.npy") for _, _, names in os.walk(place / "artifacts" / "tokens") for name in names)
+
+
 def at_work(service, place):
     """The id of the process that runs a job for a service, once it has written more shards of tokens than there were."""
     until, found = time.monotonic() + 300, []
@@ -140,8 +145,8 @@ def at_work(service, place):
         assert time.monotonic() < until
         processes = [path for path in Path("/proc").glob("[0-9]*") if str(place).encode() in content(path / "cmdline")]
         found = [int(path.name) for path in processes if content(path / "stat").rpartition(b")")[2].split()[1:2] == [b"%d" % service]]
-    before = len(list(place.glob("artifacts/tokens/*/**/*.idx.npy")))
-    while len(list(place.glob("artifacts/tokens/*/**/*.idx.npy"))) <= before:
+    before = written(place)
+    while written(place) <= before:
         assert time.monotonic() < until
         time.sleep(0.002)
     return found[0]
