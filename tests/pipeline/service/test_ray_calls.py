@@ -61,6 +61,19 @@ def test_replicas_answer_as_workers_of_this_process_do_and_one_that_is_killed_is
     assert [one.tolist() for one in before] == [one.tolist() for one in after] == expected
 
 
+def test_tokenizers_are_asked_without_a_handle_once_they_are_known(calls, loop, monkeypatch):
+    async def work():
+        await Engine(calls, calls.served, Limits()).start()
+        wires = calls._wires["tokenizer:words"]
+        async with asyncio.timeout(60):
+            while not wires._free:  # until a new one has come, where the one before was killed
+                await asyncio.sleep(0.05)
+        monkeypatch.setattr(calls, "_handles", {})
+        return await calls.call("tokenizer:words", "about")
+
+    assert loop(work()).name == "words"
+
+
 def test_requests_are_routed_in_the_loop_that_asks(calls, loop):
     loop(calls.call("tokenizer:words", "about"))
     assert not [thread.name for thread in threading.enumerate() if "router" in thread.name]

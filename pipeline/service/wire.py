@@ -1,0 +1,200 @@
+"""Calls of workers on this machine over Unix sockets, one process to the other: what a handle of Ray Serve takes some milliseconds for.
+
+Serve still places the workers, looks after them and replaces them. A worker opens a `Station` once it may be asked; the front finds it by its
+socket in a folder of theirs alone, and holds connections to it, each with a thread of the worker's at its other end and one call at a time.
+"""
+
+import asyncio
+import contextlib
+import os
+import pickle
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ENDING = ".sock"  # of sockets that can be asked
+LOOK = 0.25  # seconds between looks for workers that have come
+MOST_QUEUED = 64  # connections that a station has not accepted yet
+_LENGTH = struct.Struct("<Q")
+
+
+class Lost(Exception):
+    """A connection ended before the answer came: its worker is gone."""
+
+
+class Station:
+    """The worker's end: calls come in, outcomes go out, in as many threads as there are connections."""
+
+    def __init__(self, folder: Path, answer: Callable[[Any], Any]) -> None:
+        """In a folder that others cannot enter: what comes is unpickled. `answer` may raise nothing."""
+        path = folder / f"{os.getpid()}{ENDING}"
+        self._path, self._answer = path, answer
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._closing = threading.Lock()
+        self._closed = False
+        self._listening = socket.socket(socket.AF_UNIX)
+        coming = path.with_suffix(".new")  # listens before anybody finds it
+        self._listening.bind(str(coming))
+        self._listening.listen(MOST_QUEUED)
+        os.rename(coming, path)
+        threading.Thread(target=self._accept, name="station", daemon=True).start()
+
+    def close(self, seconds: float) -> None:
+        """No more calls; those that are under way are answered."""
+        self._path.unlink(missing_ok=True)
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            for connection in self._open:
+                _shut(connection, socket.SHUT_RD)  # its thread ends behind the call that it has
+        _shut(self._listening, socket.SHUT_RDWR)
+        self._listening.close()
+        for thread in self._threads:
+            thread.join(seconds)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            with self._closing:
+                if self._closed:
+                    connection.close()
+                    return
+                self._open.add(connection)
+                thread = threading.Thread(target=self._serve, args=(connection,), name="wire", daemon=True)
+                self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while (asked := _receive(connection)) is not None:
+                connection.sendall(_framed(self._answer(pickle.loads(asked))))
+        with self._closing:
+            self._open.discard(connection)
+
+
+class Wires:
+    """The front's end, of all workers that are called the same."""
+
+    def __init__(self, folder: Path, lanes: int) -> None:
+        """`lanes`: connections to each worker."""
+        self.folder, self._lanes = folder, lanes
+        self._open: dict[str, set[_Wire]] = {}  # by the worker's socket
+        self._free: deque[_Wire] = deque()  # the one that has waited longest is taken, so that workers take turns
+        self._looking: asyncio.Task[None] | None = None
+
+    def take(self) -> "_Wire | None":
+        """A connection for one call; None where none is free."""
+        while self._free:
+            wire = self._free.popleft()
+            if not wire.gone():
+                return wire
+            self._let_go(wire)
+        return None
+
+    async def call(self, wire: "_Wire", asked: Any) -> Any:
+        """What the worker answers; Lost."""
+        try:
+            answer = await wire.ask(asked)
+        except BaseException:
+            self._let_go(wire)  # an answer that nobody waits for would be taken for the next one's
+            raise
+        self._free.append(wire)
+        return answer
+
+    async def look(self) -> None:
+        """Connects to the workers that have come since; goes on by itself from then on."""
+        await self._connect()
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_again())
+
+    async def close(self) -> None:
+        """Lets go of all connections."""
+        if self._looking is not None:
+            self._looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._looking
+        for wire in [wire for wires in self._open.values() for wire in wires]:
+            self._let_go(wire)
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            await self._connect()
+
+    async def _connect(self) -> None:
+        for name in sorted(name for name in os.listdir(self.folder) if name.endswith(ENDING)):
+            wires = self._open.setdefault(name, set())
+            try:
+                while len(wires) < self._lanes:
+                    wire = await _Wire.to(self.folder / name)
+                    wires.add(wire)
+                    self._free.append(wire)
+            except OSError:  # it was killed, and its name stayed
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _let_go(self, wire: "_Wire") -> None:
+        wire.close()
+        for wires in self._open.values():
+            wires.discard(wire)
+
+
+class _Wire:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def to(cls, path: Path) -> "_Wire":
+        return cls(*await asyncio.open_unix_connection(path))
+
+    def gone(self) -> bool:
+        return self._reader.at_eof() or self._writer.is_closing()
+
+    async def ask(self, asked: Any) -> Any:
+        try:
+            self._writer.write(_framed(asked))
+            await self._writer.drain()
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            return pickle.loads(await self._reader.readexactly(length))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise Lost from error
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _framed(value: Any) -> bytes:
+    content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(content)) + content
+
+
+def _receive(connection: socket.socket) -> bytearray | None:
+    """The next frame; None where the other side has ended."""
+    head = _exactly(connection, _LENGTH.size)
+    return None if head is None else _exactly(connection, _LENGTH.unpack(head)[0])
+
+
+def _exactly(connection: socket.socket, length: int) -> bytearray | None:
+    content = bytearray(length)
+    view, got = memoryview(content), 0
+    while got < length:
+        count = connection.recv_into(view[got:])
+        if not count:
+            return None
+        got += count
+    return content
+
+
+def _shut(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(how)
