@@ -1,14 +1,16 @@
 """The service as one FastAPI application around an engine; under uvicorn as it is, or in front of replicas of Ray Serve."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worldloom.pipeline.service import batch_routes, embed_routes, studio, token_routes, world_routes
 from worldloom.pipeline.service.contract import InfoAnswer, LimitsInfo, QuotaInfo, TokenizersAnswer
@@ -43,13 +45,15 @@ def create_app(engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None
 
     app = FastAPI(title="worldloom", version=version(), lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.engine, app.state.gate, app.state.ready = engine, gate, False
+    tokens = token_routes.router(engine)
+    app.add_middleware(_Direct, routes=tokens.routes)
     app.add_middleware(Guard, gate=gate)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_health(app, gate, engine)
     _add_listings(app, gate, engine, tuple(jobs.sources.folders))
-    app.include_router(token_routes.router(engine))
+    app.include_router(tokens)
     app.include_router(world_routes.router(engine))
     app.include_router(embed_routes.router(engine))
     app.include_router(batch_routes.router(engine, jobs))
@@ -57,6 +61,28 @@ def create_app(engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="studio")
     return app
+
+
+class _Direct:
+    """ASGI middleware: routes that want nothing but the request, and by their path alone, past all that FastAPI does for others, which takes
+    as long as the rest of the front."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self.app = app
+        self._routes = {route.path: route for route in routes if isinstance(route, APIRoute) and route.methods == {"POST"}}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive, send)
+        try:
+            response = await route.endpoint(request)
+        except ServiceError as error:
+            response = await _refused(request, error)
+        await response(scope, receive, send)
 
 
 def _add_health(app: FastAPI, gate: Gate, engine: Engine) -> None:

@@ -1,4 +1,7 @@
-"""Requests side by side become batches, by what they cost and without waiting for more: whenever a lane is free it takes what is there.
+"""Requests side by side become batches, by what they cost and without waiting for more: whenever a worker is free it takes what is there.
+
+A worker is given its next batch while it has one, so that it never waits, but only one that is worth it: it takes as long over one value as over
+TOGETHER, because it fills up what is less, for the same codes in whatever company.
 
 The queue is bounded, in values and in the seconds that they will take at the rate of late. What nobody waits for any more is dropped before
 any work is done for it.
@@ -48,10 +51,11 @@ class Batcher:
         unit: str,
         bounds: Bounds,
         watch: Callable[[int], None] = lambda values: None,
+        workers: int = 1,
     ) -> None:
-        """`watch` hears of the values of every batch."""
+        """`lanes` of `workers`; `watch` hears of the values of every batch."""
         self._run, self._most_cost, self._bounds, self._watch = run, MOST_COST[unit], bounds, watch
-        self._free = lanes
+        self._free, self._workers, self._lanes_in_all = lanes, workers, lanes
         self._waiting: deque[_Part] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._rate = _Rate()
@@ -98,28 +102,37 @@ class Batcher:
         return parts
 
     def _start(self) -> None:
-        while self._free and self._waiting:
+        while self._free and self._waiting and self._worth_it():
             self._free -= 1
             lane = asyncio.create_task(self._work())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
 
+    def _worth_it(self) -> bool:
+        """Whether a lane that is free takes what waits: at once where a worker has nothing to do, otherwise once it is a full batch."""
+        return self._lanes_in_all - self._free < self._workers or self.queued >= TOGETHER
+
     async def _work(self) -> None:
-        try:
-            while batch := self._take():
+        while batch := self._take():
+            try:
                 await self._do(batch)
-        finally:
-            self._free += 1
+            finally:
+                self._free += 1
+            if not self._worth_it():
+                return
+            self._free -= 1
+        self._free += 1
 
     def _take(self) -> list[_Part]:
         """The parts at the front that go together."""
         batch: list[_Part] = []
         values = cost = 0
+        most = min(MOST_VALUES, max(TOGETHER, self.queued - self.queued % TOGETHER))
         while self._waiting:
             part = self._waiting[0]
             if part.result.done():  # whoever asked has left
                 self._cost -= part.cost
-            elif batch and (values + len(part.contents) > MOST_VALUES or cost + part.cost > self._most_cost):
+            elif batch and (values + len(part.contents) > most or cost + part.cost > self._most_cost):
                 break
             else:
                 batch.append(part)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldloom.pipeline.service.batcher import Batcher, Bounds
-from worldloom.pipeline.service.calls import Calls, LocalCalls
+from worldloom.pipeline.service.calls import LANES, Calls, LocalCalls
 from worldloom.pipeline.service.contract import ActRequest, EncoderInfo, GenerateRequest, RolloutRequest, TokenizerInfo, WorldInfo
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
@@ -49,6 +49,7 @@ class Engine:
                 info.unit,
                 Bounds(self.limits.queued, self.limits.queue_seconds),
                 self.measures.batch_size.labels(tokenizer=name).observe,
+                self.calls.lanes(f"tokenizer:{name}") // LANES,
             )
         for encoder in self.served.encoders:
             self.encoders[encoder.name] = await self.calls.call(f"encoder:{encoder.name}", "about")

@@ -73,6 +73,9 @@ class TokenizerWorker:
 
     def encode(self, contents: Sequence[Content]) -> Encoded:
         """The codes of each value, as encode_dataset writes them."""
+        if isinstance(contents, np.ndarray):  # there is nothing to decode meanwhile
+            with self._encoding:
+                return Encoded(self.tokenizer.encode(contents).astype(self.dtype), [])
         codes: list[NDArray[Any]] = []
         shape = self.tokenizer.shape
         nothing = np.zeros(0 if shape is None else shape, self.dtype)
