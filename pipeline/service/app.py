@@ -64,8 +64,8 @@ def create_app(engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None
 
 
 class _Direct:
-    """ASGI middleware: routes that want nothing but the request, and by their path alone, past all that FastAPI does for others, which takes
-    as long as the rest of the front."""
+    """ASGI middleware: routes that want nothing but the request are called by their path alone, past all that FastAPI does for others,
+    which takes as long as the rest of the front."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self.app = app

@@ -1,7 +1,7 @@
 """Requests side by side become batches, by what they cost and without waiting for more: whenever a worker is free it takes what is there.
 
-A worker is given its next batch while it has one, so that it never waits, but only one that is worth it: it takes as long over one value as over
-TOGETHER, because it fills up what is less, for the same codes in whatever company.
+A worker gets its next batch while it still has one, so that it never waits, but only one that is worth it: it takes as long over one value
+as over TOGETHER, because it fills up what is less, for the same codes in whatever company.
 
 The queue is bounded, in values and in the seconds that they will take at the rate of late. What nobody waits for any more is dropped before
 any work is done for it.

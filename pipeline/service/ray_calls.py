@@ -20,6 +20,7 @@ from worldloom.pipeline.ray_executor import ENVIRONMENT, OWN_ENVIRONMENT, begin_
 from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked
 from worldloom.pipeline.ray_session import Session
 from worldloom.pipeline.service.calls import LANES, streamed
+from worldloom.pipeline.service.collector import leave_what_is_there
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.served import EncoderPlace, Served, TokenizerPlace
@@ -80,6 +81,7 @@ class Replica:
             from worldloom.pipeline.service.world_worker import WorldWorker
 
             self.worker = WorldWorker(place, 4 * limits.rollouts, limits.rollout_seconds)
+        leave_what_is_there()
         if wires is not None:
             self._station = Station(wires, self._answer)
 

@@ -1,7 +1,6 @@
 """`worldloom serve`: the application behind a port of this machine, its workers in replicas of Ray Serve or in this process."""
 
 import asyncio
-import gc
 import ipaddress
 import logging
 import signal
@@ -17,6 +16,7 @@ import uvicorn
 
 from worldloom.pipeline.locate import locate
 from worldloom.pipeline.service.app import create_app
+from worldloom.pipeline.service.collector import leave_what_is_there
 from worldloom.pipeline.service.engine import Engine, local_engine
 from worldloom.pipeline.service.guard import Gate
 from worldloom.pipeline.service.jobs import Jobs
@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        keep_what_is_there()
+        leave_what_is_there()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.gate.draining:
@@ -131,12 +131,6 @@ class Server(uvicorn.Server):
                 log.info('{"event": "updated"}')
             except RuntimeError as error:
                 log.error('{"event": "update_failed", "error": "%s"}', type(error).__name__)
-
-
-def keep_what_is_there() -> None:
-    """Takes what lives as long as the process out of the collector's sight: looking through all of it holds up every request for 0.1 s."""
-    gc.collect()
-    gc.freeze()
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,7 +1,7 @@
 """Calls of workers on this machine over Unix sockets, one process to the other: what a handle of Ray Serve takes some milliseconds for.
 
-Serve still places the workers, looks after them and replaces them. A worker opens a `Station` once it may be asked; the front finds it by its
-socket in a folder of theirs alone, and holds connections to it, each with a thread of the worker's at its other end and one call at a time.
+Serve still places the workers, looks after them and replaces them. A worker opens a `Station` once it may be asked; the front finds it by
+its socket in a folder of theirs alone, and holds connections to it, each with a thread of the worker's at its other end.
 """
 
 import asyncio

@@ -7,7 +7,7 @@ import pytest
 
 from worldloom.pipeline.service.batcher import MOST_VALUES, Batcher, Bounds, retry_after
 from worldloom.pipeline.service.errors import ServiceError
-from worldloom.pipeline.service.values import Encoded, Refused
+from worldloom.pipeline.service.values import TOGETHER, Encoded, Refused
 
 
 class Worker:
@@ -25,6 +25,10 @@ class Worker:
 
 def batcher(worker, lanes=1, values=1_000, seconds=1e9, unit="characters"):
     return Batcher(worker, lanes, unit, Bounds(values, seconds))
+
+
+def numbered(first, last):
+    return [b"%d" % number for number in range(first, last)]
 
 
 async def ask(to, *contents, cost=1):
@@ -49,6 +53,41 @@ def test_the_first_goes_at_once_and_what_comes_meanwhile_goes_together():
         found = await asyncio.gather(*asked)
         assert worker.batches == [[b"0"], [b"1", b"2", b"3", b"4", b"5"]]
         assert [bytes(one.codes[0]) for one in found] == [b"%d" % number for number in range(6)] and to.queued == 0
+
+    asyncio.run(work())
+
+
+def test_a_busy_worker_gets_its_next_batch_once_that_is_full_and_what_goes_beyond_full_ones_waits():
+    async def work():
+        worker = Worker()
+        to = batcher(worker, lanes=2)
+        asked = [asyncio.create_task(ask(to, one)) for one in numbered(0, TOGETHER)]
+        await settle()
+        asked += [asyncio.create_task(ask(to, one)) for one in numbered(TOGETHER, 2 * TOGETHER)]
+        await settle()
+        assert worker.batches == [numbered(0, TOGETHER), numbered(TOGETHER, 2 * TOGETHER)]
+        asked += [asyncio.create_task(ask(to, one)) for one in numbered(2 * TOGETHER, 4 * TOGETHER + 3)]
+        await settle()
+        assert to.queued == 2 * TOGETHER + 3
+        worker.gate.set()
+        await asyncio.gather(*asked)
+        assert [len(batch) for batch in worker.batches] == [TOGETHER, TOGETHER, 2 * TOGETHER, 3]
+
+    asyncio.run(work())
+
+
+def test_a_second_worker_gets_what_there_is_while_the_first_is_busy():
+    async def work():
+        worker = Worker()
+        to = Batcher(worker, 4, "characters", Bounds(1_000, 1e9), workers=2)
+        asked = []
+        for name in (b"a", b"b", b"c"):
+            asked.append(asyncio.create_task(ask(to, name)))
+            await settle()
+        assert worker.batches == [[b"a"], [b"b"]]
+        worker.gate.set()
+        await asyncio.gather(*asked)
+        assert worker.batches[2:] == [[b"c"]]
 
     asyncio.run(work())
 
