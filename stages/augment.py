@@ -20,6 +20,7 @@ from worldloom.stages.luma import luma
 from worldloom.stages.rand_augment import rand_augment
 from worldloom.stages.view_draws import Draw, Draws
 
+KNOTS = 4  # along each side of a picture, whose moves are drawn where it is bent
 ASPECT = 4 / 3  # longer side of a crop's box over the shorter, at most
 SIGMA = (0.1, 2.0)  # of the blur, in pixels of the view
 SOLARISED_FROM = 0.5  # pixels that are brighter are inverted
@@ -41,6 +42,7 @@ class View(NamedTuple):
     scale: tuple[float, float] = (1.0, 1.0)  # share of the picture's area that is cut out, from and to
     flip: float = 0.5
     turn: float = 0.0  # degrees, to either side at most
+    warp: float = 0.0  # share of the sides that places move by at most, each its own way and its neighbours with it
     jitter: Jitter = Jitter()
     jittered: float = 0.0
     grey: float = 0.0
@@ -53,8 +55,8 @@ class View(NamedTuple):
 def see(pictures: Tensor, view: View, draws: Draws) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, S, S] in [-1, 1]; what is erased becomes noise, N(0, 1)."""
     x = pictures.permute(0, 3, 1, 2).float() / 255
-    if view.turn:
-        x = turned(x, draws.between(Draw.TURN, -view.turn, view.turn))
+    if view.turn or view.warp:
+        x = moved(x, draws.between(Draw.TURN, -view.turn, view.turn), warp(view.warp, draws) if view.warp else None)
     x = crop(x, view, draws)
     if view.jittered or view.grey:
         x = colours(x, view, draws)
@@ -70,13 +72,22 @@ def see(pictures: Tensor, view: View, draws: Draws) -> Tensor:
     return erased(x, view.erase, draws) if view.erase else x
 
 
-def turned(x: Tensor, degrees: Tensor) -> Tensor:
-    """[B, C, H, W], each picture turned about its middle against the clock; what comes in from outside is as its edge."""
+def warp(furthest: float, draws: Draws) -> Tensor:
+    """float32 [B, 2, KNOTS, KNOTS] in [-furthest, furthest]: how far off what a knot shows lies, across, down, in shares of the sides."""
+    drawn = draws.several(Draw.WARP, 2 * KNOTS**2).float().view(-1, 2, KNOTS, KNOTS)
+    return furthest * (2 * drawn - 1)
+
+
+def moved(x: Tensor, degrees: Tensor, warp: Tensor | None = None) -> Tensor:
+    """[B, C, H, W], each picture turned about its middle against the clock and, by `warp`, bent as by another hand: knots lie evenly over
+    the picture, corners included, and what is between them moves smoothly (bicubic). What comes in from outside is as its edge."""
     H, W = x.shape[-2:]
     sine, cosine, none = (degrees * math.pi / 180).sin(), (degrees * math.pi / 180).cos(), torch.zeros_like(degrees)
     # Places are counted from -1 to 1 along each axis, so sines are stretched by the picture's aspect.
     ways = torch.stack([torch.stack([cosine, -sine * H / W, none], 1), torch.stack([sine * W / H, cosine, none], 1)], 1)
     places = F.affine_grid(ways, list(x.shape), align_corners=False)
+    if warp is not None:
+        places = places + F.interpolate(2 * warp, (H, W), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from worldloom.stages.augment import multi_crop
-from worldloom.stages.encoder_learner import MASK_VIEW, EncoderLearner, Recipe, spread_apart, view_like
+from worldloom.stages.encoder_learner import MASK_VIEW, EncoderLearner, Recipe, spread_apart, targets_of, view_like
 from worldloom.stages.encoder_settings import Dinov2
 from worldloom.stages.learner import Turn
 from worldloom.stages.order import draws, order, uniform
 from worldloom.stages.picture_batches import Pictures
 from worldloom.world_model.encoders.dino import Centre, DinoHead, cosine_schedule, dino_loss, entropy, follow, linear_schedule
 from worldloom.world_model.encoders.ibot import blocks, ibot_loss
-from worldloom.world_model.encoders.sinkhorn import sinkhorn
 from worldloom.world_model.encoders.vit import ViT
 
 MASKED_ORDER = 1 << 41  # stands where an order has its epoch
@@ -107,7 +106,8 @@ class Dinov2Learner(EncoderLearner):
             told = pair.told(wide, hidden)
             said = pair(wide, narrow, hidden, step < about.frozen * steps)
         temperature = linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps))
-        pictures, patches = self._targets(told, temperature)
+        pictures = targets_of(told.pictures, pair.centre, temperature, about.centring)
+        patches = targets_of(told.patches, pair.patch_centre, temperature, about.centring)
         momentum = cosine_schedule(about.momentum, 1.0, step, steps)
         losses = {
             "agreement": dino_loss(said.pictures, pictures),
@@ -120,13 +120,6 @@ class Dinov2Learner(EncoderLearner):
             pair.centre.update(told.pictures)
             pair.patch_centre.update(told.patches)
         pair.follow(momentum)
-
-    def _targets(self, told: Said, temperature: float) -> tuple[Tensor, Tensor]:
-        """Probabilities for pictures [G, B, K] and hidden patches [M, K]."""
-        if self.about.centring == "mean":
-            return self.pair.centre(told.pictures, temperature), self.pair.patch_centre(told.patches, temperature)
-        rows = told.pictures.flatten(0, 1)
-        return sinkhorn(rows, temperature).view_as(told.pictures), sinkhorn(told.patches, temperature)
 
     def hidden(self, batch: Pictures, step: int) -> Tensor:
         """bool [G B, N]: of the global batch's views a share have hidden patches, and of those each a part of its own size.

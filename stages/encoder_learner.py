@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from worldloom.world_model.encoders.koleo import koleo
 from worldloom.world_model.encoders.layers import rate_shares, undecayed
 from worldloom.world_model.encoders.load import save_pretrained
 from worldloom.world_model.encoders.simmim import SimMIM, hide_by
+from worldloom.world_model.encoders.sinkhorn import sinkhorn
 from worldloom.world_model.encoders.swin import Swin
 from worldloom.world_model.encoders.vit import ViT
 
@@ -199,12 +200,17 @@ def view_like(looks: Looks) -> View:
     """A view of that look; its size and crop are for others to say."""
     usual = Jitter()
     jitter = Jitter(usual.brightness * looks.jitter, usual.contrast * looks.jitter, usual.saturation * looks.jitter, looks.hue)
-    return View(1, (1.0, 1.0), looks.flip, looks.turn, jitter, looks.jittered, looks.grey, looks.blur, looks.solarise)
+    return View(1, (1.0, 1.0), looks.flip, looks.turn, looks.warp, jitter, looks.jittered, looks.grey, looks.blur, looks.solarise)
 
 
 def spread_apart(features: Tensor) -> Tensor:
     """KoLeo of each of the views [G, B, D], added up."""
     return torch.stack([koleo(view) for view in features]).sum()
+
+
+def targets_of(told: Tensor, centre: Centre, temperature: float, centring: Literal["mean", "sinkhorn"]) -> Tensor:
+    """What a student learns to say, [..., K], of what its teacher says."""
+    return centre(told, temperature) if centring == "mean" else sinkhorn(told.flatten(0, -2), temperature).view_as(told)
 
 
 class DinoPair(nn.Module):
@@ -261,12 +267,14 @@ class DinoLearner(EncoderLearner):
         with self.recipe.autocast(views[0]):
             told = self.pair.told(views[:2])
             said, features = self.pair(views, step < about.frozen * steps)
-        targets = self.pair.centre(told, linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps)))
+        temperature = linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps))
+        targets = targets_of(told, self.pair.centre, temperature, about.centring)
         momentum = cosine_schedule(about.momentum, 1.0, step, steps)
         metrics: Mapping[str, Tensor | float] = {"teacher_entropy": entropy(targets), "momentum": momentum}
         losses = {"agreement": dino_loss(said, targets)}
         if about.koleo:
             losses["koleo"] = about.koleo * spread_apart(features)
         yield Turn("encoder", losses, metrics, {"pictures": len(views[0])})
-        self.pair.centre.update(told)
+        if about.centring == "mean":
+            self.pair.centre.update(told)
         self.pair.follow(momentum)

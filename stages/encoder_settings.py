@@ -75,6 +75,10 @@ class Looks(Settings):
 
     flip: Share = Field(default=0.5, description="share of the views that are mirrored")
     turn: Annotated[float, Field(ge=0, le=180, description="degrees that a view is turned by, to either side at most")] = 0.0
+    warp: Annotated[
+        float,
+        Field(ge=0, le=0.25, description="share of the sides that places move by at most, smoothly, as hands differ; 0.1 for writing"),
+    ] = 0.0
     jittered: Share = Field(default=0.8, description="share of the views whose colours move")
     jitter: NonNegativeFloat = Field(default=1.0, description="how far brightness, contrast and saturation move; 1 as in the paper")
     hue: Annotated[float, Field(ge=0, le=0.5, description="how far hues move, as a share of their circle")] = 0.1
@@ -97,6 +101,10 @@ class _Views(Settings):
     local_from: Annotated[float, Field(gt=0, le=1, description="smallest share of a picture that a small crop shows")] = 0.05
     looks: Looks = Field(default=Looks(), description="how views are flipped, turned and coloured")
     momentum: Annotated[float, Field(ge=0, lt=1, description="the teacher's at first; 1 at the end")] = 0.996
+    centring: Literal["mean", "sinkhorn"] = Field(
+        default="mean",
+        description="what keeps the teacher from saying the same of all: a running mean, or Sinkhorn-Knopp, which short trainings need",
+    )
     centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     temperature: PositiveFloat = Field(default=0.04, description="the teacher's at first")
     last_temperature: PositiveFloat = Field(default=0.04, description="the teacher's behind its warm-up; up to 0.07 in the paper")
@@ -126,9 +134,6 @@ class Dinov2(_Views):
     last_temperature: PositiveFloat = Field(default=0.07, description="the teacher's behind its warm-up")
     patches: NonNegativeFloat = Field(default=1.0, description="weight of the loss of hidden patches")
     koleo: NonNegativeFloat = Field(default=0.1, description="weight of spreading features apart, among the pictures of a worker")
-    centring: Literal["mean", "sinkhorn"] = Field(
-        default="mean", description="what keeps the teacher from saying the same of all: a running mean, or Sinkhorn-Knopp (large models)"
-    )
     patch_prototypes: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="outputs of a head of their own for hidden patches; null: pictures and patches share one head"
     )

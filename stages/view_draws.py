@@ -38,6 +38,7 @@ class Draw(IntEnum):
     OPERATED = 22
     STRENGTH = 23
     SIDE = 24
+    WARP = 25
 
 
 class Draws:

@@ -9,16 +9,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 from worldloom.stages.augment import (
+    KNOTS,
     Jitter,
     View,
     along_both,
     blur_matrix,
     crop,
+    moved,
     multi_crop,
     resize_matrix,
     see,
     turn_hue,
-    turned,
+    warp,
 )
 from worldloom.stages.luma import luma
 from worldloom.stages.view_draws import Draws
@@ -117,10 +119,10 @@ def test_what_is_bright_is_solarised() -> None:
 
 def test_pictures_are_turned_about_their_middle_against_the_clock() -> None:
     x = torch.rand(3, 2, 9, 9, generator=torch.Generator().manual_seed(0))
-    found = turned(x, torch.tensor([0.0, 90.0, -180.0]))
+    found = moved(x, torch.tensor([0.0, 90.0, -180.0]))
     for number, quarters in enumerate((0, 1, 2)):
         torch.testing.assert_close(found[number], x[number].rot90(quarters, (1, 2)), rtol=0, atol=1e-5)
-    wide = turned(x[:, :, :5], torch.full((3,), 180.0))
+    wide = moved(x[:, :, :5], torch.full((3,), 180.0))
     torch.testing.assert_close(wide, x[:, :, :5].flip(2, 3), rtol=0, atol=1e-5)
     flat = torch.full((1, 5, 9, 3), 77, dtype=torch.uint8)
     assert see(flat, View(9, turn=30.0), draws([4])).std() < 1e-6  # what comes in is as the edge
@@ -133,8 +135,32 @@ def test_a_rectangle_is_turned_without_shear() -> None:
     x = torch.zeros(1, 1, 20, 40)
     x[:, :, 8:12, 15:25] = 1
     expected = Image.fromarray((x[0, 0] * 255).byte().numpy()).rotate(37, Image.Resampling.BILINEAR)
-    found = turned(x, torch.tensor([37.0]))[0, 0] * 255
+    found = moved(x, torch.tensor([37.0]))[0, 0] * 255
     assert float((found - torch.from_numpy(np.asarray(expected).copy())).abs().max()) < 2
+
+
+def test_a_picture_is_bent_at_its_knots_and_smoothly_between_them() -> None:
+    across = (torch.arange(33.0) / 32).expand(1, 1, 33, 33)  # says where it is
+    shift = torch.zeros(1, 2, KNOTS, KNOTS)
+    shift[:, 0] = 0.1
+    inner = moved(across, torch.zeros(1), shift)[..., 5:-5]
+    torch.testing.assert_close(inner, across[..., 5:-5] + 0.1 * 33 / 32, rtol=0, atol=1e-5)  # alike everywhere: a shift
+    one = torch.zeros(1, 2, KNOTS, KNOTS)
+    one[0, 0, 1, 2] = 0.06
+    bend = moved(across, torch.zeros(1), one)[0, 0] - across[0, 0]
+    row, column = divmod(int(bend.argmax()), 33)
+    assert abs(row - 32 / 3) <= 1 and abs(column - 64 / 3) <= 2 and bend.max() < 0.07
+    assert bend[-1].abs().max() < 0.01  # far from it nearly nothing moves
+    assert (bend[1:] - bend[:-1]).abs().max() < 0.02
+
+
+def test_bends_are_drawn_for_each_picture_and_view_whatever_the_batch() -> None:
+    bent = View(9, flip=0.0, warp=0.2)
+    many = see(pictures(), bent, draws([5, 8, 2, 9, 4, 3]))
+    torch.testing.assert_close(see(pictures()[[3]], bent, draws([9])), many[[3]], rtol=0, atol=1e-6)
+    assert not torch.allclose(many, see(pictures(), View(9, flip=0.0), draws([5, 8, 2, 9, 4, 3])), atol=1e-2)
+    field = warp(0.2, draws(list(range(300))))
+    assert field.abs().max() <= 0.2 and abs(float(field.mean())) < 0.01 and abs(float(field.std()) - 0.2 / 3**0.5) < 0.005
 
 
 def test_dinos_views_are_two_large_ones_and_many_small_ones() -> None:

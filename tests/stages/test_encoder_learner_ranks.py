@@ -10,8 +10,8 @@ from torch import Tensor
 from worldloom.stages.coca_learner import CocaLearner
 from worldloom.stages.dataset import Ragged
 from worldloom.stages.dinov2_learner import Dinov2Learner
-from worldloom.stages.encoder_learner import EncoderLearner, Recipe
-from worldloom.stages.encoder_settings import Coca, Dinov2
+from worldloom.stages.encoder_learner import DinoLearner, EncoderLearner, Recipe
+from worldloom.stages.encoder_settings import Coca, Dino, Dinov2
 from worldloom.stages.picture_batches import Pictures
 from worldloom.tokenizers.text import BOS, EOS
 from worldloom.world_model.encoders.build import build_encoder
@@ -34,13 +34,14 @@ def learners() -> dict[str, EncoderLearner]:
     def encoder() -> Any:
         return build_encoder(about, torch.Generator().manual_seed(0))
 
-    small: dict[str, Any] = {"prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1, "koleo": 0.0, "hidden_from": 0.3}
+    small: dict[str, Any] = {"prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1, "koleo": 0.0}
     rows = [[BOS, *range(4, 5 + n), EOS] for n in range(B)]
     captions = Ragged(np.concatenate([np.array(row, np.int32) for row in rows]), np.cumsum([0, *map(len, rows)]))
     coca = Coca(captions="words", tokenizer="codes", text=TextSideSettings(width=8, depth=2, heads=2, length=9, queries=3))
     return {
-        "mean": Dinov2Learner(encoder(), Dinov2(**small), 16, B, recipe),
-        "sinkhorn": Dinov2Learner(encoder(), Dinov2(**small, centring="sinkhorn"), 16, B, recipe),
+        "mean": Dinov2Learner(encoder(), Dinov2(**small, hidden_from=0.3), 16, B, recipe),
+        "sinkhorn": Dinov2Learner(encoder(), Dinov2(**small, hidden_from=0.3, centring="sinkhorn"), 16, B, recipe),
+        "dino": DinoLearner(encoder(), Dino(**small, centring="sinkhorn"), 16, recipe),
         "coca": CocaLearner(encoder(), coca, Pieces(), captions, 16, recipe),  # type: ignore[arg-type]
     }
 
