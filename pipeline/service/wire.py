@@ -6,6 +6,7 @@ its socket in a folder of theirs alone, and holds connections to it, each with a
 
 import asyncio
 import contextlib
+import logging
 import os
 import pickle
 import socket
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 ENDING = ".sock"  # of sockets that can be asked
 LOOK = 0.25  # seconds between looks for workers that have come
@@ -26,11 +29,15 @@ class Lost(Exception):
     """A connection ended before the answer came: its worker is gone."""
 
 
+class Failed(Exception):
+    """The worker raised, what nobody expected; its own log says where."""
+
+
 class Station:
-    """The worker's end: calls come in, outcomes go out, in as many threads as there are connections."""
+    """The worker's end: calls come in, answers go out, in as many threads as there are connections."""
 
     def __init__(self, folder: Path, answer: Callable[[Any], Any]) -> None:
-        """In a folder that others cannot enter: what comes is unpickled. `answer` may raise nothing."""
+        """In a folder that others cannot enter: what comes is unpickled."""
         path = folder / f"{os.getpid()}{ENDING}"
         self._path, self._answer = path, answer
         self._open: set[socket.socket] = set()
@@ -76,9 +83,16 @@ class Station:
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while (asked := _receive(connection)) is not None:
-                connection.sendall(_framed(self._answer(pickle.loads(asked))))
+                connection.sendall(self._answered(asked))
         with self._closing:
             self._open.discard(connection)
+
+    def _answered(self, asked: bytearray) -> bytes:
+        try:
+            return _framed((True, self._answer(pickle.loads(asked))))
+        except Exception as error:  # the connection and those behind it go on
+            log.exception("a call failed")
+            return _framed((False, type(error).__name__))
 
 
 class Wires:
@@ -101,13 +115,15 @@ class Wires:
         return None
 
     async def call(self, wire: "_Wire", asked: Any) -> Any:
-        """What the worker answers; Lost."""
+        """What the worker answers; Lost, Failed."""
         try:
-            answer = await wire.ask(asked)
+            done, answer = await wire.ask(asked)
         except BaseException:
             self._let_go(wire)  # an answer that nobody waits for would be taken for the next one's
             raise
         self._free.append(wire)
+        if not done:
+            raise Failed(answer)
         return answer
 
     async def look(self) -> None:
@@ -160,12 +176,14 @@ class _Wire:
     def gone(self) -> bool:
         return self._reader.at_eof() or self._writer.is_closing()
 
-    async def ask(self, asked: Any) -> Any:
+    async def ask(self, asked: Any) -> tuple[bool, Any]:
+        """Whether the worker could answer, and what, or what it raised."""
         try:
             self._writer.write(_framed(asked))
             await self._writer.drain()
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            return pickle.loads(await self._reader.readexactly(length))
+            found: tuple[bool, Any] = pickle.loads(await self._reader.readexactly(length))
+            return found
         except (OSError, asyncio.IncompleteReadError) as error:
             raise Lost from error
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from worldloom.pipeline.service import wire
-from worldloom.pipeline.service.wire import Lost, Station, Wires
+from worldloom.pipeline.service.wire import Failed, Lost, Station, Wires
 
 PATIENCE = 10.0
 
@@ -148,4 +148,16 @@ def test_an_answer_that_nobody_waited_for_is_no_others_and_its_lane_comes_back(t
         return answers
 
     assert run(tmp_path, work) == [0, 1, 2, 3]
+    station.close(PATIENCE)
+
+
+def test_a_call_that_the_worker_fails_at_says_so_and_the_next_is_answered(tmp_path):
+    station = Station(tmp_path, lambda asked: 1 / asked)
+
+    async def work(wires):
+        with pytest.raises(Failed, match="ZeroDivisionError"):
+            await wires.call(await free(wires), 0)
+        return await wires.call(await free(wires), 2)
+
+    assert run(tmp_path, work, lanes=1) == 0.5
     station.close(PATIENCE)
