@@ -209,10 +209,10 @@ def _by_words(captioner: Captioner, values: Values, labels: dict[str, Labels], s
 
 def _found(captioner: Captioner, values: Values, pairs: Apart, settings: EvaluateEncoder) -> list[Found]:
     """Recalls among pairs of which no two say the same; none where there are too few."""
-    if len(pairs.index) <= max(settings.recall_at):
+    if len(pairs.pictures) <= max(settings.recall_at):
         return []
-    pictures, texts = features_of(values, pairs.index, captioner.pictures), captioner.texts(pairs.captions)
-    return [Found(values.split, len(pairs.index), at, *recalls(pictures, texts, at)) for at in settings.recall_at]
+    pictures, texts = features_of(values, pairs.pictures, captioner.pictures), captioner.texts(pairs.captions)
+    return [Found(values.split, len(pairs.pictures), at, *recalls(pictures, texts, at)) for at in settings.recall_at]
 
 
 def _captioned(captioner: Captioner, dataset: Dataset, values: Values, meaning: Meaning, settings: EvaluateEncoder) -> Captioned:
@@ -265,7 +265,7 @@ def _left_out(judged: Judged, settings: EvaluateEncoder) -> Iterator[str]:
 
 def _left_out_of(split: str, pairs: Apart, captions: Captioned, captioner: Captioner, settings: EvaluateEncoder) -> Iterator[str]:
     """Of one split."""
-    if len(pairs.index) <= max(settings.recall_at):
+    if len(pairs.pictures) <= max(settings.recall_at):
         yield f"Finding captions of {split}: it has no {max(settings.recall_at) + 1} that say different things."
     if pairs.too_long:
         length = captioner.model.text.length

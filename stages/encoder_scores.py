@@ -41,7 +41,7 @@ def weighted_knn(
 def _cosines(queries: Tensor, bank: Tensor) -> Tensor:
     """float32 [M, N]."""
     products, lengths = torch.zeros(len(queries), len(bank)), [torch.zeros(len(rows)) for rows in (queries, bank)]
-    for both in zip(queries.split(COLUMNS, 1), bank.split(COLUMNS, 1), strict=True):
+    for both in zip(torch.split(queries, COLUMNS, 1), torch.split(bank, COLUMNS, 1), strict=True):
         asked, known = (columns.float() for columns in both)
         products += asked @ known.T
         lengths = [length + columns.square().sum(1) for length, columns in zip(lengths, (asked, known), strict=True)]
@@ -90,7 +90,7 @@ def _whitened(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 
 def _white_columns(bank: Tensor, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Some columns of both at a time."""
-    for known, asked in zip(bank.split(COLUMNS, 1), queries.split(COLUMNS, 1), strict=True):
+    for known, asked in zip(torch.split(bank, COLUMNS, 1), torch.split(queries, COLUMNS, 1), strict=True):
         known, asked = known.double(), asked.double()
         mean, spread = known.mean(0), known.std(0, correction=0).clamp(min=1e-6)
         yield (known - mean) / spread, (asked - mean) / spread

@@ -62,7 +62,7 @@ def meaning_of(dataset: Dataset) -> Meaning:
 class Apart(NamedTuple):
     """Pictures and their captions, no two of which say the same."""
 
-    index: NDArray[np.int64]  # numbers of the pictures
+    pictures: NDArray[np.int64]  # their numbers
     captions: list[str]
     too_long: int  # captions that were met and left out, because they cannot be read
 
