@@ -34,7 +34,7 @@ STREAMS = {"view": ImageStream(kind="image", size=SIDE)}
 KINDS = ("jpeg", "crop", "mirrored", "all")
 SEED = 11
 STEPS = int(os.environ.get("STEPS", 400))  # of the encoder's training
-FEW, MANY = 1_000, 4_000  # pictures of the two corpora whose memory is compared
+FEW, MANY = 1_000, 8_000  # pictures of the two corpora whose memory is compared
 
 Draw = Callable[[int], NDArray[np.uint8]]
 
@@ -50,7 +50,7 @@ def figures() -> Iterator[Figure]:
     """Scenes of shapes; the pictures of a folder, where one is given."""
     with tempfile.TemporaryDirectory() as folder:
         yield from _found(Path(folder), "scenes", scene, PICTURES - 2 * PLANTED)
-        yield _memory(Path(folder))
+        yield from _memory(Path(folder))
     if given := os.environ.get("PICTURES"):
         files = sorted(path for path in Path(given).rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
         with tempfile.TemporaryDirectory() as folder:
@@ -153,14 +153,17 @@ def _found(root: Path, name: str, draw: Draw, originals: int) -> Iterator[Figure
     yield at_most(f"curate.{name}.lost", int((survivors == 0).sum()), "pictures lost", "unique pictures", originals, 0.005)
 
 
-def _memory(root: Path) -> Figure:
-    """Embedding and curating in a process of their own: the most memory that is not mapped from files, for a corpus and a quarter of it."""
+def _memory(root: Path) -> Iterator[Figure]:
+    """Embedding and curating in a process of their own: the most memory that is not mapped from files, for a corpus and a part of it, and
+    how much of it each further picture takes."""
     eye = Artifact.open(root / "artifacts" / "eye" / "f0")
     for name, count in (("few", FEW), ("many", MANY)):
         plant(root, name, scene, count - 2 * (count // 10), count // 10)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         few, many = pool.starmap(_peak, [(root, name, eye.folder) for name in ("few", "many")], chunksize=1)
-    return at_most("curate.memory", many / 2**20, f"MiB for {MANY:,} pictures", f"for {FEW:,}", few / 2**20, 1.1)
+    yield at_most("curate.memory", many / 2**20, f"MiB for {MANY:,} pictures", f"for {FEW:,}", few / 2**20, 1.1)
+    each = max(many - few, 0) / (MANY - FEW)
+    yield at_most("curate.memory_each", each, "bytes for each further picture", "bytes of its pixels", 3 * SIDE * SIDE, 0.05)
 
 
 def _peak(root: Path, name: str, eye: Path) -> int:

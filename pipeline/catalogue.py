@@ -5,6 +5,7 @@ from worldloom.stages.embed_dataset import STAGE as EMBED_DATASET
 from worldloom.stages.encode_dataset import STAGE as ENCODE_DATASET
 from worldloom.stages.evaluate_encoder import STAGE as EVALUATE_ENCODER
 from worldloom.stages.evaluate_world_model import STAGE as EVALUATE_WORLD_MODEL
+from worldloom.stages.import_encoder import STAGE as IMPORT_ENCODER
 from worldloom.stages.import_folder import STAGE as IMPORT_FOLDER
 from worldloom.stages.import_tokenizer import STAGE as IMPORT_TOKENIZER
 from worldloom.stages.import_webdataset import STAGE as IMPORT_WEBDATASET
@@ -25,6 +26,7 @@ STAGES: dict[str, StageKind] = {
         IMPORT_FOLDER,
         IMPORT_WEBDATASET,
         IMPORT_TOKENIZER,
+        IMPORT_ENCODER,
         TRAIN_TEXT_TOKENIZER,
         TRAIN_TOKENIZER,
         TRAIN_ACTION_TOKENIZER,

@@ -103,7 +103,7 @@ def search_run(run: Path, text: str | None, image: Path | None, count: int = 12,
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.eye import open_eye
     from worldloom.stages.features import FeatureSet
-    from worldloom.stages.nearest import by_torch
+    from worldloom.stages.nearest import exact_anywhere
     from worldloom.stages.seen import Seen
     from worldloom.stages.settings import ImageStream
 
@@ -120,7 +120,7 @@ def search_run(run: Path, text: str | None, image: Path | None, count: int = 12,
             assert isinstance(stream, ImageStream)
             asked = _read(image, stream)  # as the dataset's own pictures were read
             query = eye.see(asked[None], features.keep)  # type: ignore[arg-type]
-        near = by_torch(features, torch.nn.functional.normalize(query.float(), dim=1).numpy(), min(count, len(features)))
+        near = exact_anywhere(features, torch.nn.functional.normalize(query.float(), dim=1).numpy(), min(count, len(features)))
     hits = []
     for number, cosine in zip(near.numbers[0].tolist(), near.cosines[0].tolist(), strict=True):
         split, _, key = seen.key(number).partition("/")
@@ -211,6 +211,10 @@ def _index(encoder: "Artifact", root: Path, keep: "Keep") -> "Artifact":
     from worldloom.stages.artifact import execute
     from worldloom.stages.worker import Worker
 
+    if "data" not in encoder.inputs:
+        raise ValueError(
+            f"{encoder.name} was imported, so no dataset of the run is its own to search in; add a stage embed_dataset and search by that"
+        )
     data = encoder.input("data")
     name = f"search-{encoder.name}-{keep}"
     settings = embed_dataset.EmbedDataset(

@@ -7,7 +7,7 @@ take from the training split only. The rest is a dataset like any other, and rem
 why, and which one stayed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from worldloom.stages.artifact import Artifact
     from worldloom.stages.dataset import Dataset
-    from worldloom.stages.duplicates import Chosen, Search
+    from worldloom.stages.duplicates import Chosen, Compared, Search
     from worldloom.stages.features import FeatureSet
     from worldloom.stages.nearest import Rows
     from worldloom.stages.worker import Worker
@@ -164,16 +164,16 @@ def finish(settings: Curate, inputs: Mapping[str, "Artifact"], out: Path) -> dic
     data, features, rows = opened(settings, inputs)
     seen, reference = Seen(features, data), reference_of(settings, inputs)
     with deterministic(threads=1):
-        links = read_links(settings, rows, Commits.of(out))
-        removal = remove(settings, features, links, reference)
-        shards = write_kept(seen, removal, links, reference, out)
+        compared = read_links(settings, rows, Commits.of(out))
+        removal = remove(settings, features, compared.links, reference)
+        shards = write_kept(seen, removal, compared.links, reference, out)
         totals = Commits.of(out).finish(shards)
         left = {shard: totals.shards[shard].n_out for shard in shards}
         splits = {split: [(name, left[f"{split}/{name}"]) for name in data.shards(split)] for split in data.splits}
         if not sum(count for _, count in splits.get("train", [])):
             raise ValueError(f"nothing of the {data.samples('train')} training samples stays; loosen near, reference or captions")
         write_dataset_json(out, data.streams, splits, oracle=data.oracle)
-        report_curation(settings, seen, reference, removal, links, _recall(settings, rows, out), out)
+        report_curation(settings, seen, reference, removal, compared, _recall(settings, rows, out), out)
     return {"samples": totals.n_out, **removal.counts}
 
 
@@ -242,19 +242,20 @@ def searching(settings: Curate, rows: "Rows", out: Path, name: str = "features")
     return InvertedFile(folder, settings.search.probes)
 
 
-def read_links(settings: Curate, rows: "Chosen", commits: Any) -> "NDArray[np.void]":
-    """The links of all tasks."""
+def read_links(settings: Curate, rows: "Chosen", commits: Any) -> "Compared":
+    """What all tasks found."""
     import numpy as np
 
-    from worldloom.stages.duplicates import LINK
+    from worldloom.stages.duplicates import gather
 
-    parts = [np.zeros(0, LINK)]
-    for task in plan(rows) if settings.near is not None else ():
-        commit = commits.find(task)
-        if commit is None:
-            raise ValueError(f"{task} was never committed; run again, it goes on where it stopped")
-        parts.append(np.load(commits.objects / commit.files[f"{task}.npy"].sha256, allow_pickle=False))
-    return np.concatenate(parts)
+    def of_tasks() -> "Iterator[NDArray[np.void]]":
+        for task in plan(rows) if settings.near is not None else ():
+            commit = commits.find(task)
+            if commit is None:
+                raise ValueError(f"{task} was never committed; run again, it goes on where it stopped")
+            yield np.load(commits.objects / commit.files[f"{task}.npy"].sha256, allow_pickle=False)
+
+    return gather(of_tasks(), settings.near.concordance if settings.near is not None else 1.0, settings.shown)
 
 
 def _recall(settings: Curate, rows: "Chosen", out: Path) -> float | None:

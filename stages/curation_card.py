@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from worldloom.stages.card import Bars, Block, Card, Cell, Gallery, Item, Table, Text, write_card, write_figures
 from worldloom.stages.curate import Curate
+from worldloom.stages.duplicates import BINS, Compared
 from worldloom.stages.removal import REASONS, Removal
 from worldloom.stages.seen import Seen
 from worldloom.stages.show import show
 from worldloom.stages.value_batches import spaced
 
-BINS = 20  # of the histogram, from 0.5 to 1
 TITLES = {
     "exact_duplicate": "Equal pixels: what stays, and what went",
     "near_duplicate": "Near duplicates: what stays, and what went, from the least alike on",
@@ -23,26 +23,29 @@ TITLES = {
 
 
 def report_curation(
-    settings: Curate, seen: Seen, reference: Seen | None, removal: Removal, links: NDArray[np.void], recall: float | None, out: Path
+    settings: Curate, seen: Seen, reference: Seen | None, removal: Removal, compared: Compared, recall: float | None, out: Path
 ) -> None:
     """Writes figures.json, pictures and card.json."""
     name, counts = seen.features.stream, removal.counts
     figures: dict[str, float] = {f"{name}.pictures": len(removal.reason), f"{name}.kept": int((removal.reason == 0).sum())}
     figures |= {f"{name}.{reason}": count for reason, count in counts.items()}
     if recall is not None:
-        figures |= {f"{name}.compared": len(links), f"{name}.search_recall": round(recall, 4)}
-    blocks: list[Block] = [_table(seen, removal), Text(text=_about(settings, removal, links, recall))]
-    compared = settings.near is not None and settings.near.verify == "pixels"
-    if compared:
-        heights = np.histogram(links["concordance"].clip(0.5, 1), BINS, (0.5, 1))[0]
+        figures |= {f"{name}.compared": compared.pairs, f"{name}.search_recall": round(recall, 4)}
+    blocks: list[Block] = [_table(seen, removal), Text(text=_about(settings, removal, compared.pairs, recall))]
+    by_pixels = settings.near is not None and settings.near.verify == "pixels"
+    if by_pixels:
         labels = tuple(f"{low:.3f}" for low in np.linspace(0.5, 1, BINS, endpoint=False))
         blocks.append(
-            Bars(values=tuple(heights.tolist()), labels=labels, title="Pairs compared, by the concordance from which on they are one")
+            Bars(
+                values=tuple(compared.heights.tolist()),
+                labels=labels,
+                title="Pairs compared, by the concordance from which on they are one",
+            )
         )
     for place, reason in enumerate(REASONS[1:], start=1):
-        if items := tuple(_pairs(settings, np.flatnonzero(removal.reason == place), reason, seen, reference, removal, links, out)):
+        if items := tuple(_pairs(settings, np.flatnonzero(removal.reason == place), reason, seen, reference, removal, compared.links, out)):
             blocks.append(Gallery(items=items, title=TITLES[reason]))
-    if compared and (items := tuple(_spared(settings, seen, links, out))):
+    if by_pixels and (items := tuple(_spared(seen, compared.spared, out))):
         blocks.append(Gallery(items=items, title="Most alike of those that both stay"))
     write_figures(out, figures)
     write_card(out, Card(title=f"Curation of {name}", blocks=tuple(blocks), headline=(f"{name}.kept",)))
@@ -59,10 +62,10 @@ def _table(seen: Seen, removal: Removal) -> Table:
     return Table(columns=columns, rows=tuple(rows), title="Samples")
 
 
-def _about(settings: Curate, removal: Removal, links: NDArray[np.void], recall: float | None) -> str:
+def _about(settings: Curate, removal: Removal, pairs: int, recall: float | None) -> str:
     said = f"{int((removal.reason > 0).sum()):,} of {len(removal.reason):,} pictures went; the ledger is in removed/."
     if settings.near is not None and recall is not None:
-        said += f" {len(links):,} pairs of neighbours were compared; the search finds {recall:.2%} of the true neighbours."
+        said += f" {pairs:,} pairs of neighbours were compared; the search finds {recall:.2%} of the true neighbours."
     return said
 
 
@@ -104,12 +107,9 @@ def _unfit(out: Path, name: str, seen: Seen, number: int, score: float) -> Item:
     return Item(file=shown.file, caption=seen.caption(number), detail=f"{seen.key(number)}, cosine {score:.3f}")
 
 
-def _spared(settings: Curate, seen: Seen, links: NDArray[np.void], out: Path) -> Iterator[Item]:
-    """Pairs just below the bar."""
-    assert settings.near is not None
-    below = links[links["concordance"] < settings.near.concordance]
-    for shown, place in enumerate(np.argsort(-below["concordance"], kind="stable")[: settings.shown].tolist()):
-        row = below[place]
+def _spared(seen: Seen, links: NDArray[np.void], out: Path) -> Iterator[Item]:
+    """Pairs below the bar."""
+    for shown, row in enumerate(links):
         yield _item(out, f"spared-{shown:02d}", (seen, int(row["a"])), (seen, int(row["b"])), _alike(row))
 
 

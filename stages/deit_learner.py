@@ -37,13 +37,13 @@ class DeitLearner(EncoderLearner):
             found = self.deit(x)
         said = DeitLogits(*(each.float() for each in found))
         right = (combine(DeitLogits(*(each.detach() for each in said)), self.about.inference).argmax(1) == first).float().mean()
-        metrics = {"accuracy": right, "agreement_with_teacher": agreement(said.distilled, told)}
+        metrics = {"accuracy": right, "agreement_with_teacher": agreement(said.distilled, told.argmax(1))}
         yield Turn("encoder", {"deit": self._loss(said, target, told)}, metrics, {"pictures": len(x)})
 
     def _loss(self, said: DeitLogits, target: Tensor, told: Tensor) -> Tensor:
         about = self.about
         if about.form == "soft":
-            return deit_soft_loss(said, target, told, about.alpha, about.temperature, label_smoothing=about.label_smoothing)
+            return deit_soft_loss(said, target, told, about.alpha, about.temperature, about.reduction, about.label_smoothing)
         return deit_loss(said, target, told, about.smoothing, about.smoothing_over, about.label_smoothing)
 
     @property

@@ -3,7 +3,7 @@
 A picture is known by its number in a FeatureSet. Links make groups, of which the lowest number stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from worldloom.stages.seen import Seen
 SMALL = 8  # S, pixels of the side of small pictures that are compared with crops
 LIKE_A_VIEW = 3  # pictures that are taken for each crop of a picture
 COMPARED_AT_ONCE = 256  # pictures whose neighbours are read together
+BINS = 20  # of the histogram of concordances, from 0.5 to 1
 
 LINK = np.dtype(
     [
@@ -145,6 +146,27 @@ def compare(links: NDArray[np.void], seen: Seen, bar: float, smallest: float) ->
         for name in pairs._fields:
             piece[name] = getattr(pairs, name)
     return links
+
+
+class Compared(NamedTuple):
+    """What is kept of all pairs that were compared: there are some thirty for every picture, and nearly all are far from one."""
+
+    links: NDArray[np.void]  # LINK [P]: those that are one, in order
+    pairs: int  # how many were compared
+    heights: NDArray[np.int64]  # [BINS]: how many have which concordance, from 0.5 to 1
+    spared: NDArray[np.void]  # LINK: some that are not one, the most alike first
+
+
+def gather(parts: Iterable[NDArray[np.void]], bar: float, spared: int) -> Compared:
+    """Of LINK arrays, read one by one: pairs are one from a concordance of `bar` on, and `spared` of the others are kept."""
+    held, best, pairs, heights = [np.zeros(0, LINK)], np.zeros(0, LINK), 0, np.zeros(BINS, np.int64)
+    for links in parts:
+        held.append(links[links["concordance"] >= bar])
+        below = np.concatenate([best, links[links["concordance"] < bar]])
+        best = below[np.argsort(-below["concordance"], kind="stable")[:spared]]
+        heights += np.histogram(links["concordance"].clip(0.5, 1), BINS, (0.5, 1))[0]
+        pairs += len(links)
+    return Compared(np.concatenate(held), pairs, heights, best)
 
 
 class Groups(NamedTuple):

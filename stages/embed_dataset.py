@@ -4,6 +4,7 @@ A batch never spans two shards and the last one is filled up to full size, so th
 workers nor on where a run was stopped.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from worldloom.stages.dataset import Dataset
     from worldloom.stages.eye import Eye, Keep
     from worldloom.stages.worker import Worker
+
+
+UNSCORED = ("without_caption", "caption_too_long")  # why a picture has no cosine with a caption
 
 
 class EmbedDataset(StageSettings):
@@ -92,7 +96,8 @@ def finish(settings: EmbedDataset, inputs: Mapping[str, "Artifact"], out: Path) 
     table = Table(
         columns=("split", "pictures"), rows=rows, title=f"Features of {width} numbers" + (f", {tokens} a picture" if tokens else "")
     )
-    write_figures(out, {f"{settings.stream}.embedded": sum(pictures.values())})
+    unscored = {why: sum(commit.counts[why] for commit in totals.shards.values()) for why in (UNSCORED if scored else ())}
+    write_figures(out, {f"{settings.stream}.{what}": count for what, count in {"embedded": sum(pictures.values()), **unscored}.items()})
     write_card(out, Card(title=f"{settings.stream} as seen by {settings.encoder}", blocks=(table,)))
     return {"pictures": sum(pictures.values()), "width": width}
 
@@ -117,6 +122,7 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
     rows = np.empty((len(samples), *form), np.float16 if settings.keep == "tokens" else np.float32)
     digests, scores = np.empty((len(samples), DIGEST_BYTES), np.uint8), np.full(len(samples), np.nan, np.float32)
     thumbs = np.empty((len(samples), THUMB, THUMB, 3), np.uint8)
+    unscored = Counter(dict.fromkeys(UNSCORED if settings.captions is not None else (), 0))
     for first in range(0, len(samples), settings.batch_size):
         part = slice(first, first + settings.batch_size)
         contents = [content for row in samples[part].tolist() if (content := reader.content(row)) is not None]
@@ -132,13 +138,14 @@ def _embed(settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", comm
                 f"{split}/{reader.key(int(samples[part][strange][0]))}; train it anew{', or set keep to pooled' if half else ''}"
             )
         if settings.captions is not None:
-            scores[part] = _scores(settings, data, shard, eye, samples[part], rows[part])
+            scores[part], found = _scores(settings, data, shard, eye, samples[part], rows[part])
+            unscored.update(found)
         worker.check()
     with commits.attempt(shard) as attempt:
         write_features(
             attempt, split, name, ShardFeatures(rows, samples, digests, thumbs, scores if settings.captions is not None else None)
         )
-        counts = {"pictures": len(samples), "width": form[-1], "tokens": form[0] if settings.keep == "tokens" else 0}
+        counts = {"pictures": len(samples), "width": form[-1], "tokens": form[0] if settings.keep == "tokens" else 0, **unscored}
         attempt.commit([reader.key(row) for row in samples.tolist()], (), counts)
 
 
@@ -153,20 +160,25 @@ def embedded(eye: "Eye", pictures: "NDArray[np.uint8]", batch_size: int, keep: "
 
 def _scores(
     settings: EmbedDataset, data: "Dataset", shard: str, eye: "Eye", samples: "NDArray[np.int64]", rows: "NDArray[np.float32]"
-) -> "NDArray[np.float32]":
-    """[B]: cosine of each picture with its caption, NaN where it has none. ValueError for a caption too long for the text decoder."""
+) -> "tuple[NDArray[np.float32], dict[str, int]]":
+    """[B]: cosine of each picture with its caption, NaN where it has none that the text decoder has room for; and how many these are."""
     import numpy as np
 
     split, name = shard.split("/")
     assert settings.captions is not None
     reader = data.reader(split, name, settings.captions)
-    scores = np.full(len(samples), np.nan, np.float32)
+    scores, counts = np.full(len(samples), np.nan, np.float32), dict.fromkeys(UNSCORED, 0)
     for place, row in enumerate(samples.tolist()):  # one by one: how wide a batch of texts is follows from its longest
         content = reader.content(row)
-        if content is not None:
-            text = eye.reads_texts.texts([bytes(content).decode("utf-8")])[0].cpu().numpy()
-            scores[place] = rows[place] @ text / max(float(np.linalg.norm(rows[place]) * np.linalg.norm(text)), 1e-12)
-    return scores
+        text = None if content is None else bytes(content).decode("utf-8")
+        if text is None:
+            counts["without_caption"] += 1
+        elif not eye.reads_texts.has_room_for(text):
+            counts["caption_too_long"] += 1
+        else:
+            said = eye.reads_texts.texts([text])[0].cpu().numpy()
+            scores[place] = rows[place] @ said / max(float(np.linalg.norm(rows[place]) * np.linalg.norm(said)), 1e-12)
+    return scores, counts
 
 
 def parallelism(settings: EmbedDataset, inputs: Mapping[str, "Artifact"]) -> int:
@@ -186,7 +198,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="features",
-    version=2,
+    version=3,
     placement="shards",
     parallelism=parallelism,
     estimate=estimate,

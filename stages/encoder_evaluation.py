@@ -3,7 +3,7 @@
 Features of the training split are what is compared with; figures are of the splits that training has not seen.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset
-from worldloom.stages.encoder_features import Read, features_of, resized, signed
+from worldloom.stages.encoder_features import Read, features_of, own_pixels, resized, signed
 from worldloom.stages.encoder_scores import linear_probe, recalls, weighted_knn
-from worldloom.stages.encoder_words import Meaning, class_vectors, meaning_of, pairs_apart
+from worldloom.stages.encoder_words import Apart, Meaning, class_vectors, meaning_of, pairs_apart
 from worldloom.stages.evaluate_encoder import EvaluateEncoder, names_in
 from worldloom.stages.labels import Labels, read_labels
 from worldloom.stages.open_encoder import Captioner, open_captioner, open_encoder, open_redrawer
@@ -29,7 +29,6 @@ from worldloom.world_model.encoders.joined import Redrawer
 
 UNSEEN = ("held_out", "validation")
 AT_ONCE = 64  # pictures
-PIXELS_SIDE = 16  # of a picture whose bare pixels are its features
 
 
 class Judged(NamedTuple):
@@ -122,19 +121,21 @@ def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker:
             f"the reference set is empty: evaluating needs pictures of {settings.stream!r} to compare with (train) and to ask about "
             f"({' or '.join(UNSEEN)}), this dataset has {', '.join(splits) or 'none'}; give it both"
         )
-    labels: dict[str, Labels] = (
-        {by: read_labels(dataset, settings.text, by) for by in settings.label_by} if settings.text is not None else {}
-    )
+    labels = _labels(dataset, settings)
     named = list(_named(judged, splits, labels, settings, worker))
     by_words: list[ByWords] = []
     found: list[Found] = []
     captioned: list[Captioned] = []
+    left_out = list(_left_out(judged, settings))
     if judged.captioner is not None and settings.text is not None:
         meaning = meaning_of(dataset)
-        for values in unseen.values():
+        for split, values in unseen.items():
             by_words += _by_words(judged.captioner, values, labels, settings)
-            found += _found(judged.captioner, dataset, values, meaning, settings)
-            captioned.append(_captioned(judged.captioner, dataset, values, meaning, settings))
+            pairs = pairs_apart(dataset, values, settings.text, meaning, settings.candidates, judged.captioner.has_room_for)
+            found += _found(judged.captioner, values, pairs, settings)
+            captions = _captioned(judged.captioner, dataset, values, meaning, settings)
+            captioned += [captions] if captions.captions else []
+            left_out += _left_out_of(split, pairs, captions, judged.captioner, settings)
             worker.check()
     last = list(unseen.values())[-1]
     measured = Measured(
@@ -145,10 +146,18 @@ def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker:
         tuple(by_words),
         tuple(found),
         tuple(captioned),
-        tuple(_left_out(judged, settings, unseen.keys() - {each.split for each in found})),
+        tuple(left_out),
         {},
     )
     return measured._replace(figures={f"{settings.stream}.{name}": round(value, 4) for name, value in _figures(measured).items()})
+
+
+def _labels(dataset: Dataset, settings: EvaluateEncoder) -> dict[str, Labels]:
+    """By what names the classes; ValueError where they cannot be told."""
+    try:
+        return {by: read_labels(dataset, settings.text, by) for by in settings.label_by} if settings.text is not None else {}
+    except ValueError as error:
+        raise ValueError(f"{error}; or set label_by to [], and captions alone are asked for") from None
 
 
 def _named(judged: Judged, splits: dict[str, Values], labels: dict[str, Labels], settings: EvaluateEncoder, worker: Worker) -> list[Named]:
@@ -159,28 +168,33 @@ def _named(judged: Judged, splits: dict[str, Values], labels: dict[str, Labels],
     ways: dict[str, Read] = {
         "trained": lambda x: judged.encoder(x).pooled,
         "untrained": lambda x: untrained(x).pooled,
-        "pixels": lambda x: F.adaptive_avg_pool2d(x, PIXELS_SIDE).flatten(1),
+        "pixels": own_pixels,
     }
     for side in settings.sides:
         ways[_at(side)] = lambda x, side=side: judged.encoder(resized(x, side)).pooled  # type: ignore[misc]
     chosen = {split: spaced(len(values), settings.measured) for split, values in splits.items()}
+    unseen = [split for split in splits if split in UNSEEN]
+    counts = [len(chosen[split]) for split in unseen]
     rows = []
     for way, read in ways.items():
         features = {split: features_of(values, chosen[split], read) for split, values in splits.items()}
+        queries = torch.cat([features[split] for split in unseen])
         worker.check()
         for by, each in labels.items():
             answers = {split: torch.from_numpy(each.of[split][values.samples[chosen[split]]]) for split, values in splits.items()}
-            for split in [split for split in splits if split in UNSEEN]:
-                asked = features["train"], answers["train"], features[split], len(each.classes)
-                near = weighted_knn(*asked, settings.neighbours, settings.temperature)
-                probed = linear_probe(*asked) if way in ("trained", "untrained", "pixels") else None
-                right = _share(near == answers[split]), None if probed is None else _share(probed == answers[split])
-                rows.append(Named(way, by, split, len(near), *right))
+            asked = features["train"], answers["train"], queries, len(each.classes)
+            near = torch.split(weighted_knn(*asked, settings.neighbours, settings.temperature), counts)
+            probed = torch.split(linear_probe(*asked), counts) if way in ("trained", "untrained", "pixels") else None
+            for place, split in enumerate(unseen):
+                right = _share(near[place] == answers[split]), None if probed is None else _share(probed[place] == answers[split])
+                rows.append(Named(way, by, split, len(near[place]), *right))
     return rows
 
 
 def _by_words(captioner: Captioner, values: Values, labels: dict[str, Labels], settings: EvaluateEncoder) -> list[ByWords]:
     """Zero-shot: no picture of the dataset was shown with its class."""
+    if not labels:
+        return []
     index = spaced(len(values), settings.measured)
     pictures = F.normalize(features_of(values, index, captioner.pictures), dim=1)
     rows = []
@@ -193,29 +207,32 @@ def _by_words(captioner: Captioner, values: Values, labels: dict[str, Labels], s
     return rows
 
 
-def _found(captioner: Captioner, dataset: Dataset, values: Values, meaning: Meaning, settings: EvaluateEncoder) -> list[Found]:
+def _found(captioner: Captioner, values: Values, pairs: Apart, settings: EvaluateEncoder) -> list[Found]:
     """Recalls among pairs of which no two say the same; none where there are too few."""
-    assert settings.text is not None
-    index, captions = pairs_apart(dataset, values, settings.text, meaning, settings.candidates)
-    if len(index) <= max(settings.recall_at):
+    if len(pairs.pictures) <= max(settings.recall_at):
         return []
-    pictures, texts = features_of(values, index, captioner.pictures), captioner.texts(captions)
-    return [Found(values.split, len(index), at, *recalls(pictures, texts, at)) for at in settings.recall_at]
+    pictures, texts = features_of(values, pairs.pictures, captioner.pictures), captioner.texts(pairs.captions)
+    return [Found(values.split, len(pairs.pictures), at, *recalls(pictures, texts, at)) for at in settings.recall_at]
 
 
 def _captioned(captioner: Captioner, dataset: Dataset, values: Values, meaning: Meaning, settings: EvaluateEncoder) -> Captioned:
-    """Written in three ways; right where they mean what the dataset's own caption means."""
+    """Written in three ways; right where they mean what the dataset's own caption means. Pictures without one are not asked about."""
     assert settings.text is not None
     captions = []
     drawn = TopP(torch.Generator().manual_seed(settings.seed), settings.top_p)
-    index = spaced(len(values), settings.captioned)
-    for part in np.array_split(index, -(-len(index) // AT_ONCE)):
-        pictures = values[part]
+    index: list[int] = []
+    true: list[str] = []
+    for place in spaced(len(values), settings.captioned).tolist():
+        text = dataset.value(values.split, settings.text, int(values.samples[place]))
+        if text is not None:
+            index.append(place)
+            true.append(str(text))
+    for start in range(0, len(index), AT_ONCE):
+        pictures = values[np.array(index[start : start + AT_ONCE])]
         written = write_in_all_ways(captioner, signed(pictures), drawn, settings.beams)
-        for place, sample in enumerate(values.samples[part].tolist()):
-            true = str(dataset.value(values.split, settings.text, sample))
+        for place, own in enumerate(true[start : start + AT_ONCE]):
             said = {way: texts[place] for way, texts in written.items()}
-            captions.append(Caption(pictures[place], true, said, {way: meaning(text) == meaning(true) for way, text in said.items()}))
+            captions.append(Caption(pictures[place], own, said, {way: meaning(text) == meaning(own) for way, text in said.items()}))
     return Captioned(values.split, tuple(captions))
 
 
@@ -229,20 +246,32 @@ def write_in_all_ways(captioner: Captioner, x: Tensor, drawn: TopP, beams: int) 
     }
 
 
-def _left_out(judged: Judged, settings: EvaluateEncoder, few: Set[str]) -> Iterator[str]:
-    """`few` are splits in which no captions were looked for."""
+def _left_out(judged: Judged, settings: EvaluateEncoder) -> Iterator[str]:
+    """Of all splits."""
     if settings.text is None:
         yield "Classes, words and captions: no stream of text says what the pictures show."
-    elif judged.captioner is None:
-        yield "Classes by words, finding captions and writing them: this encoder never read texts."
     else:
-        for by in settings.label_by:
-            if not any(by in names_in(prompt) for prompt in settings.prompts):
-                yield f"Classes by words for {by}: no prompt says {{{by}}}."
-        for split in sorted(few):
-            yield f"Finding captions of {split}: it has no {max(settings.recall_at) + 1} that say different things."
+        if not settings.label_by:
+            yield "Classes: label_by names none."
+        if judged.captioner is None:
+            yield "Classes by words, finding captions and writing them: this encoder never read texts."
+        else:
+            for by in settings.label_by:
+                if not any(by in names_in(prompt) for prompt in settings.prompts):
+                    yield f"Classes by words for {by}: no prompt says {{{by}}}."
     if judged.redrawer is None:
         yield "Hidden patches: this encoder never learnt to draw them."
+
+
+def _left_out_of(split: str, pairs: Apart, captions: Captioned, captioner: Captioner, settings: EvaluateEncoder) -> Iterator[str]:
+    """Of one split."""
+    if len(pairs.pictures) <= max(settings.recall_at):
+        yield f"Finding captions of {split}: it has no {max(settings.recall_at) + 1} that say different things."
+    if pairs.too_long:
+        length = captioner.model.text.length
+        yield f"Captions of {split} among those to find: {pairs.too_long}, of more than the {length} tokens that the text decoder reads."
+    if not captions.captions:
+        yield f"Writing captions of {split}: no picture asked about has one of its own."
 
 
 def _figures(measured: Measured) -> dict[str, float]:

@@ -19,10 +19,10 @@ Read = Callable[[Tensor], Tensor]  # pictures in [-1, 1] -> [B, D]
 
 
 def features_of(values: Values, index: NDArray[np.int64], read: Read) -> Tensor:
-    """float32 [len(index), D]; ValueError where there is no picture."""
+    """[len(index), D], in the type that `read` gives; ValueError where there is no picture."""
     if not len(index):
         raise ValueError(f"no sample of the split {values.split!r} has the stream {values.stream!r}; there is nothing to measure")
-    return torch.cat([read(signed(values[part])).float() for part in np.array_split(index, -(-len(index) // AT_ONCE))])
+    return torch.cat([read(signed(values[part])) for part in np.array_split(index, -(-len(index) // AT_ONCE))])
 
 
 def signed(pictures: NDArray[np.uint8]) -> Tensor:
@@ -34,6 +34,11 @@ def unsigned(x: Tensor) -> NDArray[np.uint8]:
     """The way back, rounded and clipped."""
     pixels: NDArray[np.uint8] = ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return pixels
+
+
+def own_pixels(x: Tensor) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] -> int16 [B, 3 H W], 255 x: the directions and spreads of bare pixels in half the memory."""
+    return (255 * x).round().short().flatten(1)
 
 
 def resized(x: Tensor, side: int) -> Tensor:

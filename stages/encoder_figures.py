@@ -5,20 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from worldloom.stages.card import Block, Card, Cell, Curves, Table, write_card, write_figures
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.deterministic import deterministic
-from worldloom.stages.encoder_features import Read, features_of
+from worldloom.stages.encoder_features import Read, features_of, own_pixels
 from worldloom.stages.encoder_learner import EncoderLearner, SimMimLearner
 from worldloom.stages.encoder_pictures import looks, show_attention, show_redrawn
 from worldloom.stages.encoder_scores import linear_probe, weighted_knn
 from worldloom.stages.labels import Labels
 from worldloom.stages.pretrain_encoder import PretrainEncoder
 from worldloom.stages.value_batches import Values, spaced
-from worldloom.world_model.encoders.build import NetworkSettings, build_encoder
+from worldloom.world_model.encoders.build import Network
 from worldloom.world_model.encoders.joined import Namer
 
 SHOWN = 8  # pictures
@@ -31,21 +30,20 @@ LOSSES = (
 
 def report_encoder(
     settings: PretrainEncoder,
-    about: NetworkSettings,
+    first: Network,
     learner: EncoderLearner,
     dataset: Dataset,
     labels: Labels | None,
     out: Path,
     threads: int,
 ) -> None:
-    """Writes figures.json, pictures and card.json."""
-    name, encoder = settings.stream, learner.judged.eval()
+    """Writes figures.json, pictures and card.json; `first` is the encoder that training began with."""
+    name, encoder, first = settings.stream, learner.judged.eval(), first.eval()
     splits = {split: values for split in ("train", *UNSEEN) if len(values := Values(dataset, split, name))}
     figures: dict[str, float] = {f"{name}.parameters": sum(each.numel() for each in encoder.parameters())}
     blocks: list[Block] = []
     with deterministic(threads):
         if labels is not None and len(splits) > 1:
-            first = build_encoder(about, torch.Generator().manual_seed(settings.seed)).eval()
             table, found = _scores(splits, labels, settings.measured, lambda x: encoder(x).pooled, lambda x: first(x).pooled)
             figures |= {f"{name}.{figure}": round(value, 4) for figure, value in found.items()}
             blocks.append(table)
@@ -71,7 +69,7 @@ def report_encoder(
 
 def _scores(splits: dict[str, Values], labels: Labels, most: int, trained: Read, first: Read) -> tuple[Table, dict[str, float]]:
     """Accuracies on every split that training has not seen, the bank being the training's; figures of the first of them."""
-    ways: dict[str, Read] = {"trained": trained, "first weights": first, "pixels": lambda x: F.adaptive_avg_pool2d(x, 16).flatten(1)}
+    ways: dict[str, Read] = {"trained": trained, "first weights": first, "pixels": own_pixels}
     chosen = {split: spaced(len(values), most) for split, values in splits.items()}
     answers = {split: torch.from_numpy(labels.of[split][values.samples[chosen[split]]]) for split, values in splits.items()}
     rows: list[tuple[Cell, ...]] = []
@@ -79,13 +77,15 @@ def _scores(splits: dict[str, Values], labels: Labels, most: int, trained: Read,
     unseen = [split for split in UNSEEN if split in splits]
     for way, read in ways.items():
         features = {split: features_of(values, chosen[split], read) for split, values in splits.items()}
-        for split in unseen:
-            asked = (features["train"], answers["train"], features[split], len(labels.classes))
-            near, probed = (float((say(*asked) == answers[split]).double().mean()) for say in (weighted_knn, linear_probe))
-            rows.append((way, split, len(answers[split]), round(near, 4), round(probed, 4)))
-            if split == unseen[0]:
+        asked = (features["train"], answers["train"], torch.cat([features[split] for split in unseen]), len(labels.classes))
+        counts = [len(chosen[split]) for split in unseen]
+        near, probed = (torch.split(say(*asked), counts) for say in (weighted_knn, linear_probe))
+        for place, split in enumerate(unseen):
+            by_near, by_probe = (float((said[place] == answers[split]).double().mean()) for said in (near, probed))
+            rows.append((way, split, len(answers[split]), round(by_near, 4), round(by_probe, 4)))
+            if not place:
                 ending = {"trained": "", "first weights": "_untrained", "pixels": "_pixels"}[way]
-                figures |= {f"knn{ending}": near, f"linear_probe{ending}": probed}
+                figures |= {f"knn{ending}": by_near, f"linear_probe{ending}": by_probe}
     columns = ("features", "split", "pictures", "k-NN accuracy", "linear probe")
     return Table(columns=columns, rows=tuple(rows), title=f"{len(labels.classes)} classes"), figures
 

@@ -20,6 +20,7 @@ from worldloom.stages.labels import Labels
 from worldloom.stages.open_encoder import open_encoder, open_namer
 from worldloom.stages.open_tokenizer import open_tokenizer
 from worldloom.stages.pretrain_encoder import PretrainEncoder, encoder_of, side_of
+from worldloom.stages.value_batches import Values
 from worldloom.tokenizers.text import TextTokenizer
 from worldloom.world_model.encoders.build import Network, NetworkSettings, build_encoder
 from worldloom.world_model.encoders.continued import continue_from
@@ -107,7 +108,8 @@ def _distill(lesson: Lesson) -> EncoderLearner:
     if about.form in ("features", "tokens"):
         return FeatureLearner(lesson.encoder, about, open_encoder(folder)[0], lesson.side, lesson.recipe)
     classes = lesson.classes if lesson.labels is not None else None
-    return DistillLearner(lesson.encoder, about, open_namer(folder), classes, lesson.side, lesson.recipe)
+    values = Values(lesson.dataset, "train", lesson.settings.stream)
+    return DistillLearner(lesson.encoder, about, open_namer(folder), classes, values, lesson.side, lesson.recipe)
 
 
 def _deit(lesson: Lesson) -> EncoderLearner:

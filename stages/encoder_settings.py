@@ -148,6 +148,13 @@ class Dinov2(_Views):
         return self
 
 
+def _refuse_idle(about: Settings, form: str, names: tuple[str, ...]) -> None:
+    """ValueError for what is set and does not count in that form."""
+    for name in names:
+        if getattr(about, name) != type(about).model_fields[name].default:
+            raise ValueError(f"form {form} has no use for {name} ({getattr(about, name)}); leave it out, or choose another form")
+
+
 class Distill(_Cropped):
     """What a teacher knows, for an encoder of any form (arXiv:1503.02531); with labels, or without."""
 
@@ -158,7 +165,21 @@ class Distill(_Cropped):
         description="soft: the teacher's probabilities; hard: its first choice; features: its vector of a picture; tokens: each token's",
     )
     temperature: PositiveFloat = Field(default=3.0, description="of both softmaxes of form soft")
-    alpha: Share = Field(default=0.9, description="weight of the teacher; the labels, where there are some, have the rest")
+    keep: PositiveInt | None = Field(
+        default=None,
+        description="of form soft: the teacher is asked once about each picture, and so many of its likeliest classes are kept, with the "
+        "mass of all others; pictures must stay whole then, for it to have seen what the student sees. null: it is asked every step",
+    )
+    alpha: Share = Field(
+        default=0.9, description="weight of the teacher, of form soft or hard; labels, where there are some, have the rest"
+    )
+
+    @model_validator(mode="after")
+    def _sets_what_counts(self) -> Self:
+        _refuse_idle(self, self.form, {"soft": (), "hard": ("temperature", "keep")}.get(self.form, ("temperature", "alpha", "keep")))
+        if self.keep is not None and (self.crop_from < 1 or self.flip):
+            raise ValueError("keep is for pictures that look the same every time; set crop_from to 1 and flip to 0, or leave out keep")
+        return self
 
 
 class Deit(_Taught):
@@ -175,7 +196,17 @@ class Deit(_Taught):
     inference: Literal["sum", "mean", "softmaxes"] = Field(
         default="sum", description="what becomes of both heads: the sum or the mean of their logits, or the paper's mean of their softmaxes"
     )
+    reduction: Literal["batch", "numbers"] = Field(
+        default="batch",
+        description="what the divergence of form soft is a mean over: pictures, or, as in its code, pictures and classes, which is smaller",
+    )
     repeats: PositiveInt = Field(default=3, description="how often a picture stands in a batch, each time with views of its own")
+
+    @model_validator(mode="after")
+    def _sets_what_counts(self) -> Self:
+        idle = {"hard": ("alpha", "temperature", "reduction"), "soft": ("smoothing", "smoothing_over")}
+        _refuse_idle(self, self.form, idle[self.form])
+        return self
 
 
 class Coca(_Cropped):

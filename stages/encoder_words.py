@@ -5,6 +5,7 @@ B texts, D width, K classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,16 +59,27 @@ def meaning_of(dataset: Dataset) -> Meaning:
     return lambda text: read(text, None) or (text,)
 
 
-def pairs_apart(dataset: Dataset, values: Values, stream: str, meaning: Meaning, most: int) -> tuple[NDArray[np.int64], list[str]]:
-    """Up to `most` numbers of pictures, and their captions, no two of which say the same."""
+class Apart(NamedTuple):
+    """Pictures and their captions, no two of which say the same."""
+
+    pictures: NDArray[np.int64]  # their numbers
+    captions: list[str]
+    too_long: int  # captions that were met and left out, because they cannot be read
+
+
+def pairs_apart(dataset: Dataset, values: Values, stream: str, meaning: Meaning, most: int, fits: Callable[[str], bool]) -> Apart:
+    """Up to `most` pairs, of those whose caption `fits`."""
     taken: dict[Reading, tuple[int, str]] = {}
+    too_long = 0
     for place in spread(len(values)):
         text = dataset.value(values.split, stream, int(values.samples[place]))
-        if text is not None:
+        if text is not None and not fits(str(text)):
+            too_long += 1
+        elif text is not None:
             taken.setdefault(meaning(str(text)), (place, str(text)))
         if len(taken) == most:
             break
-    return np.array([place for place, _ in taken.values()], np.int64), [text for _, text in taken.values()]
+    return Apart(np.array([place for place, _ in taken.values()], np.int64), [text for _, text in taken.values()], too_long)
 
 
 def spread(count: int) -> Iterator[int]:

@@ -26,8 +26,8 @@ class EvaluateEncoder(StageSettings):
     text: Annotated[str, StreamName(("text",))] | None = Field(
         None, description="stream that describes each picture: its classes, and its caption for encoders that read; null: pictures only"
     )
-    label_by: Annotated[tuple[LabelBy, ...], Field(min_length=1, description="what of the text is a class, each measured on its own")] = (
-        "text",
+    label_by: tuple[LabelBy, ...] = Field(
+        ("text",), description="what of the text is a class, each measured on its own; [] where texts are captions and name no classes"
     )
     measured: PositiveInt = Field(2_000, description="pictures of each split, at most")
     neighbours: PositiveInt = Field(20, description="of each picture that name its class")
@@ -108,7 +108,7 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="scores",
-    version=2,
+    version=3,
     placement="shards",
     parallelism=lambda settings, inputs: 1,
 )

@@ -97,11 +97,13 @@ def shrink(pictures: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def open_eye(artifact: Artifact) -> Eye:
-    """From what pretrain_encoder left; ArtifactError where it is not whole, ValueError where it is no encoder."""
+    """From what pretrain_encoder or import_encoder left; ArtifactError where it is not whole, ValueError where it is no encoder."""
     if artifact.produces != "encoder":
         raise ValueError(f"{artifact.name} ({artifact.kind}) leaves a {artifact.produces}, not an encoder")
     for name in ("config.json", "model.safetensors"):
         artifact.path(f"encoder/{name}")
+    if "data" not in artifact.inputs:  # it was imported, and learnt from nobody knows what
+        return _eye(artifact.folder, side_of(open_encoder(artifact.folder)[1]), artifact.name)
     stream = Dataset(artifact.input("data")).streams[artifact.settings["stream"]]
     assert isinstance(stream, ImageStream)
     return _eye(artifact.folder, stream.height, artifact.name)

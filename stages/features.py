@@ -3,7 +3,7 @@
     features/dataset.json                     stream, width, tokens of a picture, splits with their shards
     features/<split>/<shard>.npy              float32 [rows, D], or float16 [rows, T, D] where tokens are kept
     features/<split>/<shard>.samples.npy      int64 [rows]: number of each picture's sample within the shard
-    features/<split>/<shard>.scores.npy       float32 [rows], where captions were compared: cosine with the caption, NaN where there is none
+    features/<split>/<shard>.scores.npy       float32 [rows], where captions were compared: cosine with it, NaN: none that can be read
     features/<split>/<shard>.digests.npy      uint8 [rows, 16]: the first half of the sha256 of the decoded pixels and their shape
     features/<split>/<shard>.thumbs.npy       uint8 [rows, 16, 16, 3]: the pictures, small
 

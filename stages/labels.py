@@ -22,19 +22,19 @@ class Labels(NamedTuple):
 
 def read_labels(dataset: Dataset, stream: str, by: LabelBy) -> Labels:
     """Classes are those of the training split, in order of the alphabet, or those of the shapes world; ValueError where a sample has none,
-    or one that training never sees, or where there is one class only."""
+    or one that training never sees, or where training sees one class only."""
     met: dict[str, int] = {}  # every name once: a dataset may have more samples than texts fit into memory
     of: dict[str, NDArray[np.int64]] = {}
     for split in dataset.splits:
         names = (_class_of(dataset, split, stream, by, i) for i in range(dataset.samples(split)))
         of[split] = np.fromiter((met.setdefault(name, len(met)) for name in names), np.int64, dataset.samples(split))
     trained = set(np.unique(of["train"]).tolist()) if "train" in of else set()
-    classes = FIXED.get(by) or tuple(sorted(name for name, number in met.items() if number in trained))
-    if len(classes) < 2:
+    if len(trained) < 2:
         raise ValueError(
-            f"labels: the stream {stream!r} names {len(classes)} class; a classifier needs two at least, "
-            "so give a stream or a label_by of more"
+            f"labels: the training split's {stream!r} names {len(trained)} {'class' if len(trained) == 1 else 'classes'} by {by}; "
+            "a classifier needs two at least, so give a stream or a label_by of more"
         )
+    classes = FIXED.get(by) or tuple(sorted(name for name, number in met.items() if number in trained))
     if len(classes) > MOST_CLASSES:
         raise ValueError(f"labels: the stream {stream!r} names {len(classes)} classes; are these captions? set label_by to what they tell")
     numbers = {name: number for number, name in enumerate(classes)}

@@ -64,7 +64,7 @@ def exact(rows: Rows, queries: NDArray[np.float32], k: int) -> Neighbours:
 
 
 def by_torch(rows: Rows, queries: NDArray[np.float32], k: int) -> Neighbours:
-    """The same as `exact` without faiss: what its searches are judged by."""
+    """The same as `exact` without faiss, whose searches are judged by it; cosines may differ in their last digits."""
     import torch
 
     found = _none(len(queries), k)
@@ -72,6 +72,15 @@ def by_torch(rows: Rows, queries: NDArray[np.float32], k: int) -> Neighbours:
         near = (torch.from_numpy(queries) @ torch.from_numpy(block).T).topk(min(k, len(block)), dim=1)
         found = _nearer(found, Neighbours(near.indices.numpy() + start, near.values.numpy()))
     return found
+
+
+def exact_anywhere(rows: Rows, queries: NDArray[np.float32], k: int) -> Neighbours:
+    """`exact` where faiss is installed, `by_torch` where it is not: looking into one's own pictures takes no further package."""
+    try:
+        library()
+    except ImportError:
+        return by_torch(rows, queries, k)
+    return exact(rows, queries, k)
 
 
 class InvertedFile:

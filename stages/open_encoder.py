@@ -52,6 +52,10 @@ class Captioner:
         ids, present = captions_of(self.tokenizer, texts, self.model.text.length)
         return self.model.text.read(ids.to(device), present.to(device)).pooled
 
+    def has_room_for(self, text: str) -> bool:
+        """Whether `texts` takes it."""
+        return len(self.tokenizer.encode([text])[0]) + 2 <= self.model.text.length
+
     def read(self, ids: Tensor) -> list[str]:
         """The texts of rows of ids, each up to its end."""
         rows = ids.cpu().numpy()

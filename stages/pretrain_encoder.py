@@ -40,8 +40,8 @@ class PretrainEncoder(TrainingSettings):
     objective: Objective = Field(Dino(), description="supervised, distill, deit, simmim, dino, dinov2 or coca")
     labels: Annotated[str, StreamName(("text",))] | None = Field(
         None,
-        description="stream that names each picture's class: taught by under supervised, distill, deit and in coca's first phase, "
-        "otherwise figures only; null: no figures",
+        description="stream that names each picture's class: taught by under supervised, deit, distill of form soft or hard, and in coca's "
+        "first phase, otherwise figures only; null: no figures",
     )
     label_by: LabelBy = Field("text", description="what of the text is the class: all of it, or what a caption of shapes tells")
     labelled: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -86,6 +86,8 @@ class PretrainEncoder(TrainingSettings):
                 "coca's first phase classifies, and there are no labels; set labels to a stream of text, or init to an encoder that has "
                 "learnt already, or objective.classify to 0"
             )
+        if isinstance(about, Distill) and self.labels is None and about.alpha != Distill.model_fields["alpha"].default:
+            raise ValueError(f"alpha ({about.alpha}) weighs the teacher against labels, and there are none; set labels, or leave out alpha")
         if isinstance(about, Coca | Dinov2) and self.batch_size < 2:
             raise ValueError(f"objective {about.type} compares pictures of a batch with each other; set batch_size to 2 or more")
         if isinstance(about, Supervised | Deit) and about.mixing is not None and self.batch_size < 2:
@@ -161,7 +163,7 @@ def run(settings: PretrainEncoder, inputs: Mapping[str, Artifact], out: Path, wo
     assert isinstance(learner, EncoderLearner)
     if worker.rank == 0:
         learner.save(out, about)
-        report_encoder(settings, about, learner, dataset, labels, out, worker.threads)
+        report_encoder(settings, first_encoder(settings, inputs, dataset)[0], learner, dataset, labels, out, worker.threads)
 
 
 def recipe_of(phase: PretrainEncoder, precision: "Precision") -> "Recipe":
@@ -243,6 +245,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="encoder",
-    version=3,
+    version=4,
     placement="gang",
 )

@@ -40,15 +40,13 @@ class Removal(NamedTuple):
 
 
 def remove(settings: Curate, features: FeatureSet, links: NDArray[np.void], reference: Seen | None) -> Removal:
-    """Decides."""
+    """Decides; `links` are those of pictures that are one."""
     first, N = firsts(features), len(features)
-    place = np.flatnonzero(links["concordance"] >= settings.near.concordance) if settings.near is not None else np.zeros(0, np.int64)
-    groups = group(first, links[place])
-    best = groups.linked[first]
+    groups = group(first, links)
     removal = Removal(
         reason=np.zeros(N, np.uint8),
         kept=groups.kept,
-        link=np.where(best >= 0, place[best] if len(place) else -1, -1),
+        link=groups.linked[first],
         nearest=np.full(N, -1, np.int64),
         cosine=np.zeros(N, np.float32),
         score=np.full(N, np.nan, np.float32),

@@ -47,7 +47,7 @@ class StreamName:
 DatasetRef = Annotated[str, Reference("dataset"), Field(description="name of a stage that makes or imports a dataset")]
 TokenizerRef = Annotated[str, Reference("tokenizer"), Field(description="name of a stage that trains a tokenizer")]
 TokensRef = Annotated[str, Reference("tokens"), Field(description="name of a stage that encodes a dataset")]
-EncoderRef = Annotated[str, Reference("encoder"), Field(description="name of a stage that trains an encoder")]
+EncoderRef = Annotated[str, Reference("encoder"), Field(description="name of a stage that trains or imports an encoder")]
 FeaturesRef = Annotated[str, Reference("features"), Field(description="name of a stage that embeds a dataset")]
 WorldRef = Annotated[str, Reference("world_model"), Field(description="name of a stage that trains a world model")]
 

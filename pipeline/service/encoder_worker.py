@@ -19,7 +19,7 @@ from worldloom.stages.dataset import Dataset
 from worldloom.stages.embed_dataset import embedded
 from worldloom.stages.eye import Keep, open_eye
 from worldloom.stages.features import FeatureSet
-from worldloom.stages.nearest import by_torch
+from worldloom.stages.nearest import exact_anywhere
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ImageStream
 from worldloom.stages.streams import kind_of
@@ -103,7 +103,7 @@ class EncoderWorker:
         if query.shape != (self.features.width,) or not np.isfinite(query).all():
             raise ServiceError("request_invalid", 422, f"an embedding is {self.features.width} finite numbers", "embedding")
         unit = (query / max(float(np.linalg.norm(query)), 1e-12)).astype(np.float32)[None]
-        numbers, cosines = by_torch(self.features, unit, min(top, len(self.features)))
+        numbers, cosines = exact_anywhere(self.features, unit, min(top, len(self.features)))
         return [self._likeness(int(number), float(cosine)) for number, cosine in zip(numbers[0], cosines[0], strict=True) if number >= 0]
 
     def _likeness(self, number: int, cosine: float) -> Likeness:

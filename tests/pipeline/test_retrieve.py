@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from worldloom.pipeline.cli import app
 from worldloom.pipeline.retrieve import Found, _embedded, search_run, write_sheet
-from worldloom.stages import eye
+from worldloom.stages import eye, nearest
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.card import png
 from worldloom.stages.dataset import Dataset
@@ -88,6 +88,21 @@ def test_a_picture_finds_itself_first_and_the_index_is_made_once(root: Path, tmp
     assert "embedding" not in again.stderr and [line.split()[1] for line in again.stdout.splitlines()] == [
         f"{hit['split']}/{hit['key']}" for hit in hits
     ]
+
+
+def test_with_faiss_and_without_the_same_pictures_are_found(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = picture(root, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.delattr(nearest, "by_torch")
+        found = search_run(root, None, asked, 9, "eye").hits
+
+    def missing() -> Any:
+        raise ImportError("faiss")
+
+    monkeypatch.setattr(nearest, "library", missing)
+    without = search_run(root, None, asked, 9, "eye").hits
+    assert [(hit.split, hit.key) for hit in without] == [(hit.split, hit.key) for hit in found]
+    assert [hit.cosine for hit in without] == pytest.approx([hit.cosine for hit in found], abs=1e-6)
 
 
 def test_words_are_compared_with_pictures_in_the_joint_space(root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Embedding and curating a small dataset with planted duplicates, by an encoder that never learnt anything."""
 
 import json
+import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from worldloom.stages.commit import Commits
 from worldloom.stages.curate import Curate
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.dataset_writer import RawShard, write_dataset_json
-from worldloom.stages.duplicates import LINK, Chosen, Small, firsts, group
+from worldloom.stages.duplicates import BINS, LINK, Chosen, Small, firsts, gather, group
 from worldloom.stages.embed_dataset import EmbedDataset
 from worldloom.stages.eye import open_eye
 from worldloom.stages.features import FeatureSet
@@ -54,7 +55,7 @@ def stage(kind: str, produces: str, settings: type[StageSettings], write: Callab
 
 
 def dataset(root: Path, name: str, samples: Samples) -> Artifact:
-    """Every sample has its key as a note, and the picture given; None: it lacks that stream."""
+    """Every sample has its key as a note, unless it begins with "mute", and the picture given; None: it lacks that stream."""
 
     def write(out: Path) -> None:
         commits, splits = Commits.of(out), dict[str, list[tuple[str, int]]]()
@@ -64,7 +65,8 @@ def dataset(root: Path, name: str, samples: Samples) -> Artifact:
                 with RawShard(attempt, split, shard, STREAMS) as raw:
                     for key, picture in contents.items():
                         shown = {} if picture is None else {"view": encode_image(picture, STREAMS["view"])}
-                        raw.add(key, {"note": key.encode(), **shown})
+                        said = {} if key.startswith("mute") else {"note": key.encode()}
+                        raw.add(key, {**said, **shown})
                 attempt.commit(raw.keys)
             splits.setdefault(split, []).append((shard, len(contents)))
         commits.finish(list(samples))
@@ -271,6 +273,17 @@ def test_pairs_whose_captions_do_not_fit_go(tmp_path: Path, planted: tuple[Artif
     assert "caption_does_not_fit" in made.counts and made.counts["caption_does_not_fit"] == 3
 
 
+def test_captions_too_long_to_read_are_counted_and_their_pictures_stay(tmp_path: Path) -> None:
+    pictures = {key: picture(place) for place, key in enumerate(("a", "b", "c", "defghabcdefghi", "mute"))}
+    data = dataset(tmp_path, "data", {"train/shard-000000": pictures})
+    joint = embed(tmp_path, data, encoder(tmp_path, data, "reader", reads_texts=True), "joint", keep="joint", captions="note")
+    assert np.isnan(FeatureSet(joint).scores(0, 5)).tolist() == [False, False, False, True, True]
+    figures = json.loads(joint.content("figures.json"))
+    assert figures == {"view.embedded": 5, "view.without_caption": 1, "view.caption_too_long": 1}
+    left = Dataset(curated(tmp_path, data, joint, near=None, captions={"share": 0.3})).keys("train")
+    assert len(left) == 3 and {"defghabcdefghi", "mute"} < set(left)
+
+
 def test_without_near_only_equal_pixels_go(tmp_path: Path, planted: tuple[Artifact, Artifact, Artifact]) -> None:
     data, _, seen = planted
     assert list(ledger(curated(tmp_path, data, seen, near=None))) == ["c"]
@@ -367,3 +380,30 @@ def test_the_first_of_equal_pixels_is_the_lowest_number(planted: tuple[Artifact,
     assert firsts(features).tolist() == [0, 1, 2, 3, 2, 5, 6, 7, 8, 9]
     rows = Chosen(features, np.array([1, 2, 6, 9]))
     assert np.array_equal(rows.rows(1, 4), features.rows(0, 10)[[2, 6, 9]])
+
+
+def links_of(concordances: NDArray[np.float64], first: int = 0) -> NDArray[np.void]:
+    links = np.zeros(len(concordances), LINK)
+    links["a"], links["concordance"] = np.arange(first, first + len(links)), concordances
+    return links
+
+
+def test_links_read_in_parts_leave_what_all_of_them_together_would() -> None:
+    every = links_of(np.random.default_rng(3).integers(-3, 11, 60) / 10)  # many are equally alike
+    found = gather(np.split(every, [0, 5, 6, 31]), bar=0.7, spared=9)
+    assert np.array_equal(found.links, every[every["concordance"] >= 0.7]) and found.pairs == 60
+    below = every[every["concordance"] < 0.7]
+    assert np.array_equal(found.spared, below[np.argsort(-below["concordance"], kind="stable")[:9]])
+    assert np.array_equal(found.heights, np.histogram(every["concordance"].clip(0.5, 1), BINS, (0.5, 1))[0])
+    nothing = gather([], bar=0.7, spared=9)
+    assert len(nothing.links) == len(nothing.spared) == nothing.pairs == nothing.heights.sum() == 0
+
+
+def test_pairs_that_are_far_from_one_take_no_memory() -> None:
+    gather([], 0.9, 5)
+    tracemalloc.start()
+    found = gather((links_of(np.full(5_000, 0.3), 5_000 * task) for task in range(40)), bar=0.9, spared=5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.pairs == 200_000 and found.spared["a"].tolist() == [0, 1, 2, 3, 4]
+    assert peak < 40 * 5_000 * LINK.itemsize / 4

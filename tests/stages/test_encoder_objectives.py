@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from worldloom.pipeline.marks import links, stream_links
-from worldloom.stages import pretrain_encoder
+from worldloom.stages import encoder_figures, pretrain_encoder
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.distill_learner import same_classes
@@ -32,6 +32,7 @@ VIT = {"type": "vit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
 CONV = {"type": "conv", "width": 8, "depths": (1, 1)}
 TEXT = {"width": 12, "depth": 2, "heads": 2, "length": 60, "queries": 3}
 DINOV2: dict[str, Any] = {"type": "dinov2", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1}
+DISTILL: dict[str, Any] = {"type": "distill", "teacher": "teacher"}
 COCA: dict[str, Any] = {"type": "coca", "captions": "words", "tokenizer": "words_codes", "text": TEXT}
 
 
@@ -64,13 +65,13 @@ def figures(artifact: Artifact) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("form", ["soft", "hard", "features", "tokens"])
+@pytest.mark.parametrize("form", ["soft", "hard", "features", "tokens", "kept"])
 def test_a_teacher_of_convolutions_is_learnt_from(tmp_path: Path, made: dict[str, Artifact], form: str) -> None:
-    objective = {"type": "distill", "teacher": "teacher", "form": form}
+    objective = DISTILL | ({"keep": 2, "crop_from": 1.0, "flip": 0.0} if form == "kept" else {"form": form})
     student = make(tmp_path, settings_of(objective, labels=None if form == "soft" else "words"), made)
     encoder, about = open_encoder(student.folder)
     assert about.type == "vit" and encoder(torch.zeros(1, 3, 16, 16)).pooled.shape == (1, 16)
-    if form in ("soft", "hard"):
+    if form in ("soft", "hard", "kept"):
         assert open_namer(student.folder).classes == open_namer(made["teacher"].folder).classes
     else:
         assert not (student.folder / "classifier").exists()
@@ -158,6 +159,23 @@ def test_a_supervised_training_goes_on_from_hidden_pixels_with_a_share_of_the_la
     assert sorted(batch.sample.tolist()) == [3, 3, 3, 7, 7, 7]
 
 
+def test_what_stands_beside_the_figures_is_what_training_began_with(
+    tmp_path: Path, made: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[Any] = []
+    report = encoder_figures.report_encoder
+
+    def watch(settings: Any, encoder: Any, *rest: Any) -> None:
+        first.append(encoder.state_dict())
+        report(settings, encoder, *rest)
+
+    monkeypatch.setattr(encoder_figures, "report_encoder", watch)
+    tuned = make(tmp_path, settings_of({"type": "supervised"}, init="drawn"), made)
+    before, after = (load_file(each.folder / "encoder" / "model.safetensors") for each in (made["drawn"], tuned))
+    assert all(torch.equal(first[0][name], value) for name, value in before.items())
+    assert not all(torch.equal(first[0][name], value) for name, value in after.items())
+
+
 def test_what_does_not_go_together_is_refused_before_the_training(made: dict[str, Artifact]) -> None:
     for objective, changes, message in (
         (DINOV2, {"encoder": {**VIT, "patch": 5}}, r"patches of 5 pixels do not divide pictures of 16; set encoder\.patch to a divisor"),
@@ -197,6 +215,20 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
         ({"type": "supervised", "mixing": {"mixup": 0, "cutmix": 0}}, {}, "mixup and cutmix are both 0, so nothing would be mixed"),
         (DINOV2, {"ema": 0.9}, r"what dinov2 keeps is its teacher, an average already; leave out ema, and set objective\.momentum"),
         ({"type": "supervised"}, {"layer_decay": 0.0}, "greater than 0"),
+        (
+            {**DISTILL, "form": "features", "alpha": 0.5},
+            {},
+            r"form features has no use for alpha \(0.5\); leave it out, or choose another form",
+        ),
+        ({**DISTILL, "form": "tokens", "temperature": 2.0}, {}, "form tokens has no use for temperature"),
+        ({**DISTILL, "form": "hard", "temperature": 2.0}, {}, "form hard has no use for temperature"),
+        ({**DISTILL, "form": "hard", "keep": 5}, {}, "form hard has no use for keep"),
+        ({**DISTILL, "keep": 5, "flip": 0.0}, {}, "keep is for pictures that look the same every time; set crop_from to 1 and flip to 0"),
+        ({**DISTILL, "keep": 5, "crop_from": 1.0}, {}, "keep is for pictures that look the same every time"),
+        ({**DISTILL, "alpha": 0.5}, {"labels": None}, r"alpha \(0.5\) weighs the teacher against labels, and there are none; set labels"),
+        ({"type": "deit", "teacher": "teacher", "alpha": 0.5}, {}, "form hard has no use for alpha"),
+        ({"type": "deit", "teacher": "teacher", "reduction": "numbers"}, {}, "form hard has no use for reduction"),
+        ({"type": "deit", "teacher": "teacher", "form": "soft", "smoothing": 0.2}, {}, "form soft has no use for smoothing"),
         ({**DINOV2, "hidden_from": 0.9}, {}, r"hidden_from \(0.9\) must not be above hidden_to \(0.5\)"),
     ):
         with pytest.raises(ValidationError, match=message):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from worldloom.stages import encoder_scores
+from worldloom.stages.encoder_features import own_pixels, signed
 from worldloom.stages.encoder_scores import linear_probe, recalls, weighted_knn
 
 
@@ -34,6 +36,29 @@ def test_a_linear_probe_separates_what_lines_separate_at_any_scale() -> None:
     assert (found == labels[40:]).float().mean() > 0.9
     with torch.inference_mode():
         assert torch.equal(linear_probe(features[:40], labels[:40], features[40:], 3), found)
+
+
+def test_columns_that_say_nothing_change_nothing_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_scores, "COLUMNS", 7)
+    labels = torch.arange(30) % 3
+    bank, queries = some(0, 30, 4) + labels[:, None], some(1, 200, 4) + 1
+    longer = [torch.cat([x[:, :1], torch.full((len(x), 50), 2.0), x[:, 1:]], 1) for x in (bank, queries)]  # more columns than rows
+    said = linear_probe(bank, labels, queries, 3)
+    assert torch.equal(linear_probe(longer[0], labels, longer[1], 3), said) and len(set(said.tolist())) == 3
+    twice = [torch.cat([x, x]) for x in (torch.cat([longer[0], torch.zeros(30, 30)], 1), labels)]  # and still more columns than rows
+    assert torch.equal(linear_probe(*twice, torch.cat([longer[1], torch.zeros(200, 30)], 1), 3), said)
+    padded = [torch.cat([x, torch.zeros(len(x), 50)], 1) for x in (bank, queries)]
+    assert torch.equal(weighted_knn(padded[0], labels, padded[1], 3), weighted_knn(bank, labels, queries, 3))
+
+
+def test_pixels_of_full_size_point_where_signed_pictures_point() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 24, 18, 3), dtype=np.uint8)
+    x, labels = signed(pictures), torch.arange(20) % 3
+    own = own_pixels(x)
+    assert own.dtype == torch.int16 and own.shape == (20, 3 * 24 * 18)
+    torch.testing.assert_close(own.double() / 255, x.flatten(1).double(), rtol=0, atol=1e-6)
+    for say in (weighted_knn, linear_probe):
+        assert torch.equal(say(own[:12], labels[:12], own[12:], 3), say(x[:12].flatten(1), labels[:12], x[12:].flatten(1), 3))
 
 
 def test_recall_counts_pairs_among_the_nearest_and_ties_against_them() -> None:

@@ -57,12 +57,12 @@ def test_captions_mean_what_the_oracle_reads_or_else_their_words(dataset: Datase
 
 def test_no_two_pairs_say_the_same_and_each_caption_is_its_pictures(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     values, meaning = Values(dataset, "train", "view"), meaning_of(dataset)
-    index, captions = pairs_apart(dataset, values, "words", meaning, 5)
-    assert len(index) == len(captions) == len({meaning(text) for text in captions}) == 5
+    index, captions, too_long = pairs_apart(dataset, values, "words", meaning, 5, lambda text: True)
+    assert len(index) == len(captions) == len({meaning(text) for text in captions}) == 5 and not too_long
     assert captions == [dataset.value("train", "words", int(values.samples[place])) for place in index]
     monkeypatch.setattr(dataset, "value", lambda split, stream, i: None if i == 3 else f"{i % 4}")
-    index, captions = pairs_apart(dataset, values, "words", lambda text: (text,), 99)
-    assert sorted(captions) == ["0", "1", "2", "3"] and 3 not in index
+    index, captions, too_long = pairs_apart(dataset, values, "words", lambda text: (text,), 99, lambda text: text != "2")
+    assert sorted(captions) == ["0", "1", "3"] and 3 not in index and too_long == sum(i % 4 == 2 for i in range(len(values)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])

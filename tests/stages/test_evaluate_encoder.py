@@ -15,7 +15,7 @@ from worldloom.stages import encoder_evaluation, evaluate_encoder, pretrain_enco
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.encoder_evaluation import Judged, measure
-from worldloom.stages.encoder_features import unsigned
+from worldloom.stages.encoder_features import signed, unsigned
 from worldloom.stages.evaluate_encoder import EvaluateEncoder
 from worldloom.stages.kind import StageKind
 from worldloom.stages.open_encoder import TOKENIZER
@@ -104,6 +104,8 @@ def test_an_encoder_that_reads_is_measured_in_all_ways_and_again_the_same(tmp_pa
     assert blocks[-1]["text"] == "Left out. Hidden patches: this encoder never learnt to draw them."
     assert len(blocks[0]["items"]) == 3 and {item["verdict"] for item in blocks[0]["items"]} <= {"right", "wrong"}
     assert evaluated(tmp_path / "two", data, eye, sides=(24,)).manifest == made.manifest
+    bare = json.loads(evaluated(tmp_path / "bare", data, eye, label_by=()).content("figures.json"))
+    assert bare == {name: value for name, value in figures.items() if "_recall" in name or "_caption_" in name}
 
 
 @pytest.mark.parametrize("form", [VIT, SwinSettings(patch=2, width=8, depths=(1, 1), heads=(2, 2), window=3)])
@@ -127,6 +129,9 @@ class Knowing:
 
     def pictures(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([self._vector(read_picture(picture)) for picture in unsigned(x)])
+
+    def has_room_for(self, text: str) -> bool:
+        return True
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.stack([self._vector(read_caption(text)) for text in texts])
@@ -156,6 +161,81 @@ def test_who_sees_and_reads_all_is_right_everywhere(data: Artifact, monkeypatch:
     for captioned in measured.captioned:
         crosses = np.mean([read_caption(caption.true).shape == "cross" for caption in captioned.captions])  # type: ignore[union-attr]
         assert captioned.accuracy("beam") == (1.0 if right else crosses)
+
+
+class Remembering:
+    """Stands for a captioner that knows for which picture a caption, `SPLIT sample NUMBER`, was written."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.read, self.model = dataset.value, SimpleNamespace(text=SimpleNamespace(length=9))
+
+    def has_room_for(self, text: str) -> bool:
+        return len(text.split()) == 3
+
+    def pictures(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        places = [text.split() for text in texts]
+        return signed(np.stack([self.read(split, "view", int(number)) for split, _, number in places])).flatten(1)
+
+
+@pytest.fixture
+def free(data: Artifact, monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Judged]:
+    """Captions no two of which are one: each third of held_out is long, and the first of validation is not there."""
+    dataset = Dataset(data)
+    judged = Judged("eye", build_encoder(VIT, torch.Generator()).eval(), VIT, Remembering(dataset), None)  # type: ignore[arg-type]
+    read = dataset.value
+
+    def value(split: str, stream: str, i: int) -> Any:
+        if stream != "words":
+            return read(split, stream, i)
+        if split == "validation" and i == 0:
+            return None
+        return f"{split} sample {i}" + (", of which there is much to say" if split == "held_out" and i % 3 == 0 else "")
+
+    monkeypatch.setattr(dataset, "value", value)
+    dataset.oracle = None
+    ways = ("greedy", "top_p", "beam")
+    monkeypatch.setattr(encoder_evaluation, "write_in_all_ways", lambda captioner, x, *_: dict.fromkeys(ways, ["train sample 0"] * len(x)))
+    return dataset, judged
+
+
+def test_free_captions_are_found_and_written_where_no_classes_are_asked_for(free: tuple[Dataset, Judged]) -> None:
+    dataset, judged = free
+    with torch.inference_mode():
+        measured = measure(judged, dataset, settings_of(label_by=(), candidates=30, captioned=50), Worker())
+    assert measured.named == measured.by_words == () and measured.classes == {}
+    samples = {split: dataset.samples(split) for split in ("held_out", "validation")}
+    pairs = {"held_out": samples["held_out"] * 2 // 3, "validation": samples["validation"] - 1}
+    assert {row.split: row.pairs for row in measured.found} == pairs
+    assert {(row.to_captions, row.to_pictures) for row in measured.found} == {(1.0, 1.0)}
+    assert {each.split: len(each.captions) for each in measured.captioned} == samples | {"validation": samples["validation"] - 1}
+    assert {each.accuracy("beam") for each in measured.captioned} == {0.0}
+    too_long = samples["held_out"] - pairs["held_out"]
+    assert measured.left_out == (
+        "Classes: label_by names none.",
+        "Hidden patches: this encoder never learnt to draw them.",
+        f"Captions of held_out among those to find: {too_long}, of more than the 9 tokens that the text decoder reads.",
+    )
+
+
+def test_free_captions_are_no_classes_and_the_error_says_how_to_go_without(
+    free: tuple[Dataset, Judged], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(free[0], "value", lambda split, stream, i: f"{split} {i}")
+    message = r"'.*' is no class of the training split; .*; or set label_by to \[\], and captions alone are asked for"
+    with pytest.raises(ValueError, match=message):
+        measure(free[1], free[0], settings_of(label_by=("text",)), Worker())
+
+
+def test_a_split_without_captions_is_said(free: tuple[Dataset, Judged], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = free[0].value
+    monkeypatch.setattr(free[0], "value", lambda *place: None if place[:2] == ("held_out", "words") else read(*place))
+    with torch.inference_mode():
+        measured = measure(free[1], free[0], settings_of(label_by=()), Worker())
+    assert [each.split for each in measured.captioned] == ["validation"]
+    assert "Writing captions of held_out: no picture asked about has one of its own." in measured.left_out
 
 
 def test_prompts_that_do_not_name_a_class_are_said(data: Artifact) -> None:

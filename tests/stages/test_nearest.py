@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from worldloom.stages import nearest
-from worldloom.stages.nearest import InvertedFile, by_torch, exact, make_inverted_file, recall
+from worldloom.stages.nearest import InvertedFile, by_torch, exact, exact_anywhere, make_inverted_file, recall
 
 N, D, K = 530, 12, 5
 
@@ -83,3 +83,17 @@ def test_without_faiss_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"needs faiss-cpu, which is not installed; pip install 'worldloom\[curate\]'"):
         nearest.library()
+
+
+def test_where_there_is_no_faiss_torch_finds_the_same(rows: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr(nearest, "by_torch")  # nobody asks torch where there is faiss
+        found = exact_anywhere(rows, rows.x[:7], K)
+
+    def missing() -> Any:
+        raise ImportError("faiss")
+
+    monkeypatch.setattr(nearest, "library", missing)
+    without = exact_anywhere(rows, rows.x[:7], K)
+    assert np.array_equal(without.numbers, found.numbers)
+    np.testing.assert_allclose(without.cosines, found.cosines, atol=1e-6)

@@ -200,12 +200,17 @@ def test_labels_that_nobody_can_learn_are_refused(data: Artifact, monkeypatch: p
     with pytest.raises(ValueError, match="is no class of the training split"):
         read_labels(dataset, "words", "text")
     for text, by, message in (
-        ("cat", "text", "names 1 class; a classifier needs two at least, so give a stream or a label_by of more"),
+        ("cat", "text", "names 1 class by text; a classifier needs two at least, so give a stream or a label_by of more"),
         ("cat", "colour", "the caption 'cat' does not name one colour"),
         (None, "text", "lacks the stream 'words'"),
     ):
         monkeypatch.setattr(dataset, "value", lambda *place, text=text: text)
         with pytest.raises(ValueError, match=message):
+            read_labels(dataset, "words", by)  # type: ignore[arg-type]
+    told = {"train": "a red circle at the top", "validation": "a blue cross at the left", "held_out": "a green circle at the left"}
+    monkeypatch.setattr(dataset, "value", lambda split, stream, i: told[split])
+    for by in ("shape", "colour", "place"):
+        with pytest.raises(ValueError, match=f"the training split's 'words' names 1 class by {by}; a classifier needs two"):
             read_labels(dataset, "words", by)  # type: ignore[arg-type]
     monkeypatch.setattr(dataset, "value", lambda split, stream, i: f"{i}")
     monkeypatch.setattr("worldloom.stages.labels.MOST_CLASSES", 3)

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldloom.stages import distill_learner
 from worldloom.stages.deit_learner import DeitLearner
+from worldloom.stages.distill_learner import DistillLearner
 from worldloom.stages.encoder_learner import EncoderLearner, Recipe, SupervisedLearner
-from worldloom.stages.encoder_settings import Deit, Mixing, RandAugment, Supervised
+from worldloom.stages.encoder_settings import Deit, Distill, Mixing, RandAugment, Supervised
 from worldloom.stages.mixing import mix
 from worldloom.stages.picture_batches import Pictures
 from worldloom.world_model.encoders.build import build_encoder
 from worldloom.world_model.encoders.classifier import Classifier
-from worldloom.world_model.encoders.deit import deit_loss
+from worldloom.world_model.encoders.deit import deit_loss, deit_soft_loss
 from worldloom.world_model.encoders.joined import Namer
 from worldloom.world_model.encoders.ranks import sum_over_ranks
 from worldloom.world_model.encoders.settings import ConvSettings, VitSettings
@@ -104,6 +106,56 @@ def test_the_teacher_sees_the_mixed_pictures() -> None:
         told = learner.teacher.logits(given.pixels)
     expected = deit_loss(learner.deit(given.pixels), given.target, told, label_smoothing=0.1)
     torch.testing.assert_close(turn.losses["deit"], expected)
+
+
+def test_the_reduction_of_the_official_code_is_a_choice() -> None:
+    losses = {}
+    for reduction in ("batch", "numbers"):
+        learner = deit(form="soft", alpha=0.5, reduction=reduction)
+        losses[reduction] = float(next(learner.turns(BATCH, 0)).losses["deit"].detach())
+        (x,) = learner.recipe.views(BATCH, (learner.view,), torch.device("cpu"))
+        with torch.no_grad():
+            told, said = learner.teacher.logits(x), learner.deit(x)
+        assert BATCH.labels is not None
+        expected = deit_soft_loss(said, torch.from_numpy(BATCH.labels), told, 0.5, 3.0, reduction)  # type: ignore[arg-type]
+        assert losses[reduction] == pytest.approx(float(expected), rel=1e-6)
+    assert losses["batch"] != pytest.approx(losses["numbers"], rel=1e-3)
+
+
+class Held:
+    """The pictures of a batch as those of a split in which others lie between them."""
+
+    samples = np.array([2, 3, 5, 9])
+
+    def __len__(self) -> int:
+        return B
+
+    def __getitem__(self, index: Any) -> Any:
+        return BATCH.values[index]
+
+
+def distilled(keep: int | None) -> DistillLearner:
+    about = Distill(teacher="t", crop_from=1.0, flip=0.0, keep=keep)
+    found: DistillLearner = told_apart(DistillLearner(encoder(), about, teacher(), CLASSES, Held(), 16, recipe()))  # type: ignore[arg-type]
+    return found
+
+
+def test_a_teacher_whose_answers_are_kept_is_asked_once_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill_learner, "AT_ONCE", 3)
+    batch = BATCH._replace(sample=Held.samples[[3, 0, 2, 1]], values=BATCH.values[[3, 0, 2, 1]])
+    seen: list[int] = []
+    turns = {}
+    for keep in (None, 3, 1):
+        learner = distilled(keep)
+        learner.teacher.model.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+        for _ in range(2):
+            turns[keep] = next(learner.turns(batch, 0))
+        asked, seen[:] = sum(seen), []
+        assert asked == (2 * B if keep is None else B)
+    for what in ("losses", "metrics"):
+        for name, value in getattr(turns[None], what).items():
+            torch.testing.assert_close(getattr(turns[3], what)[name], value, rtol=1e-5, atol=1e-6)
+    assert 0 < float(turns[1].losses["teacher"].detach()) < float(turns[3].losses["teacher"].detach())  # two classes are one tail
 
 
 def results(rank: int, ranks: int) -> dict[str, Tensor]:

@@ -30,11 +30,13 @@ class Contrastive(nn.Module):
         return self.log_scale[0].exp().clamp(max=HIGHEST_SCALE)
 
     def forward(self, pictures: Tensor, captions: Tensor) -> Tensor:
+        """Float32 whatever comes, under autocast, too."""
         if len(pictures) * ranks() < 2:
             raise ValueError("a contrastive loss needs two pairs at least, the global batch has 1; enlarge batch_size")
-        pictures, captions = F.normalize(pictures.float(), dim=-1), F.normalize(captions.float(), dim=-1)
-        every_picture, every_caption = gather_with_gradient(pictures), gather_with_gradient(captions)
-        own = torch.arange(len(pictures), device=pictures.device) + rank() * len(pictures)
-        to_captions = F.cross_entropy(self.scale * pictures @ every_caption.T, own)
-        to_pictures = F.cross_entropy(self.scale * captions @ every_picture.T, own)
-        return (to_captions + to_pictures) / 2
+        with torch.autocast(pictures.device.type, enabled=False):
+            pictures, captions = F.normalize(pictures.float(), dim=-1), F.normalize(captions.float(), dim=-1)
+            every_picture, every_caption = gather_with_gradient(pictures), gather_with_gradient(captions)
+            own = torch.arange(len(pictures), device=pictures.device) + rank() * len(pictures)
+            to_captions = F.cross_entropy(self.scale * pictures @ every_caption.T, own)
+            to_pictures = F.cross_entropy(self.scale * captions @ every_picture.T, own)
+            return (to_captions + to_pictures) / 2

@@ -1,6 +1,6 @@
 """Knowledge distillation (arXiv:1503.02531): a student learns what a frozen teacher says of the same view of a picture.
 
-The direction is KL(teacher || student), reduced as the mean over samples. Teachers' logits that are kept on disk are their top k and the
+The direction is KL(teacher || student), reduced as the mean over samples. Teachers' answers that are kept are their top k and the
 mass of the tail (`Kept`).
 
 B batch, K classes, k kept classes, D width.
@@ -68,20 +68,7 @@ class FeatureDistillation(nn.Module):
             self.projector.bias.zero_()
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (1 - F.cosine_similarity(self.projector(student), teacher.detach(), dim=-1)).mean()
-
-
-class Teacher(nn.Module):
-    """A frozen judge: always in evaluation mode, without gradients, whatever is around it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixels)
-        return logits
+        """In the projector's own type, float32, under autocast, too."""
+        with torch.autocast(student.device.type, enabled=False):
+            x = self.projector(student.to(self.projector.weight.dtype))
+            return (1 - F.cosine_similarity(x, teacher.detach().to(x.dtype), dim=-1)).mean()

@@ -41,9 +41,9 @@ def captions() -> tuple[Tensor, Tensor]:
 def test_of_orthonormal_pairs_the_contrastive_loss_is_known() -> None:
     loss = Contrastive()
     with torch.no_grad():
-        loss.log_scale.fill_(math.log(3.0))
-    x = torch.linalg.qr(some(0, 6, 6))[0][:5]
-    assert float(loss(x, 4 * x).detach()) == pytest.approx(math.log(math.e**3 + 4) - 3, abs=1e-5)
+        loss.log_scale.fill_(math.log(2.0))
+    x = torch.linalg.qr(some(0, 6, 6).double())[0][:5].float()
+    assert float(loss(x, 4 * x).detach()) == pytest.approx(math.log(math.e**2 + 4) - 2, rel=1e-6, abs=0)
     assert float(Contrastive().log_scale.detach()) == pytest.approx(math.log(1 / 0.07))
     with torch.no_grad():
         loss.log_scale.fill_(9.0)
@@ -57,15 +57,23 @@ def test_clip_gives_the_same_contrastive_loss() -> None:
 
     loss, pictures, texts = Contrastive(), some(0, 5, 6), some(1, 5, 6)
     logits = F.normalize(texts) @ F.normalize(pictures).T * loss.scale
-    torch.testing.assert_close(loss(pictures, texts), image_text_contrastive_loss(logits), rtol=0, atol=1e-6)
+    torch.testing.assert_close(loss(pictures, texts), image_text_contrastive_loss(logits), rtol=1e-6, atol=0)
+
+
+def test_under_autocast_the_contrastive_loss_is_that_of_float32() -> None:
+    loss, pictures, texts = Contrastive(), some(0, 5, 60), some(1, 5, 60)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, halved = loss(pictures, texts), pictures @ texts.T
+    assert halved.dtype == torch.bfloat16
+    torch.testing.assert_close(found, loss(pictures, texts), rtol=1e-6, atol=0)
 
 
 def test_the_caption_loss_counts_tokens_behind_the_first_and_no_padding() -> None:
     model, x, (ids, present) = coca(), some(3, 3, 3, 4, 6), captions()
     logits = model.text.logits(model.text.read(ids, present), model.encode(x).tokens)
-    terms = [-logits[b].log_softmax(-1)[t, ids[b, t + 1]] for b in range(3) for t in range(5) if present[b, t + 1]]
+    terms = [-logits[b].double().log_softmax(-1)[t, ids[b, t + 1]] for b in range(3) for t in range(5) if present[b, t + 1]]
     assert len(terms) == 10
-    torch.testing.assert_close(model(x, ids, present).caption, torch.stack(terms).mean(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(x, ids, present).caption.double(), torch.stack(terms).mean(), rtol=1e-6, atol=0)
 
 
 def test_no_token_sees_a_later_one_and_the_class_token_sees_no_padding() -> None:
