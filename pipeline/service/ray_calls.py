@@ -24,6 +24,7 @@ from worldloom.pipeline.service.collector import leave_what_is_there
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.served import EncoderPlace, Served, TokenizerPlace
+from worldloom.pipeline.service.values import Encoded, Refused
 from worldloom.pipeline.service.wire import Lost, Station, Wires
 from worldloom.stages.rejects import InputRejected
 
@@ -83,20 +84,20 @@ class Replica:
             self.worker = WorldWorker(place, 4 * limits.rollouts, limits.rollout_seconds)
         leave_what_is_there()
         if wires is not None:
-            self._station = Station(wires, self._answer)
+            self._station = Station(wires, self._encode)
 
     def __del__(self) -> None:
         """Serve calls this before it ends a replica, once it has no more calls of Serve's."""
         if self._station is not None:
             self._station.close(DRAIN)
 
-    def _answer(self, asked: tuple[str, tuple[Any, ...]]) -> Outcome:
-        method, arguments = asked
-        return _outcome(partial(getattr(self.worker, method), *arguments))
+    def _encode(self, contents: Any) -> Outcome:
+        return _outcome(partial(self.worker.encode, contents))
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> Outcome:
         """The outcome of a method."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, self._answer, (method, arguments))
+        work = partial(getattr(self.worker, method), *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, _outcome, work)
 
     async def stream(self, method: str, arguments: tuple[Any, ...]) -> AsyncIterator[Outcome]:
         """What the method says, each as an outcome."""
@@ -182,11 +183,10 @@ class RayCalls:
 
     async def _ask(self, to: str, method: str, arguments: tuple[Any, ...]) -> Outcome:
         """Directly, where that may be and a worker is free; Lost, RayActorError."""
-        wires = self._wires.get(to) if method in AGAIN else None
+        wires = self._wires.get(to) if method == "encode" else None
         if wires is not None and (wire := wires.take()) is not None:
-            found: Outcome = await wires.call(wire, (method, arguments))
-        else:
-            found = await self._handles[to].call.remote(method, arguments)
+            return _encoded(*await wires.call(wire, arguments[0]))
+        found: Outcome = await self._handles[to].call.remote(method, arguments)
         return found
 
     async def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
@@ -267,6 +267,14 @@ def _outcome(work: Any) -> Outcome:
         return Outcome(work())
     except (ServiceError, InputRejected) as error:
         return _refusal(error)
+
+
+def _encoded(value: Any, refused: Any, rejected: Any) -> Outcome:
+    """As it was before it went over a wire."""
+    if value is None:
+        return Outcome(None, refused, rejected)
+    codes, without = value
+    return Outcome(Encoded(codes, [Refused(*each) for each in without]))
 
 
 def _refusal(error: ServiceError | InputRejected) -> Outcome:

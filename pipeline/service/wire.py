@@ -2,13 +2,16 @@
 
 Serve still places the workers, looks after them and replaces them. A worker opens a `Station` once it may be asked; the front finds it by
 its socket in a folder of theirs alone, and holds connections to it, each with a thread of the worker's at its other end.
+
+What goes over them are JSON's values, bytes and arrays: a head in JSON, which says how long those are, and then the bytes of bytes and arrays.
 """
 
 import asyncio
 import contextlib
+import json
 import logging
+import math
 import os
-import pickle
 import socket
 import struct
 import threading
@@ -17,12 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 
 ENDING = ".sock"  # of sockets that can be asked
 LOOK = 0.25  # seconds between looks for workers that have come
 MOST_QUEUED = 64  # connections that a station has not accepted yet
-_LENGTH = struct.Struct("<Q")
+_LENGTHS = struct.Struct("<QQ")  # of the head, and of what is behind it
 
 
 class Lost(Exception):
@@ -37,7 +42,7 @@ class Station:
     """The worker's end: calls come in, answers go out, in as many threads as there are connections."""
 
     def __init__(self, folder: Path, answer: Callable[[Any], Any]) -> None:
-        """In a folder that others cannot enter: what comes is unpickled."""
+        """`answer` gets what was asked in lists for tuples, and its answer goes back so."""
         path = folder / f"{os.getpid()}{ENDING}"
         self._path, self._answer = path, answer
         self._open: set[socket.socket] = set()
@@ -83,16 +88,16 @@ class Station:
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while (asked := _receive(connection)) is not None:
-                connection.sendall(self._answered(asked))
+                connection.sendall(self._answered(*asked))
         with self._closing:
             self._open.discard(connection)
 
-    def _answered(self, asked: bytearray) -> bytes:
+    def _answered(self, head: bytearray, rest: bytearray) -> bytes:
         try:
-            return _framed((True, self._answer(pickle.loads(asked))))
+            return packed((True, self._answer(unpacked(head, rest))))
         except Exception as error:  # the connection and those behind it go on
-            log.exception("a call failed")
-            return _framed((False, type(error).__name__))
+            log.error('{"event": "call_failed", "error": "%s"}', type(error).__name__)
+            return packed((False, type(error).__name__))
 
 
 class Wires:
@@ -179,11 +184,11 @@ class _Wire:
     async def ask(self, asked: Any) -> tuple[bool, Any]:
         """Whether the worker could answer, and what, or what it raised."""
         try:
-            self._writer.write(_framed(asked))
+            self._writer.write(packed(asked))
             await self._writer.drain()
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            found: tuple[bool, Any] = pickle.loads(await self._reader.readexactly(length))
-            return found
+            head, rest = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
+            done, answer = unpacked(await self._reader.readexactly(head), bytearray(await self._reader.readexactly(rest)))
+            return done, answer
         except (OSError, asyncio.IncompleteReadError) as error:
             raise Lost from error
 
@@ -191,15 +196,48 @@ class _Wire:
         self._writer.close()
 
 
-def _framed(value: Any) -> bytes:
-    content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(content)) + content
+def packed(value: Any) -> bytes:
+    """Of None, numbers, strings, bytes, arrays, and lists and tuples of them, with their lengths before them."""
+    parts: list[bytes] = []
+
+    def plain(one: Any) -> Any:
+        if isinstance(one, bytes):
+            parts.append(one)
+            return {"bytes": len(one)}
+        if isinstance(one, np.ndarray):
+            parts.append(one.tobytes())
+            return {"type": one.dtype.str, "shape": one.shape}
+        return [plain(each) for each in one] if isinstance(one, list | tuple) else one
+
+    head = json.dumps(plain(value)).encode()
+    return b"".join([_LENGTHS.pack(len(head), sum(map(len, parts))), head, *parts])
 
 
-def _receive(connection: socket.socket) -> bytearray | None:
-    """The next frame; None where the other side has ended."""
-    head = _exactly(connection, _LENGTH.size)
-    return None if head is None else _exactly(connection, _LENGTH.unpack(head)[0])
+def unpacked(head: bytes | bytearray, rest: bytearray) -> Any:
+    """What was packed, in lists."""
+    at = 0
+
+    def taken(about: dict[str, Any]) -> bytes | np.ndarray[Any, Any]:
+        nonlocal at
+        begun = at
+        if "bytes" in about:
+            at += about["bytes"]
+            return bytes(rest[begun:at])
+        dtype, shape = np.dtype(about["type"]), about["shape"]
+        count = math.prod(shape)
+        at += count * dtype.itemsize
+        return np.frombuffer(rest, dtype, count, begun).reshape(shape) if count else np.zeros(shape, dtype)
+
+    return json.loads(head, object_hook=taken)
+
+
+def _receive(connection: socket.socket) -> tuple[bytearray, bytearray] | None:
+    """A head and what is behind it; None where the other side has ended."""
+    lengths = _exactly(connection, _LENGTHS.size)
+    if lengths is None:
+        return None
+    head, rest = (_exactly(connection, length) for length in _LENGTHS.unpack(lengths))
+    return None if head is None or rest is None else (head, rest)
 
 
 def _exactly(connection: socket.socket, length: int) -> bytearray | None:

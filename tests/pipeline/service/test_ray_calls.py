@@ -69,9 +69,12 @@ def test_tokenizers_are_asked_without_a_handle_once_they_are_known(calls, loop, 
             while not wires._free:  # until a new one has come, where the one before was killed
                 await asyncio.sleep(0.05)
         monkeypatch.setattr(calls, "_handles", {})
-        return await calls.call("tokenizer:words", "about")
+        with pytest.raises(KeyError):  # there are no handles
+            await calls.call("tokenizer:words", "about")
+        return await calls.call("tokenizer:words", "encode", [TEXTS[0], b"\xff"])
 
-    assert loop(work()).name == "words"
+    found = loop(work())
+    assert len(found.codes[0]) and [(each.at, each.code) for each in found.refused] == [(1, "text_not_utf8")]
 
 
 def test_requests_are_routed_in_the_loop_that_asks(calls, loop):

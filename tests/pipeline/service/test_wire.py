@@ -5,10 +5,11 @@ import os
 import socket
 import threading
 
+import numpy as np
 import pytest
 
 from worldloom.pipeline.service import wire
-from worldloom.pipeline.service.wire import Failed, Lost, Station, Wires
+from worldloom.pipeline.service.wire import Failed, Lost, Station, Wires, packed, unpacked
 
 PATIENCE = 10.0
 
@@ -40,6 +41,18 @@ async def free(wires):
     return found
 
 
+def test_what_is_packed_comes_out_in_lists():
+    arrays = np.arange(6, dtype="<u2").reshape(2, 3), np.zeros((0, 4), np.uint8), np.array(2.5)
+    value = (None, "\N{SNOWMAN}", 7, b"", [arrays[0][:, ::-1], (b"\x00\xff", arrays[1])], arrays[2], True)
+    framed = packed(value)
+    head, rest = wire._LENGTHS.unpack(framed[:16])
+    assert len(framed) == 16 + head + rest
+    found = unpacked(framed[16 : 16 + head], bytearray(framed[16 + head :]))
+    assert found[:4] == [None, "\N{SNOWMAN}", 7, b""] and found[6] is True and found[4][1][0] == b"\x00\xff"
+    for got, expected in ((found[4][0], value[4][0]), (found[4][1][1], arrays[1]), (found[5], arrays[2])):
+        assert got.dtype == expected.dtype and got.shape == expected.shape and np.array_equal(got, expected) and got.flags.writeable
+
+
 def test_every_call_gets_its_own_answer_whatever_its_size(tmp_path):
     async def work(wires):
         async def ask(number):
@@ -48,7 +61,7 @@ def test_every_call_gets_its_own_answer_whatever_its_size(tmp_path):
         return await asyncio.gather(*map(ask, range(9)))
 
     station = Station(tmp_path, lambda asked: (asked[0], len(asked[1])))
-    assert run(tmp_path, work) == [(number, number * 99_999) for number in range(9)]
+    assert run(tmp_path, work) == [[number, number * 99_999] for number in range(9)]
     station.close(PATIENCE)
 
 
@@ -61,7 +74,7 @@ def test_as_many_calls_are_under_way_as_there_are_lanes_and_no_more(tmp_path):
         return await asyncio.gather(wires.call(first, 1), wires.call(second, 2))
 
     station = Station(tmp_path, lambda asked: (asked, together.wait(PATIENCE) is not None))
-    assert run(tmp_path, work) == [(1, True), (2, True)]
+    assert run(tmp_path, work) == [[1, True], [2, True]]
     station.close(PATIENCE)
 
 
@@ -92,7 +105,7 @@ def test_a_worker_that_ends_answers_what_it_has_and_another_that_came_meanwhile_
         new.close(PATIENCE)
         return answers
 
-    assert run(tmp_path, work) == [(2, "new"), (3, "new"), (4, "new"), (1, "old")]
+    assert run(tmp_path, work) == [[2, "new"], [3, "new"], [4, "new"], [1, "old"]]
 
 
 def test_a_worker_that_dies_with_a_call_loses_it_and_says_so(tmp_path):
