@@ -23,8 +23,9 @@ from worldloom.stages.pretrain_encoder import PretrainEncoder, encoder_of, side_
 from worldloom.stages.value_batches import Values
 from worldloom.tokenizers.text import TextTokenizer
 from worldloom.world_model.encoders.build import Network, NetworkSettings, build_encoder
-from worldloom.world_model.encoders.continued import continue_from
+from worldloom.world_model.encoders.continued import begin_stem, continue_from
 from worldloom.world_model.encoders.convnet import ConvNet
+from worldloom.world_model.encoders.settings import VitSettings
 from worldloom.world_model.encoders.vit import ViT
 
 
@@ -51,11 +52,17 @@ class Lesson(NamedTuple):
 
 
 def first_encoder(settings: PretrainEncoder, inputs: Mapping[str, Artifact], dataset: Dataset) -> tuple[Network, NetworkSettings]:
-    """The encoder that training begins with, and what it is: drawn by the seed, or with the weights of `init`."""
+    """The encoder that training begins with, and what it is: drawn by the seed, or with the weights of `init`, or its stem with
+    those of `encoder_stem`."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.init is None:
         about = encoder_of(settings, dataset, settings.encoder)
-        return build_encoder(about, generator), about
+        drawn = build_encoder(about, generator)
+        if settings.encoder_stem is not None:
+            assert isinstance(drawn, ViT) and isinstance(about, VitSettings) and about.stem is not None, "settings see to it"
+            stem = open_encoder(inputs["encoder_stem"].folder)
+            begin_stem(drawn, about.stem, *stem, f"encoder_stem ({settings.encoder_stem})")
+        return drawn, about
     before, form = open_encoder(inputs["init"].folder)
     about = encoder_of(settings, dataset, form)
     encoder = build_encoder(about, generator)

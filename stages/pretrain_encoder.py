@@ -37,6 +37,9 @@ class PretrainEncoder(TrainingSettings):
     encoder: EncoderSettings = Field(
         FORM, description="vit, swin or conv; grid, mask_token and distillation_token follow from pictures and objective"
     )
+    encoder_stem: EncoderRef | None = Field(
+        None, description="name of a stage whose conv encoder the encoder's stem begins with, in the same form; null: weights are drawn"
+    )
     objective: Objective = Field(Dino(), description="supervised, distill, deit, simmim, dino, dinov2 or coca")
     labels: Annotated[str, StreamName(("text",))] | None = Field(
         None,
@@ -113,6 +116,20 @@ class PretrainEncoder(TrainingSettings):
             raise ValueError(f"objective {about.type} needs an encoder of type vit, got {encoder.type}")
         if isinstance(about, Deit) and isinstance(encoder, VitSettings) and not encoder.class_token:
             raise ValueError("objective deit needs a class token; set encoder.class_token")
+        return self
+
+    @model_validator(mode="after")
+    def _has_weights_for_its_stem(self) -> Self:
+        stem = self.encoder.stem if isinstance(self.encoder, VitSettings) else None
+        if self.encoder_stem is not None and self.init is not None:
+            raise ValueError("all weights are those of init, its stem's among them; leave out encoder_stem, or init")
+        if self.encoder_stem is not None and stem is None:
+            raise ValueError("encoder_stem has weights for a stem, and the encoder has none; set encoder.stem, or leave out encoder_stem")
+        if self.encoder_stem is None and stem is not None and stem.frozen:
+            raise ValueError(
+                "a frozen stem does not learn, so another stage must have trained it; name one of a conv encoder in encoder_stem, "
+                "or leave out encoder.stem.frozen"
+            )
         return self
 
     @property
@@ -195,6 +212,8 @@ def side_of(settings: PretrainEncoder, dataset: "Dataset") -> int:
 
 def encoder_of(settings: PretrainEncoder, dataset: "Dataset", form: "NetworkSettings") -> "NetworkSettings":
     """`form` with what follows from pictures and objective written out; ValueError where they do not go together."""
+    from worldloom.world_model.encoders.patches import patch_grid
+
     side, about = side_of(settings, dataset), settings.objective
     changes: dict[str, Any] = {"channels": 3}
     if isinstance(about, SimMim | Dinov2):
@@ -211,7 +230,8 @@ def encoder_of(settings: PretrainEncoder, dataset: "Dataset", form: "NetworkSett
             if length % form.patch and form.fitting == "error":
                 way_out = "encoder.patch to a divisor" if what == "pictures" else "objective.local_size"
                 raise ValueError(f"patches of {form.patch} pixels do not divide {what} of {length}; set {way_out}")
-        changes |= {"grid": (-(-side // form.patch),) * 2, "distillation_token": form.distillation_token or isinstance(about, Deit)}
+        grids = [patch_grid(length, length, form.patch, form.fitting) for length in sides.values()]
+        changes |= {"grid": grids[0], "distillation_token": form.distillation_token or isinstance(about, Deit)}
     return form.model_copy(update=changes)
 
 

@@ -41,6 +41,9 @@ class Draw(IntEnum):
     WARP = 25
 
 
+BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))  # what the highest draws would round to is 1, and no place in a picture
+
+
 class Draws:
     """Numbers in [0, 1) for the pictures of a batch."""
 
@@ -49,7 +52,8 @@ class Draws:
 
     def __getitem__(self, what: Draw) -> Tensor:
         """float32 [B]."""
-        return torch.from_numpy(np.broadcast_to(uniform(*self.counters, int(what)), self.counters[1].shape).astype(np.float32))
+        drawn = np.broadcast_to(uniform(*self.counters, int(what)), self.counters[1].shape).astype(np.float32)
+        return torch.from_numpy(np.minimum(drawn, BELOW_ONE))
 
     def between(self, what: Draw, low: float, high: float) -> Tensor:
         return low + (high - low) * self[what]

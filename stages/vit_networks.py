@@ -53,7 +53,7 @@ def begin_with(tokenizer: LearnedTokenizer, artifact: Artifact) -> None:
     }
     unlike = [f"{name} {theirs} against {ours}" for name, (theirs, ours) in pairs.items() if theirs != ours]
     plain = VitSettings(patch=about.patch, width=about.width, heads=about.heads)
-    special = ("distillation_token", "registers", "swiglu", "gelu", "relation", "layer_scale", "epsilon")
+    special = ("stem", "distillation_token", "registers", "swiglu", "gelu", "relation", "layer_scale", "epsilon")
     unlike += [
         f"{name} {getattr(about, name)}, which a tokenizer has not" for name in special if getattr(about, name) != getattr(plain, name)
     ]

@@ -3,7 +3,7 @@
 Serve still places the workers, looks after them and replaces them. A worker opens a `Station` once it may be asked; the front finds it by
 its socket in a folder of theirs alone, and holds connections to it, each with a thread of the worker's at its other end.
 
-What goes over them are JSON's values, bytes and arrays: a head in JSON, which says how long those are, and then the bytes of bytes and arrays.
+What goes over them are values of JSON, bytes and arrays: a head in JSON, and behind it, as it says, the bytes of the latter two.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from worldloom.stages import view_draws
 from worldloom.stages.augment import (
     KNOTS,
     Jitter,
@@ -23,7 +24,7 @@ from worldloom.stages.augment import (
     warp,
 )
 from worldloom.stages.luma import luma
-from worldloom.stages.view_draws import Draws
+from worldloom.stages.view_draws import Draw, Draws
 
 EVERYTHING = View(9, (0.3, 0.8), jittered=0.8, grey=0.3, blur=0.5, solarise=0.5)
 
@@ -43,6 +44,13 @@ def test_a_view_is_a_function_of_seed_epoch_and_sample_whatever_the_batch() -> N
     torch.testing.assert_close(see(x[[3]], EVERYTHING, draws([9])), together[[3]], rtol=0, atol=1e-6)
     for other in (draws([9], epoch=3), draws([9], view=1), draws([9], seed=2)):
         assert not torch.allclose(see(x[[3]], EVERYTHING, other), together[[3]], atol=1e-2)
+
+
+def test_the_highest_draws_stay_below_one_and_boxes_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_draws, "uniform", lambda *counters: np.full(1, 1 - 2.0**-30))
+    highest = draws([5, 8, 2, 9, 4, 3])
+    assert (highest[Draw.TOP] < 1).all() and (highest[Draw.TOP] > 1 - 2.0**-23).all()
+    assert see(pictures(), View(9, (0.2, 0.3)), highest).isfinite().all()
 
 
 @pytest.mark.parametrize("size", [5, 9, 20])

@@ -27,9 +27,13 @@ from worldloom.stages.value_batches import Values
 from worldloom.stages.worker import Interrupted, Worker
 from worldloom.tokenizers.text import EOS
 from worldloom.world_model.encoders.deit import DeiT
+from worldloom.world_model.encoders.patches import HybridPatches
+from worldloom.world_model.encoders.positions import LearnedPositions
+from worldloom.world_model.encoders.vit import ViT
 
 VIT = {"type": "vit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
 CONV = {"type": "conv", "width": 8, "depths": (1, 1)}
+STEM = {"patch": 2, "width": 8, "depths": (1, 1)}
 TEXT = {"width": 12, "depth": 2, "heads": 2, "length": 60, "queries": 3}
 DINOV2: dict[str, Any] = {"type": "dinov2", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1}
 DISTILL: dict[str, Any] = {"type": "distill", "teacher": "teacher"}
@@ -176,6 +180,39 @@ def test_what_stands_beside_the_figures_is_what_training_began_with(
     assert not all(torch.equal(first[0][name], value) for name, value in after.items())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_stem_begins_with_a_trained_one_and_stays_as_it_is_where_it_is_frozen(
+    tmp_path: Path, made: dict[str, Artifact], frozen: bool
+) -> None:
+    objective = {"type": "dino", "prototypes": 11, "hidden": 12, "bottleneck": 6, "local_views": 1, "momentum": 0.5}
+    settings = settings_of(objective, encoder={**VIT, "stem": {**STEM, "frozen": frozen}}, encoder_stem="teacher")
+    before, given = lesson_of(settings, made).encoder, open_encoder(made["teacher"].folder)[0].state_dict()
+    student = make(tmp_path, settings, made)
+    after, _ = open_encoder(student.folder)
+    assert isinstance(before, ViT) and isinstance(before.patches, HybridPatches)
+    assert isinstance(after, ViT) and isinstance(after.patches, HybridPatches)
+    assert not torch.equal(after.patches.weight, before.patches.weight)
+    stems = before.patches.convolutions.state_dict(), after.patches.convolutions.state_dict()
+    assert all(torch.equal(stems[0][name], value) for name, value in given.items())
+    assert all(torch.equal(stems[1][name], value) for name, value in given.items()) is frozen
+    on = lesson_of(settings_of({"type": "simmim", "unit": 1}, init="student"), {**made, "student": student}).encoder
+    assert isinstance(on, ViT) and isinstance(on.patches, HybridPatches)
+    assert {parameter.requires_grad for parameter in on.patches.convolutions.parameters()} == {not frozen}
+    assert torch.equal(on.patches.convolutions.norm.weight, after.patches.convolutions.norm.weight)
+
+
+@pytest.mark.parametrize(("fitting", "grid"), [("crop", (3, 3)), ("pad", (4, 4))])
+def test_hidden_pixels_are_drawn_where_patches_do_not_divide_the_picture(
+    made: dict[str, Artifact], fitting: str, grid: tuple[int, int]
+) -> None:
+    lesson = lesson_of(settings_of({"type": "simmim", "unit": 1}, encoder={**VIT, "patch": 5, "fitting": fitting}), made)
+    assert isinstance(lesson.encoder, ViT) and isinstance(lesson.encoder.positions, LearnedPositions)
+    assert lesson.encoder.positions.grid == grid
+    learner, batches = learner_of(lesson), PictureBatches(Values(lesson.dataset, "train", "view"), 6, 0, Worker())
+    batch, _ = next(iter(batches.after(None)))
+    assert next(iter(learner.turns(batch, 0))).losses["hidden_pixels"].isfinite()
+
+
 def test_what_does_not_go_together_is_refused_before_the_training(made: dict[str, Artifact]) -> None:
     for objective, changes, message in (
         (DINOV2, {"encoder": {**VIT, "patch": 5}}, r"patches of 5 pixels do not divide pictures of 16; set encoder\.patch to a divisor"),
@@ -191,6 +228,12 @@ def test_what_does_not_go_together_is_refused_before_the_training(made: dict[str
         ({"type": "distill", "teacher": "drawn", "form": "tokens"}, {"encoder": {**VIT, "patch": 8}}, "the student has 4, the teacher 16"),
         ({"type": "deit", "teacher": "teacher"}, {"init": "teacher"}, "objective deit needs an encoder of type vit, got conv; go on from"),
         (DINOV2, {"init": "teacher"}, "objective dinov2 hides patches from its encoder, which conv cannot; go on from a vit"),
+        (
+            {"type": "dino"},
+            {"encoder": {**VIT, "patch": 8, "stem": {**STEM, "patch": 4}}, "encoder_stem": "teacher"},
+            r"encoder_stem \(teacher\): its form is not that of encoder\.stem: patch 2 against 4; make them equal",
+        ),
+        ({"type": "dino", "local_size": 8}, {"encoder": {**VIT, "patch": 9, "fitting": "crop"}}, "of 8 x 8 pixels hold no patch of 9"),
     ):
         with pytest.raises(ValueError, match=message):
             learner_of(lesson_of(settings_of(objective, **changes), made))
@@ -229,6 +272,9 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
         ({"type": "deit", "teacher": "teacher", "alpha": 0.5}, {}, "form hard has no use for alpha"),
         ({"type": "deit", "teacher": "teacher", "reduction": "numbers"}, {}, "form hard has no use for reduction"),
         ({"type": "deit", "teacher": "teacher", "form": "soft", "smoothing": 0.2}, {}, "form soft has no use for smoothing"),
+        ({"type": "dino"}, {"encoder": {**VIT, "stem": {**STEM, "frozen": True}}}, "another stage must have trained it; name one"),
+        ({"type": "dino"}, {"encoder_stem": "teacher"}, "encoder_stem has weights for a stem, and the encoder has none; set encoder.stem"),
+        ({"type": "dino"}, {"init": "drawn", "encoder_stem": "teacher"}, "all weights are those of init, its stem's among them; leave out"),
         ({**DINOV2, "hidden_from": 0.9}, {}, r"hidden_from \(0.9\) must not be above hidden_to \(0.5\)"),
     ):
         with pytest.raises(ValidationError, match=message):

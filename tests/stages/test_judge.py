@@ -26,7 +26,7 @@ from worldloom.tokenizers.image_settings import VqGan
 from worldloom.tokenizers.perceptual import PerceptualLoss
 from worldloom.world_model.encoders.build import build_encoder
 from worldloom.world_model.encoders.load import save_pretrained
-from worldloom.world_model.encoders.settings import ConvSettings, SwinSettings, VitSettings
+from worldloom.world_model.encoders.settings import ConvSettings, StemSettings, SwinSettings, VitSettings
 
 VIT = VitSettings(patch=4, width=12, depth=5, heads=2, grid=(4, 4))
 SWIN = SwinSettings(patch=2, width=8, depths=(1, 2), heads=(1, 2), window=3)
@@ -127,9 +127,10 @@ def test_a_vit_begins_with_the_tokens_of_a_trained_encoder(tmp_path: Path, data:
 
 def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path, data: Artifact) -> None:
     tokenizer = ImageTokenizer.build(VqGan.model_validate({**VQGAN, "backbone": BACKBONE}), {"height": 16, "width": 16}, 1, NETWORKS)
-    other = VIT.model_copy(update={"depth": 4, "registers": 2})
+    other = VIT.model_copy(update={"depth": 4, "registers": 2, "stem": StemSettings(width=8, depths=(1,))})
     with pytest.raises(
-        ValueError, match=r"eye does not fit tokenizer\.backbone: depth 4 against 5; registers 2, which a tokenizer has not"
+        ValueError,
+        match=r"eye does not fit tokenizer\.backbone: depth 4 against 5; stem patch=4 .* has not; registers 2, which a tokenizer has not",
     ):
         begin_with(tokenizer, encoder(tmp_path / "one", data, other))
     with pytest.raises(ValueError, match="eye is a swin, and the backbone a vit"):

@@ -7,7 +7,7 @@ import torch
 
 from worldloom.world_model.encoders.coca import CoCa
 from worldloom.world_model.encoders.convnet import ConvNet
-from worldloom.world_model.encoders.patches import ConvPatches
+from worldloom.world_model.encoders.patches import ConvPatches, HybridPatches
 from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
 from worldloom.world_model.encoders.relative_bias import BucketBias, GridBias
 from worldloom.world_model.encoders.relative_keys import RelativeKeys, TwoPhase
@@ -56,7 +56,7 @@ def _vit(about: VitSettings, generator: torch.Generator) -> ViT:
         _relations(about, generator)[about.relation],
     )
     return ViT(
-        ConvPatches(about.channels, about.width, about.patch, about.fitting, generator),
+        _patches(about, generator),
         _positions(about, generator),
         about.depth,
         style,
@@ -69,21 +69,30 @@ def _vit(about: VitSettings, generator: torch.Generator) -> ViT:
     )
 
 
+def _patches(about: VitSettings, generator: torch.Generator) -> ConvPatches | HybridPatches:
+    stem = about.stem
+    if stem is None:
+        return ConvPatches(about.channels, about.width, about.patch, about.fitting, generator)
+    convolutions = ConvNet(about.channels, stem.patch, stem.width, stem.depths, stem.epsilon, generator)
+    return HybridPatches(convolutions, about.width, about.fitting, stem.frozen, generator)
+
+
 def _positions(about: VitSettings, generator: torch.Generator) -> LearnedPositions | SinePositions | None:
     placed = int(about.class_token) + int(about.distillation_token)
     if about.positions == "learned":
-        return LearnedPositions(about.grid, about.width, placed, generator)
+        return LearnedPositions(about.grid, about.width, placed, generator, about.antialias, about.interpolation)
     return SinePositions(about.width, placed) if about.positions == "sine" else None
 
 
 def _relations(about: VitSettings, generator: torch.Generator) -> dict[str, Callable[[], Relation] | None]:
     head = about.width // about.heads
+    furthest = {} if about.furthest is None else {"furthest": about.furthest}
     return {
         "none": None,
-        "rotary": lambda: Rotary(head),
+        "rotary": lambda: Rotary(head, about.theta, about.native),
         "relative_bias": lambda: GridBias(about.heads, about.grid, generator),
-        "buckets": lambda: BucketBias(about.heads, generator=generator),
-        "relative_keys": lambda: RelativeKeys(head, generator=generator),
+        "buckets": lambda: BucketBias(about.heads, **furthest, generator=generator),
+        "relative_keys": lambda: RelativeKeys(head, **furthest, generator=generator),
         "two_phase": lambda: TwoPhase(head, about.grid[0] * about.grid[1], generator),
     }
 

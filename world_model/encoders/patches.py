@@ -1,33 +1,38 @@
-"""Patch embedding (arXiv:2010.11929, section 3.1): cells of a picture to vectors, by one linear map.
+"""Patch embedding (arXiv:2010.11929, section 3.1): cells of a picture to vectors, by one linear map or behind a network of convolutions.
 
-As a convolution of stride p, or as unfolded patches times a matrix. Both keep the kernel as [D, C, p, p], so that the weights of one are
-those of the other; other libraries' matrices come in through `unflatten_kernel`.
+One linear map is a convolution of stride p, or unfolded patches times a matrix. Both keep the kernel as [D, C, p, p], so that the weights
+of one are those of the other; other libraries' matrices come in through `unflatten_kernel`.
 
 B batch, C channels, H x W pixels, p side of a patch, h x w grid, D width.
 """
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.convnet import ConvNet
+
 Fitting = Literal["error", "pad", "crop"]  # what becomes of a picture that patches do not divide
 Order = Literal["channel_first", "channel_last"]  # of the numbers of a flattened patch: (C, p, p) or (p, p, C)
 
 
-class _Patches(nn.Module):
-    """What both forms share: the kernel, and how pictures are made to fit."""
+class _Embedding(nn.Module):
+    """What all forms share: the map to vectors, and how pictures are made to fit."""
 
-    def __init__(self, channels: int, width: int, patch: int, fitting: Fitting = "error", generator: torch.Generator | None = None) -> None:
-        """Weights are drawn from `generator` (LeCun normal), biases are zero. Other sizes raise, get zeros or lose pixels at the right and
-        the bottom, as `fitting` says."""
+    def __init__(
+        self, channels: int, patch: int, fitting: Fitting, kernel: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> None:
+        """The weight [D, ...] of that shape is drawn from `generator` (LeCun normal), biases are zero. Other sizes raise, get zeros or lose
+        pixels at the right and the bottom, as `fitting` says."""
         super().__init__()
-        self.patch, self.fitting = patch, fitting
-        self.weight = nn.Parameter(torch.empty(width, channels, patch, patch))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.channels, self.patch, self.fitting = channels, patch, fitting
+        self.weight = nn.Parameter(torch.empty(kernel))
+        self.bias = nn.Parameter(torch.zeros(kernel[0]))
         with torch.no_grad():
-            self.weight.normal_(0, (channels * patch * patch) ** -0.5, generator=generator)
+            self.weight.normal_(0, math.prod(kernel[1:]) ** -0.5, generator=generator)
 
     @property
     def width(self) -> int:
@@ -42,6 +47,17 @@ class _Patches(nn.Module):
         h, w = self.grid(*pixels.shape[-2:])
         down, right = h * self.patch - pixels.shape[-2], w * self.patch - pixels.shape[-1]
         return F.pad(pixels, (0, right, 0, down)) if down or right else pixels  # a negative number of zeros cuts
+
+
+class _Patches(_Embedding):
+    """One linear map, its kernel [D, C, p, p]: a vector hears of its own cell alone."""
+
+    def __init__(self, channels: int, width: int, patch: int, fitting: Fitting = "error", generator: torch.Generator | None = None) -> None:
+        super().__init__(channels, patch, fitting, (width, channels, patch, patch), generator)
+
+    def blanked(self, pixels: Tensor, hidden: Tensor) -> Tensor:
+        """What visible cells may hear of where those of `hidden`, bool [B, h w], are not to be seen: all, since none hears of another."""
+        return pixels
 
 
 class ConvPatches(_Patches):
@@ -72,6 +88,38 @@ class LinearPatches(_Patches):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return F.linear(unfold(self.fitted(pixels), self.patch, self.order), flatten_kernel(self.weight, self.order), self.bias)
+
+
+class HybridPatches(_Embedding):
+    """[B, C, H, W] -> [B, h w, D]: places of the last grid of convolutions, each through one linear map (the paper's hybrid, whose patches
+    are 1 x 1 places of a feature map). A patch is as large as the convolutions' stride.
+
+    A vector hears of what is around its cell, too, and through the norms of the whole picture.
+    """
+
+    def __init__(
+        self,
+        convolutions: ConvNet,
+        width: int,
+        fitting: Fitting = "error",
+        frozen: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """`frozen` convolutions get no gradient and stay as they are; the map, which is drawn from `generator`, learns all the same."""
+        super().__init__(convolutions.stem.in_channels, convolutions.stride, fitting, (width, convolutions.width), generator)
+        self.convolutions = convolutions.requires_grad_(not frozen)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.linear(self.convolutions(self.fitted(pixels)).tokens, self.weight, self.bias)
+
+    def blanked(self, pixels: Tensor, hidden: Tensor) -> Tensor:
+        """What visible cells may hear of, fitted already, [B, C, h p, w p]: hidden cells are zero, since their neighbours hear of them."""
+        x = self.fitted(pixels)
+        cells = hidden.view(len(x), 1, *self.grid(*pixels.shape[-2:]))
+        return x.masked_fill(cells.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3), 0)
+
+
+Patches = ConvPatches | LinearPatches | HybridPatches
 
 
 def patch_grid(height: int, width: int, patch: int, fitting: Fitting) -> tuple[int, int]:

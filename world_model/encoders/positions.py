@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldloom.world_model.encoders.settings import Interpolation
+
 THETA = 10_000.0
 
 
@@ -25,11 +27,12 @@ class LearnedPositions(nn.Module):
         prefix: int = 1,
         generator: torch.Generator | None = None,
         antialias: bool = False,
-        mode: str = "bicubic",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
-        """The table is drawn from `generator`: N(0, 0.02). `mode` is "bicubic" or "bilinear" (the original's)."""
+        """The table is drawn from `generator`: N(0, 0.02). "bilinear" is the original's; `antialias` smooths the table on the way
+        to a smaller grid."""
         super().__init__()
-        self.grid, self.prefix, self.antialias, self.mode = grid, prefix, antialias, mode
+        self.grid, self.prefix, self.antialias, self.interpolation = grid, prefix, antialias, interpolation
         self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], width))
         with torch.no_grad():
             self.table.normal_(0, 0.02, generator=generator)
@@ -39,7 +42,7 @@ class LearnedPositions(nn.Module):
         if grid == self.grid:
             return self.table
         places = self.table[self.prefix :].float().reshape(1, *self.grid, -1).permute(0, 3, 1, 2)
-        resized = F.interpolate(places, size=grid, mode=self.mode, align_corners=False, antialias=self.antialias)
+        resized = F.interpolate(places, size=grid, mode=self.interpolation, align_corners=False, antialias=self.antialias)
         return torch.cat([self.table[: self.prefix], resized[0].flatten(1).T.to(self.table.dtype)])
 
 

@@ -31,7 +31,7 @@ class GridBias(nn.Module):
     def forward(self, query: Tensor, key: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys as they are; bias [1, K, T, T]."""
         h, w = grid
-        patches = self._table(grid)[grid_offsets(grid, query.device)].permute(2, 0, 1)
+        patches = self.resized(grid)[grid_offsets(grid, query.device)].permute(2, 0, 1)
         prefix, N = query.shape[2] - h * w, h * w
         if not prefix:
             return query, key, patches[None]
@@ -40,7 +40,8 @@ class GridBias(nn.Module):
         below = torch.cat([of.expand(-1, N, prefix), patches], dim=2)
         return query, key, torch.cat([above, below], dim=1)[None]
 
-    def _table(self, grid: tuple[int, int]) -> Tensor:
+    def resized(self, grid: tuple[int, int]) -> Tensor:
+        """[(2 h - 1)(2 w - 1), K]: the table of a grid of h x w."""
         if grid == self.grid:
             return self.table
         (h, w), (wider, taller) = self.grid, (2 * grid[1] - 1, 2 * grid[0] - 1)

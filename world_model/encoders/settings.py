@@ -6,10 +6,30 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PixelError = Literal["l1", "smooth_l1", "l2"]  # by which SimMIM judges what it has drawn
+Interpolation = Literal["bicubic", "bilinear"]
+THETA = 10_000.0  # of rotary positions
+EXACT_BUCKETS = 8  # nearest offsets, which have a bucket each
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StemSettings(_Settings):
+    """Residual network of convolutions whose last places a ViT takes for its patches (arXiv:2010.11929, section 3.1)."""
+
+    patch: Annotated[int, Field(ge=1, le=128, description="stride of the first convolution, pixels")] = 4
+    width: Annotated[int, Field(ge=8, multiple_of=8, description="features of a place in the first stage; every stage doubles it")] = 32
+    depths: tuple[PositiveInt, ...] = Field(
+        default=(1, 1), min_length=1, description="blocks of every stage; each behind the first halves the grid"
+    )
+    epsilon: PositiveFloat = Field(default=1e-5, description="of the norms")
+    frozen: bool = Field(default=False, description="its weights, which another stage must give, stay as they are")
+
+    @property
+    def stride(self) -> int:
+        """Pixels along the side of what a place of the last grid stands for."""
+        return self.patch << (len(self.depths) - 1)
 
 
 class VitSettings(_Settings):
@@ -19,6 +39,9 @@ class VitSettings(_Settings):
     channels: PositiveInt = 3
     patch: Annotated[int, Field(ge=1, le=128, description="pixels along the side of a patch")] = 16
     fitting: Literal["error", "pad", "crop"] = Field(default="error", description="what becomes of pictures that patches do not divide")
+    stem: StemSettings | None = Field(
+        default=None, description="convolutions of stride `patch` whose places become the patches; null: one linear map of each patch"
+    )
     width: PositiveInt = Field(default=384, description="features of a token; 192, 384, 768 and 1024 in the papers")
     depth: PositiveInt = Field(default=12, description="blocks")
     heads: PositiveInt = Field(default=6, description="of the attention; they share the width")
@@ -29,8 +52,18 @@ class VitSettings(_Settings):
         default=(14, 14), description="rows and columns of patches that learned positions and bias tables are made for"
     )
     positions: Literal["learned", "sine", "none"] = Field(default="learned", description="what is added to the patches")
+    interpolation: Interpolation = Field(default="bicubic", description="how learned positions are brought to other grids")
+    antialias: bool = Field(default=False, description="learned positions are smoothed on the way to smaller grids")
     relation: Literal["none", "rotary", "relative_bias", "buckets", "relative_keys", "two_phase"] = Field(
         default="none", description="positions inside the attention"
+    )
+    theta: PositiveFloat = Field(default=THETA, description="base of rotary positions' frequencies; higher ones turn more slowly")
+    native: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="grid that rotary places of others are scaled to, so that they lie among those learnt; null: they go on beyond them",
+    )
+    furthest: PositiveInt | None = Field(
+        default=None, description="offset beyond which all are alike to relative_keys (null: 16) or buckets (null: 128)"
     )
     class_token: bool = True
     distillation_token: bool = Field(default=False, description="a second class token, which learns from a teacher (DeiT)")
@@ -53,6 +86,27 @@ class VitSettings(_Settings):
             raise ValueError(f"rotary positions need heads of a width that 4 divides, got {self.width // self.heads}; choose other heads")
         if self.positions == "sine" and self.width % 4:
             raise ValueError(f"positions of sines and cosines over two axes need a width that 4 divides, got {self.width}")
+        if self.stem is not None and self.stem.stride != self.patch:
+            raise ValueError(
+                f"patches are as large as the stem's stride: {self.stem.stride} (stem.patch, doubled behind every stage but the last), "
+                f"not {self.patch}; set patch to it, or change stem.patch or stem.depths"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_have_a_use(self) -> Self:
+        uses = {
+            "interpolation": self.interpolation == "bicubic" or self.positions == "learned",
+            "antialias": not self.antialias or self.positions == "learned",
+            "theta": self.theta == THETA or self.relation == "rotary",
+            "native": self.native is None or self.relation == "rotary",
+            "furthest": self.furthest is None or self.relation in ("relative_keys", "buckets"),
+        }
+        idle = [name for name, used in uses.items() if not used]
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: of no use to positions {self.positions!r} with relation {self.relation!r}; leave it out")
+        if self.relation == "buckets" and self.furthest is not None and self.furthest <= EXACT_BUCKETS:
+            raise ValueError(f"the {EXACT_BUCKETS} nearest offsets have a bucket each, and furthest is {self.furthest}; set it higher")
         return self
 
 

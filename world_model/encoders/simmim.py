@@ -24,7 +24,7 @@ class Redrawn(NamedTuple):
     """What a masked picture became."""
 
     loss: Tensor
-    pixels: Tensor  # [B, C, H, W]
+    pixels: Tensor  # [B, C, H, W]; zero in what is cropped
 
 
 class SimMIM(nn.Module):
@@ -36,7 +36,7 @@ class SimMIM(nn.Module):
         if encoder.mask_token is None:
             raise ValueError("masked image modelling needs an encoder with a mask token; set mask_token")
         self.encoder, self.stride, self.error = encoder, encoder.stride, error
-        self.channels = encoder.patches.weight.shape[1]
+        self.channels = encoder.patches.channels
         self.head = nn.Linear(encoder.width, self.channels * self.stride**2)
         with torch.no_grad():
             nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
@@ -46,15 +46,21 @@ class SimMIM(nn.Module):
         """`hidden`, bool [B, N], names the patches that the encoder does not see and has to draw."""
         tokens = self.encoder(pixels, hidden).tokens
         H, W = pixels.shape[-2:]
-        h, w = -(-H // self.stride), -(-W // self.stride)
-        drawn = F.pixel_shuffle(self.head(tokens).transpose(1, 2).reshape(len(tokens), -1, h, w), self.stride)[..., :H, :W]
+        merged = self.stride // self.encoder.patches.patch
+        h, w = (-(-length // merged) for length in self.encoder.patches.grid(H, W))
+        drawn = _sized(F.pixel_shuffle(self.head(tokens).transpose(1, 2).reshape(len(tokens), -1, h, w), self.stride), H, W)
         return Redrawn(masked_error(pixels, drawn, self.hidden_pixels(hidden, H, W), self.error), drawn)
 
     def hidden_pixels(self, hidden: Tensor, height: int, width: int) -> Tensor:
-        """bool [B, N] -> float [B, 1, H, W], 1 where a pixel is hidden."""
+        """bool [B, N] -> float [B, 1, H, W], 1 where a pixel is hidden; what is cropped is not."""
         patch, grid = self.encoder.patches.patch, self.encoder.patches.grid(height, width)
         places = hidden.view(-1, 1, *grid).to(self.head.weight.dtype)
-        return places.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :height, :width]
+        return _sized(places.repeat_interleave(patch, 2).repeat_interleave(patch, 3), height, width)
+
+
+def _sized(pixels: Tensor, height: int, width: int) -> Tensor:
+    """What lies in no picture goes, and what lies in no patch is zero: at the right and the bottom, as patches are fitted."""
+    return F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
 
 
 def masked_error(pixels: Tensor, drawn: Tensor, mask: Tensor, error: PixelError = "l1") -> Tensor:

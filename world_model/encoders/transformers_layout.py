@@ -3,7 +3,7 @@
 A layout is an explicit table, ours -> theirs, one to one: their queries, keys and values stand one above the other in ours. Theirs are the
 names in files, those of published checkpoints, which transformers 5 renames as it reads. transformers itself is not needed: a folder is a
 config.json and a model.safetensors. Poolers and heads of theirs are left out, and what they do not have
-of ours (relations, sines, mean pooling in a ViT) is refused.
+of ours (relations, sines, stems, mean pooling in a ViT) is refused.
 """
 
 import json
@@ -17,7 +17,7 @@ from torch import Tensor
 from worldloom.world_model.encoders.build import build_encoder
 from worldloom.world_model.encoders.load import fill
 from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
-from worldloom.world_model.encoders.swin import Swin
+from worldloom.world_model.encoders.swin import EPSILON, Swin
 from worldloom.world_model.encoders.vit import ViT
 
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -66,7 +66,8 @@ def save_transformers(folder: Path, encoder: ViT | Swin, about: VitSettings | Sw
 
 
 def ours_from(theirs: dict[str, Tensor], kind: str, about: VitSettings | SwinSettings) -> dict[str, Tensor]:
-    """Their state dict as ours; what ours has no place for (poolers, heads) is left out. ValueError where something is missing."""
+    """Their state dict as ours; what ours has no place for (poolers, heads) is left out. ValueError where something is missing or of
+    another shape."""
     inside = {"vit": "vit.", "deit": "deit.", "swin": "swin."}.get(kind, "dinov2." if kind == "dinov2" else "dinov2_with_registers.")
     plain = {name.removeprefix(inside): value for name, value in theirs.items()}
     table = table_of(kind, about)
@@ -74,6 +75,12 @@ def ours_from(theirs: dict[str, Tensor], kind: str, about: VitSettings | SwinSet
     if missing:
         raise ValueError(f"the weights lack {', '.join(missing[:5])}; they are not of a {ARCHITECTURES[kind]} as config.json says")
     shapes = {name: value.shape for name, value in build_encoder(about, torch.Generator()).state_dict().items()}
+    for ours, place in table.items():
+        first, *rest = place.shape or shapes[ours]
+        expected = (first // len(place.names), *rest)
+        for name in place.names:
+            if plain[name].shape != expected:
+                raise ValueError(f"{name} is of shape {tuple(plain[name].shape)}, config.json asks for {expected}; they are of two models")
     return {ours: torch.cat([plain[name] for name in place.names]).reshape(shapes[ours]) for ours, place in table.items()}
 
 
@@ -92,6 +99,8 @@ def kind_of(about: VitSettings | SwinSettings) -> str:
     if isinstance(about, SwinSettings):
         if about.mask_padding:
             raise ValueError("transformers' Swin has no mask_padding; only the padding of the original can be saved in its layout")
+        if about.epsilon != EPSILON:
+            raise ValueError(f"some norms of transformers' Swin always have an epsilon of {EPSILON}, this encoder's have {about.epsilon}")
         return "swin"
     odd = {
         "positions": about.positions != "learned",
@@ -99,12 +108,15 @@ def kind_of(about: VitSettings | SwinSettings) -> str:
         "pooling": about.pooling != "class",
         "fitting": about.fitting != "error",
         "grid": about.grid[0] != about.grid[1],
+        "stem": about.stem is not None,
+        "interpolation": about.interpolation != "bicubic",
+        "antialias": about.antialias,
     }
     if any(odd.values()):
         raise ValueError(f"no layout of transformers can hold this encoder's {', '.join(name for name, is_odd in odd.items() if is_odd)}")
     if about.layer_scale is not None:
-        if about.distillation_token or (about.mlp_width not in (None, 4 * about.width)):
-            raise ValueError("transformers' Dinov2 has no distillation token and MLPs of 4 x width; this encoder differs")
+        if about.distillation_token or _ratio(about) is None:
+            raise ValueError("transformers' Dinov2 has no distillation token and MLPs of whole multiples of width; this encoder differs")
         return "dinov2_with_registers" if about.registers else "dinov2"
     if about.registers or about.swiglu:
         raise ValueError("transformers' ViT has no registers and no SwiGLU; those layouts need layer_scale, as in DINOv2")
@@ -122,6 +134,11 @@ def settings_of(config: dict[str, Any], mask_token: bool = False) -> VitSettings
     if kind == "swin":
         if config.get("use_absolute_embeddings"):
             raise ValueError("config.json asks for absolute embeddings, which our Swin does not have")
+        epsilon = config.get("layer_norm_eps", EPSILON)
+        if epsilon != EPSILON:  # theirs is not that of the norms of patches and merging, which always have this one
+            raise ValueError(f"config.json asks for an epsilon of {epsilon} in some norms only; our Swin has one for all, {EPSILON}")
+        if GELUS[act] != "none":
+            raise ValueError(f"config.json asks for {act!r}; our Swin has GELU without approximation")
         return SwinSettings(
             channels=config.get("num_channels", 3),
             patch=config.get("patch_size", 4),
@@ -133,17 +150,17 @@ def settings_of(config: dict[str, Any], mask_token: bool = False) -> VitSettings
             drop_path=config.get("drop_path_rate", 0.1),
             mask_token=mask_token,
         )
-    side = config.get("image_size", 224) // config.get("patch_size", 16)
-    width = config["hidden_size"]
-    dino = kind.startswith("dinov2")
+    dino, swiglu = kind.startswith("dinov2"), bool(config.get("use_swiglu_ffn", False))
+    width, patch = config["hidden_size"], config.get("patch_size", 14 if dino else 16)
+    side = config.get("image_size", 224) // patch
     return VitSettings(
         channels=config.get("num_channels", 3),
-        patch=config.get("patch_size", 14 if dino else 16),
+        patch=patch,
         width=width,
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
-        mlp_width=None if dino else config["intermediate_size"],
-        swiglu=bool(config.get("use_swiglu_ffn", False)),
+        mlp_width=_mlp_width(width, config.get("mlp_ratio", 4), swiglu) if dino else config["intermediate_size"],
+        swiglu=swiglu,
         gelu="tanh" if GELUS[act] == "tanh" else "none",
         grid=(side, side),
         distillation_token=kind == "deit",
@@ -181,13 +198,26 @@ def config_of(kind: str, about: VitSettings | SwinSettings) -> dict[str, Any]:
         "num_hidden_layers": about.depth,
         "num_attention_heads": about.heads,
         "intermediate_size": about.mlp_width or 4 * about.width,
-        "mlp_ratio": 4,
+        "mlp_ratio": _ratio(about) or 4,  # of Dinov2, which does not read the line above
         "hidden_act": "gelu" if about.gelu == "none" else "gelu_pytorch_tanh",
         "image_size": about.grid[0] * about.patch,
         "use_swiglu_ffn": about.swiglu,
         "layerscale_value": about.layer_scale if about.layer_scale is not None else 1.0,
         "num_register_tokens": about.registers,
     }
+
+
+def _mlp_width(width: int, ratio: float, swiglu: bool) -> int:
+    """Of Dinov2's hidden layers: two thirds in steps of 8 where they are gated."""
+    hidden = int(width * ratio)
+    return (hidden * 2 // 3 + 7) // 8 * 8 if swiglu else hidden
+
+
+def _ratio(about: VitSettings) -> int | None:
+    """The whole ratio that gives Dinov2 the MLPs of `about`; None where there is none."""
+    asked = about.mlp_width or _mlp_width(about.width, 4, about.swiglu)
+    ratios = range(1, 2 + 3 * asked // (2 * about.width))
+    return next((ratio for ratio in ratios if _mlp_width(about.width, ratio, about.swiglu) == asked), None)
 
 
 def _vit_table(about: VitSettings) -> Table:

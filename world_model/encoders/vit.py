@@ -18,7 +18,7 @@ from worldloom.world_model.encoders.attention import attend
 from worldloom.world_model.encoders.attention_pool import AttentionPool
 from worldloom.world_model.encoders.drop_path import DropPath, Sizes, SubsetPath, rates
 from worldloom.world_model.encoders.features import Features
-from worldloom.world_model.encoders.patches import ConvPatches, LinearPatches
+from worldloom.world_model.encoders.patches import Patches
 from worldloom.world_model.encoders.positions import LearnedPositions, SinePositions
 
 EPSILON = 1e-6  # the original's; transformers' ViTConfig has 1e-12
@@ -57,7 +57,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        patches: ConvPatches | LinearPatches,
+        patches: Patches,
         positions: LearnedPositions | SinePositions | None,
         depth: int,
         style: Style,
@@ -127,10 +127,13 @@ class ViT(nn.Module):
 
     def embed(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, T, D]: patches behind the prefix tokens, with their positions."""
-        x: Tensor = self.patches(pixels)
-        if hidden is not None:
+        x: Tensor
+        if hidden is None:
+            x = self.patches(pixels)
+        else:
             if self.mask_token is None:
                 raise ValueError("this ViT has no mask token to hide patches with; make it with mask_token")
+            x = self.patches(self.patches.blanked(pixels, hidden))
             x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
         first = [token.to(x.dtype).expand(len(x), -1, -1) for token in (self.class_token, self.distillation_token) if token is not None]
         x = torch.cat([*first, x], dim=1)

@@ -5,7 +5,7 @@ import torch
 
 from worldloom.world_model.encoders.build import build_coca, build_encoder
 from worldloom.world_model.encoders.layers import layers_of, rate_shares, undecayed
-from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, SwinSettings, TextSideSettings, VitSettings
+from worldloom.world_model.encoders.settings import ConvSettings, EncoderSettings, StemSettings, SwinSettings, TextSideSettings, VitSettings
 
 GENERATOR = torch.Generator().manual_seed(0)
 VIT = VitSettings(
@@ -21,6 +21,7 @@ VIT = VitSettings(
     pooling="attention",
 )
 SMALL = {"patch": 4, "width": 8, "depth": 1, "heads": 1, "grid": (2, 2), "positions": "none"}
+STEMMED = VitSettings(patch=4, width=8, depth=1, heads=1, grid=(2, 2), stem=StemSettings(patch=2, width=8, depths=(1, 1)))
 
 
 def test_layers_of_a_vit_are_its_blocks_between_the_embedding_and_the_norm() -> None:
@@ -82,6 +83,14 @@ def test_rates_fall_towards_the_patches_which_learn_more_slowly_still() -> None:
     assert set(rate_shares(build_encoder(VIT, GENERATOR), 1.0, 1.0).values()) == {1}
 
 
+def test_a_stem_is_part_of_the_patch_embedding() -> None:
+    shares = rate_shares(build_encoder(STEMMED, GENERATOR), 0.9, 0.2)
+    embedding = {name: share for name, share in shares.items() if name.startswith("patches.")}
+    assert {"patches.weight", "patches.convolutions.stem.weight", "patches.convolutions.blocks.1.first.weight"} < set(embedding)
+    assert list(embedding.values()) == pytest.approx([0.2 * 0.9**2] * len(embedding))
+    assert shares["trunk.blocks.0.up.weight"] == pytest.approx(0.9) and shares["class_token"] == pytest.approx(0.9**2)
+
+
 @pytest.mark.parametrize(
     ("about", "expected"),
     [
@@ -101,6 +110,7 @@ def test_rates_fall_towards_the_patches_which_learn_more_slowly_still() -> None:
             {"mask_token", "stages.0.blocks.0.offsets", "stages.1.blocks.0.offsets"},
         ),
         (ConvSettings(width=8, depths=(1, 2)), set()),
+        (STEMMED, {"class_token", "positions.table"}),
     ],
 )
 def test_what_decays_in_an_encoder_multiplies(about: EncoderSettings, expected: set[str]) -> None:

@@ -1,9 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
+from worldloom.world_model.encoders.convnet import ConvNet
 from worldloom.world_model.encoders.patches import (
     ConvPatches,
     Fitting,
+    HybridPatches,
     LinearPatches,
     Order,
     flatten_kernel,
@@ -75,3 +78,50 @@ def test_a_picture_that_patches_do_not_divide_is_refused_filled_or_cut() -> None
     assert patch_grid(39, 45, 5, "pad") == (8, 9) and patch_grid(39, 45, 5, "crop") == (7, 9)
     with pytest.raises(ValueError, match="hold no patch of 5"):
         conv("crop")(pixels(4, 45))
+
+
+def hybrid(fitting: Fitting = "error", frozen: bool = False) -> HybridPatches:
+    generator = torch.Generator().manual_seed(1)
+    made = HybridPatches(ConvNet(3, 2, 8, (1, 1), generator=generator), 7, fitting, frozen, generator)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+def test_places_of_convolutions_become_vectors_by_a_convolution_of_1_x_1() -> None:
+    made, x = hybrid(), pixels(8, 20)
+    assert made.patch == 4 and made.grid(8, 20) == (2, 5) and made.width == 7 and made.channels == 3
+    features = made.convolutions(x).tokens.transpose(1, 2).reshape(2, 16, 2, 5)
+    expected = F.conv2d(features, made.weight[..., None, None], made.bias).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(made(x), expected)
+
+
+def test_behind_convolutions_pictures_are_fitted_as_elsewhere() -> None:
+    x = pixels(10, 12)
+    with pytest.raises(ValueError, match="pictures of 10 x 12 pixels cannot be divided into patches of 4"):
+        hybrid()(x)
+    torch.testing.assert_close(hybrid("pad")(x), hybrid()(torch.cat([x, torch.zeros(2, 3, 2, 12)], dim=2)))
+    torch.testing.assert_close(hybrid("crop")(x), hybrid()(x[:, :, :8]))
+
+
+@pytest.mark.parametrize("fitting", ["pad", "crop"])
+def test_convolutions_hear_nothing_of_hidden_cells(fitting: Fitting) -> None:
+    made, x, hidden = hybrid(fitting), pixels(10, 13), torch.zeros(2, 6 if fitting == "crop" else 12, dtype=torch.bool)
+    hidden[0, 1] = hidden[1, 0] = True
+    changed = x.clone()
+    changed[0, :, :4, 4:8] += 5
+    changed[1, :, :4, :4] -= 5
+    assert torch.equal(made(made.blanked(x, hidden)), made(made.blanked(changed, hidden)))
+    assert not torch.allclose(made(x)[~hidden], made(changed)[~hidden])
+    changed[0, :, 4:8, 4:8] += 5
+    assert not torch.allclose(made(made.blanked(x, hidden)), made(made.blanked(changed, hidden)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_convolutions_get_no_gradient_and_pass_it_on(frozen: bool) -> None:
+    made, x = hybrid(frozen=frozen), pixels(8, 12).requires_grad_()
+    made(x).square().sum().backward()
+    assert made.weight.grad is not None and made.bias.grad is not None and x.grad is not None and x.grad.any()
+    found = {name: parameter.grad is not None and bool(parameter.grad.any()) for name, parameter in made.convolutions.named_parameters()}
+    assert set(found.values()) == {not frozen}

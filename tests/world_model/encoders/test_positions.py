@@ -15,11 +15,11 @@ def test_a_learned_table_is_itself_on_its_own_grid() -> None:
     assert 0.01 < positions.table.std() < 0.03
 
 
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-def test_on_another_grid_it_is_what_interpolation_gives_and_the_class_token_stays(mode: str) -> None:
-    positions = learned(mode=mode)
-    found = positions((4, 6))
-    expected = F.interpolate(positions.table[1:].view(2, 3, 5).permute(2, 0, 1)[None], size=(4, 6), mode=mode)[0].permute(1, 2, 0)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_on_another_grid_it_is_what_interpolation_gives_and_the_class_token_stays(interpolation: str) -> None:
+    positions = learned(interpolation=interpolation)
+    found, places = positions((4, 6)), positions.table[1:].view(2, 3, 5).permute(2, 0, 1)[None]
+    expected = F.interpolate(places, size=(4, 6), mode=interpolation)[0].permute(1, 2, 0)
     torch.testing.assert_close(found[1:].view(4, 6, 5), expected)
     assert torch.equal(found[0], positions.table[0])
 

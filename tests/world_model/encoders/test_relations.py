@@ -12,7 +12,7 @@ from worldloom.world_model.encoders.build import build_encoder
 from worldloom.world_model.encoders.relative_bias import BucketBias, GridBias, bucket
 from worldloom.world_model.encoders.relative_keys import RelativeKeys, TwoPhase
 from worldloom.world_model.encoders.rotary import Rotary, axial_angles, turn
-from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
+from worldloom.world_model.encoders.settings import StemSettings, SwinSettings, VitSettings
 
 GRID, PREFIX, HEADS, E = (2, 3), 2, 3, 8
 CELLS = list(itertools.product(range(GRID[0]), range(GRID[1])))
@@ -144,6 +144,31 @@ def test_an_encoder_with_a_relation_knows_where_patches_lie_and_attends_by_it(re
     torch.testing.assert_close(encoder.trunk.norm(mixed + block._thought(mixed)), last, rtol=0, atol=1e-4)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("changes", "part", "side"),
+    [
+        ({"interpolation": "bilinear"}, "positions", 1),
+        ({"antialias": True}, "positions", 1),
+        ({"relation": "rotary", "theta": 100.0}, "trunk.blocks.0.relation", 2),
+        ({"relation": "rotary", "native": (4, 6)}, "trunk.blocks.0.relation", 1),
+        ({"relation": "relative_keys", "furthest": 1}, "trunk.blocks.0.relation", 2),
+        ({"relation": "buckets", "furthest": 9}, "trunk.blocks.0.relation", 2),
+    ],
+)
+def test_what_is_asked_of_positions_reaches_them_and_changes_what_they_say(changes: dict[str, Any], part: str, side: int) -> None:
+    name, value = list(changes.items())[-1]
+    usual = VitSettings(width=24, depth=1, heads=3, patch=2, grid=(4, 6), relation=changes.get("relation", "none"))
+    one, other = (build_encoder(about, torch.Generator().manual_seed(0)) for about in (usual, usual.model_copy(update=changes)))
+    for parameter in one.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    assert getattr(other.get_submodule(part), name) == value
+    x = torch.randn(2, 3, 4 * side, 6 * side, generator=torch.Generator().manual_seed(3))  # of the grid where `side` is 2
+    for own, its in zip(other.state_dict().values(), one.state_dict().values(), strict=True):
+        before = (len(its) - len(own)) // 2  # of a table of offsets those that are left, about its middle
+        own.copy_(its[before : before + len(own)])
+    assert not torch.allclose(one(x).tokens, other(x).tokens, atol=1e-3)
+
+
 def test_attention_pooling_is_torchs_attention_between_norms() -> None:
     pool = AttentionPool(12, 3, queries=4, context=20)
     for parameter in pool.parameters():
@@ -177,6 +202,12 @@ def test_layer_scale_starts_branches_small_and_blocks_near_the_identity() -> Non
         (VitSettings, {"class_token": False}, "there is no class token; set pooling to 'mean'"),
         (VitSettings, {"width": 18, "heads": 3, "relation": "rotary"}, "need heads of a width that 4 divides, got 6"),
         (VitSettings, {"width": 18, "heads": 3, "positions": "sine"}, "need a width that 4 divides, got 18"),
+        (VitSettings, {"interpolation": "bilinear", "positions": "sine"}, "interpolation: of no use to positions 'sine' with relation"),
+        (VitSettings, {"antialias": True, "positions": "none"}, "antialias: of no use"),
+        (VitSettings, {"theta": 100.0, "native": (2, 3), "relation": "buckets"}, "theta, native: of no use .* 'buckets'; leave it out"),
+        (VitSettings, {"furthest": 9, "relation": "rotary"}, "furthest: of no use"),
+        (VitSettings, {"furthest": 8, "relation": "buckets"}, "the 8 nearest offsets have a bucket each, and furthest is 8; set it higher"),
+        (VitSettings, {"patch": 8, "stem": StemSettings(patch=2)}, r"as large as the stem's stride: 4 \(stem.patch, .* not 8; set patch"),
         (SwinSettings, {"depths": (2, 2)}, "2 depths and 4 heads"),
         (SwinSettings, {"heads": (3, 6, 12, 25)}, r"width of stage 3 \(768\) must be a multiple of its heads \(25\)"),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldloom.world_model.encoders.build import build_encoder
-from worldloom.world_model.encoders.settings import PixelError, VitSettings
+from worldloom.world_model.encoders.settings import PixelError, StemSettings, VitSettings
 from worldloom.world_model.encoders.simmim import ERRORS, SimMIM, hide_units, masked_error
 from worldloom.world_model.encoders.transformers_layout import load_transformers
 
@@ -78,16 +78,22 @@ def test_every_error_that_may_be_chosen_is_known() -> None:
     assert set(ERRORS) == set(get_args(PixelError))
 
 
-def model() -> tuple[SimMIM, Tensor, Tensor]:
-    about = VitSettings(width=24, depth=1, heads=3, patch=2, grid=(3, 4), mask_token=True, positions="none", relation="relative_bias")
+STEM = StemSettings(patch=1, width=8, depths=(1, 1))
+
+
+def model(stem: StemSettings | None) -> tuple[SimMIM, Tensor, Tensor]:
+    about = VitSettings(
+        width=24, depth=1, heads=3, patch=2, stem=stem, grid=(3, 4), mask_token=True, positions="none", relation="relative_bias"
+    )
     made = randomised(SimMIM(build_encoder(about, torch.Generator().manual_seed(0))), 1)
     hidden = torch.zeros(2, 12, dtype=torch.bool)
     hidden[0, [1, 6]] = hidden[1, 4] = True
     return made, torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(3)), hidden
 
 
-def test_the_encoder_does_not_see_what_is_hidden_and_visible_pixels_are_not_judged() -> None:
-    made, x, hidden = model()
+@pytest.mark.parametrize("stem", [None, STEM], ids=["linear", "convolutions"])
+def test_the_encoder_does_not_see_what_is_hidden_and_visible_pixels_are_not_judged(stem: StemSettings | None) -> None:
+    made, x, hidden = model(stem)
     changed = x.clone()
     changed[0, :, :2, 2:4] += 5  # patch 1 of the first picture
     assert torch.equal(made(x, hidden).pixels, made(changed, hidden).pixels)
@@ -96,6 +102,18 @@ def test_the_encoder_does_not_see_what_is_hidden_and_visible_pixels_are_not_judg
     masked_error(x, drawn, pixels).backward()
     assert drawn.grad is not None
     assert not drawn.grad[pixels.expand_as(x) == 0].any() and drawn.grad[pixels.expand_as(x) == 1].all()
+
+
+def test_what_is_cropped_is_neither_drawn_nor_judged() -> None:
+    about = VitSettings(width=24, depth=1, heads=3, patch=2, grid=(3, 4), mask_token=True, fitting="crop")
+    made = randomised(SimMIM(build_encoder(about, torch.Generator().manual_seed(0))), 1)
+    x = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(3))
+    hidden = hide_units(2, made.encoder.patches.grid(7, 9), 1, 0.5, torch.Generator().manual_seed(4))
+    whole, cut = made(x, hidden), made(x[..., :6, :8], hidden)
+    assert whole.pixels.shape == x.shape and not whole.pixels[..., 6:, :].any() and not whole.pixels[..., 8:].any()
+    assert torch.equal(whole.pixels[..., :6, :8], cut.pixels)
+    torch.testing.assert_close(whole.loss, cut.loss)
+    assert made.hidden_pixels(hidden, 7, 9).sum() == 4 * hidden.sum()
 
 
 def test_an_encoder_without_a_mask_token_is_refused() -> None:

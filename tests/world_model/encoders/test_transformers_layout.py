@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from worldloom.world_model.encoders.build import build_encoder
 from worldloom.world_model.encoders.load import from_pretrained, save_pretrained
-from worldloom.world_model.encoders.settings import SwinSettings, VitSettings
-from worldloom.world_model.encoders.transformers_layout import kind_of, load_transformers, save_transformers, table_of
+from worldloom.world_model.encoders.settings import StemSettings, SwinSettings, VitSettings
+from worldloom.world_model.encoders.transformers_layout import kind_of, load_transformers, save_transformers, settings_of, table_of
 
 VIT = {
     "hidden_size": 24,
@@ -30,7 +30,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("Dinov2", VIT),
     "dinov2 swiglu": ("Dinov2", VIT | {"use_swiglu_ffn": True}),
     "dinov2 registers": ("Dinov2WithRegisters", VIT | {"num_register_tokens": 5}),
+    "dinov2 narrow": ("Dinov2", VIT | {"mlp_ratio": 2}),
+    "dinov2 swiglu narrow": ("Dinov2", VIT | {"use_swiglu_ffn": True, "mlp_ratio": 3}),
+    "dinov2 registers wide": ("Dinov2WithRegisters", VIT | {"num_register_tokens": 2, "mlp_ratio": 6, "layer_norm_eps": 0.1}),
     "swin": ("Swin", SWIN),
+    "swin narrow": ("Swin", SWIN | {"mlp_ratio": 2.5}),
 }
 
 
@@ -63,7 +67,7 @@ def test_folders_go_both_ways_with_the_same_features(case: str, tmp_path: Path) 
     assert sorted(name for place in table.values() for name in place.names) == sorted(load_file(tmp_path / "theirs" / "model.safetensors"))
     x = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
     expected = its(x).last_hidden_state
-    found = ours(x).tokens if case == "swin" else ours.sequence(x)  # type: ignore[operator]
+    found = ours(x).tokens if case.startswith("swin") else ours.sequence(x)  # type: ignore[operator]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     save_transformers(tmp_path / "ours", ours, about)
     pooler = {"add_pooling_layer": False} if CASES[case][0] in ("ViT", "DeiT") else {}
@@ -100,6 +104,9 @@ def test_weights_of_another_model_and_configs_of_none_are_refused(tmp_path: Path
     (tmp_path / "vit" / "config.json").write_text('{"model_type": "swin", "use_absolute_embeddings": true}')
     with pytest.raises(ValueError, match="asks for absolute embeddings"):
         load_transformers(tmp_path / "vit")
+    (tmp_path / "vit" / "config.json").write_text(config.replace('"intermediate_size": 40', '"intermediate_size": 48'))
+    with pytest.raises(ValueError, match=r"dense.weight is of shape \(40, 24\), config.json asks for \(48, 24\); they are of two models"):
+        load_transformers(tmp_path / "vit")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,10 @@ def test_weights_of_another_model_and_configs_of_none_are_refused(tmp_path: Path
         (VitSettings(relation="rotary", positions="none"), "can hold this encoder's positions, relation"),
         (VitSettings(registers=2), "has no registers and no SwiGLU"),
         (VitSettings(layer_scale=1.0, distillation_token=True), "Dinov2 has no distillation token"),
+        (VitSettings(layer_scale=1.0, mlp_width=600), "and MLPs of whole multiples of width"),
+        (VitSettings(stem=StemSettings(depths=(1, 1, 1))), "can hold this encoder's stem"),
+        (VitSettings(interpolation="bilinear", antialias=True), "can hold this encoder's interpolation, antialias"),
+        (SwinSettings(epsilon=1e-6), "always have an epsilon of 1e-05, this encoder's have 1e-06"),
         (SwinSettings(mask_padding=True), "has no mask_padding"),
     ],
 )
@@ -120,9 +131,10 @@ def test_what_no_layout_can_hold_is_refused(about: VitSettings | SwinSettings, m
     "about",
     [
         VitSettings(width=24, depth=1, heads=3, patch=4, grid=(3, 2), relation="relative_bias", registers=2, pooling="attention"),
+        VitSettings(width=24, depth=1, heads=3, patch=4, grid=(3, 2), stem=StemSettings(patch=2, width=8, depths=(1, 1), frozen=True)),
         SwinSettings(width=8, depths=(1, 1), heads=(2, 2), window=3, patch=2),
     ],
-    ids=["vit", "swin"],
+    ids=["vit", "vit with a stem", "swin"],
 )
 def test_our_own_folder_gives_the_same_encoder_back(about: VitSettings | SwinSettings, tmp_path: Path) -> None:
     made = randomised(build_encoder(about, torch.Generator().manual_seed(0)), 3)
@@ -146,3 +158,15 @@ def test_a_folder_that_holds_no_encoder_is_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(config.replace(before, after))
         with pytest.raises(ValueError, match=message):
             from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_norm_eps": 1e-3}, "asks for an epsilon of 0.001 in some norms only; our Swin has one for all, 1e-05"),
+        ({"hidden_act": "gelu_new"}, "asks for 'gelu_new'; our Swin has GELU without approximation"),
+    ],
+)
+def test_a_swin_that_ours_would_read_otherwise_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings_of({"model_type": "swin", **SWIN, **changes})
