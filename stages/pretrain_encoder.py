@@ -265,6 +265,6 @@ STAGE = StageKind(
     run=run,
     finish=finish,
     produces="encoder",
-    version=4,
+    version=5,
     placement="gang",
 )
