@@ -216,7 +216,7 @@ def serve(
 def token(
     tenant: Annotated[str, typer.Argument(metavar="TENANT", help="whose it is: small letters, digits, - and _")],
     to: Annotated[Path | None, typer.Option("--to", help="file of tokens to add it to; without it, its line is printed")] = None,
-    quota: Annotated[int | None, typer.Option("--quota", help="cost a minute: pixels, samples, characters, numbers")] = None,
+    quota: Annotated[int | None, typer.Option("--quota", help="cost a minute: pixels, samples, characters, numbers, codes, bytes")] = None,
 ) -> None:
     """Make a token for the service; it is shown once, the file holds its digest alone."""
     from worldloom.pipeline.service.tenants import add_token

@@ -72,7 +72,7 @@ def _read_text(content: bytes) -> NDArray[Any]:
     try:
         rows: Any = json.loads(text) if text.lstrip().startswith("[") else [row for row in csv.reader(io.StringIO(text)) if row]
         return np.array(rows, dtype=np.float64)
-    except (ValueError, TypeError, RecursionError, csv.Error) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         raise InputRejected("action_invalid", f"not rows of numbers: {str(error).splitlines()[0][:120]}") from None
 
 

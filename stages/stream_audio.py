@@ -1,7 +1,8 @@
 """Sounds on disk: WAV, FLAC, Ogg and MP3 bytes to float32 [channels, samples] of one rate and length, and back to WAV.
 
 Channels are mixed to mono by their mean, mono is doubled to stereo; other rates are resampled; what is too long is cut at its end, what is
-too short is filled with silence. What the header claims is judged first, and no more is decoded than the longest sound allowed.
+too short is filled with silence. What the header claims is judged first, no more is decoded than the longest sound allowed, and no more
+kept than the stream needs.
 """
 
 import io
@@ -19,8 +20,10 @@ from worldloom.stages.stream_kind import Form, StreamKind
 MAX_BYTES = 256 << 20
 MAX_SECONDS = 600.0
 MAX_CHANNELS = 8
+MAX_SAMPLES = 1 << 28  # channels added up; 600 s of eight channels at 48,000 Hz are a seventh less
 RATES = (1_000, 384_000)  # samples a second
 BLOCK = 1 << 16  # samples decoded at a time
+UNKNOWN = 1 << 62  # what a header that does not say how long the sound is may seem to claim, or more
 
 _MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3")
 
@@ -39,14 +42,27 @@ def decode(content: bytes | memoryview, stream: AudioStream) -> NDArray[np.float
                 raise InputRejected(
                     "audio_limits", f"{channels} channels at {rate} Hz; at most {MAX_CHANNELS}, {RATES[0]} .. {RATES[1]} Hz"
                 )
-            sound = _read(file, rate, channels)
+            _judge_length(frames if frames < UNKNOWN else 0, rate, channels)
+            sound = _read(file, rate, channels, _needed(rate, stream))
     except soundfile.LibsndfileError as error:
         raise InputRejected("audio_corrupt", str(error).splitlines()[0][:200]) from None
     if not len(sound):
         raise InputRejected("audio_empty" if frames <= 0 else "audio_truncated", f"the header claims {frames} samples, there are none")
-    if not np.isfinite(sound).all():
-        raise InputRejected("audio_nonfinite", "some samples are NaN or infinite")
     return _fit(sound, rate, stream)
+
+
+def claimed_samples(content: bytes) -> int:
+    """Samples that the header claims, channels added up; 0 where it says nothing, or what `decode` refuses without more work."""
+    import soundfile
+
+    try:
+        _judge(content)
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            samples = file.frames if file.frames < UNKNOWN else 0
+            _judge_length(samples, file.samplerate, file.channels)
+            return int(samples * file.channels)
+    except (InputRejected, soundfile.LibsndfileError):
+        return 0
 
 
 def encode(value: NDArray[np.float32], stream: AudioStream) -> bytes:
@@ -93,15 +109,30 @@ def _judge_wav(content: bytes) -> None:
     raise InputRejected("audio_truncated", "the file ends before its samples")
 
 
-def _read(file: "soundfile.SoundFile", rate: int, channels: int) -> NDArray[np.float32]:  # type: ignore[name-defined] # noqa: F821
-    """float32 [samples, channels]; InputRejected as soon as there are more than MAX_SECONDS of them."""
-    most, blocks, read = int(MAX_SECONDS * rate), [], 0
+def _judge_length(samples: int, rate: int, channels: int) -> None:
+    if samples > MAX_SECONDS * rate:
+        raise InputRejected("audio_too_long", f"more than {MAX_SECONDS:g} seconds")
+    if samples * channels > MAX_SAMPLES:
+        raise InputRejected("audio_too_long", f"more than {MAX_SAMPLES} samples, those of its {channels} channels added up")
+
+
+def _read(file: "soundfile.SoundFile", rate: int, channels: int, needed: int) -> NDArray[np.float32]:  # type: ignore[name-defined] # noqa: F821
+    """float32 [samples, channels], `needed` of them or some more; all behind them are judged, too, but not kept. InputRejected."""
+    blocks, read, finite = [np.zeros((0, channels), np.float32)], 0, True
     while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-        blocks.append(block)
+        if read < needed:
+            blocks.append(block)
+        finite = finite and bool(np.isfinite(block).all())
         read += len(block)
-        if read > most:
-            raise InputRejected("audio_too_long", f"more than {MAX_SECONDS:g} seconds")
-    return np.concatenate(blocks) if blocks else np.zeros((0, channels), np.float32)
+        _judge_length(read, rate, channels)
+    if not finite:
+        raise InputRejected("audio_nonfinite", "some samples are NaN or infinite")
+    return np.concatenate(blocks)
+
+
+def _needed(rate: int, stream: AudioStream) -> int:
+    """Samples of that rate of which the stream is made: its own length, and what resampling looks at behind its end."""
+    return int(np.ceil(stream.samples * rate / stream.sample_rate)) + rate // 10
 
 
 def _fit(sound: NDArray[np.float32], rate: int, stream: AudioStream) -> NDArray[np.float32]:
@@ -112,8 +143,7 @@ def _fit(sound: NDArray[np.float32], rate: int, stream: AudioStream) -> NDArray[
         sound = sound.mean(axis=1, keepdims=True)
     else:
         sound = np.repeat(sound, 2, axis=1) if sound.shape[1] == 1 else sound[:, :2]
-    needed = int(np.ceil(stream.samples * rate / stream.sample_rate)) + rate // 10
-    sound = sound[:needed]  # before resampling: the rest is cut anyway
+    sound = sound[: _needed(rate, stream)]  # before resampling: the rest is cut anyway
     if rate != stream.sample_rate:
         sound = soxr.resample(sound, rate, stream.sample_rate)
     sound = sound[: stream.samples]

@@ -5,6 +5,7 @@ frame, what is too long is cut at its end. What the header claims is judged befo
 """
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,30 @@ def decode(content: bytes | memoryview, stream: VideoStream) -> NDArray[np.uint8
     clip = np.stack([_fitted(frame, stream) for frame, _ in zip(frames, range(stream.frames), strict=False)] or [_no_frame()])
     missing = stream.frames - len(clip)
     return np.concatenate([clip, np.repeat(clip[-1:], missing, axis=0)]) if missing else clip
+
+
+def claimed_pixels(content: bytes, stream: VideoStream) -> int:
+    """Pixels of the frames that `decode` looks at, by what the header of a media file claims; 0 where it claims nothing, or what is refused
+    without more work.
+    """
+    if not _is_media(content):
+        return 0
+    try:
+        import av
+    except ImportError:
+        return 0
+    try:
+        with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
+            if not container.streams.video:
+                return 0
+            video = container.streams.video[0]
+            _judge(container, video)
+            rate = float(video.average_rate or 0)
+            claimed = video.frames or math.ceil(float(container.duration or 0) / 1e6 * rate) or 1
+            needed = math.ceil(stream.frames / stream.frame_rate * rate) + 1 if rate else MAX_FRAMES  # those behind are cut off undecoded
+            return int(min(claimed, needed, MAX_FRAMES) * video.width * video.height)
+    except (InputRejected, av.FFmpegError, ValueError, IndexError, OverflowError):
+        return 0
 
 
 def encode(value: NDArray[np.uint8], stream: VideoStream) -> bytes:

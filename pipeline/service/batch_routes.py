@@ -12,7 +12,7 @@ from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.jobs import Jobs
 from worldloom.pipeline.service.reading import MULTIPART, checked, media_type, parse_json, read_form, read_json
-from worldloom.pipeline.service.token_routes import ERRORS, body_of
+from worldloom.pipeline.service.token_routes import ERRORS, body_of, charge
 
 KEY = "idempotency-key"
 MOST_KEY = 200  # characters
@@ -33,12 +33,13 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
             raise ServiceError("request_invalid", 400, f"an Idempotency-Key has 1 to {MOST_KEY} characters", "Idempotency-Key")
         if media_type(request) == MULTIPART:
             async with read_form(request, engine.limits) as form:
-                uploads = [value.file for name, value in form.multi_items() if isinstance(value, UploadFile) and name == "shard"]
+                shards = [value for name, value in form.multi_items() if isinstance(value, UploadFile) and name == "shard"]
                 text = form.get("job")
-                if not isinstance(text, str) or not uploads:
+                if not isinstance(text, str) or not shards:
                     raise ServiceError("request_invalid", 400, "a batch of shards has a field job, as JSON, and files called shard", "job")
                 asked = checked(BatchRequest, parse_json(text.encode("utf-8", "surrogatepass"), engine.limits.json_depth))
-                return await _create(request, asked, uploads, key)
+                charge(request, sum(shard.size or 0 for shard in shards))
+                return await _create(request, asked, [shard.file for shard in shards], key)
         asked = await read_json(request, BatchRequest, engine.limits)
         return await _create(request, asked, [], key)
 

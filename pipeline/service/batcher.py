@@ -143,26 +143,38 @@ class Batcher:
         return batch
 
     async def _do(self, batch: list[_Part]) -> None:
-        contents = [content for part in batch for content in part.contents]
-        cost = sum(part.cost for part in batch)
-        self._watch(len(contents))
-        begun = time.monotonic()
-        try:
-            found: Encoded | Exception = await self._run(contents)
-        except Exception as error:  # it belongs to those who asked, and the lane goes on
-            found = error
+        cost, begun = sum(part.cost for part in batch), time.monotonic()
+        found = await self._found(batch)
         self._cost -= cost
         self._rate.note(cost, begun, time.monotonic())
+        for part, each in zip(batch, found, strict=True):
+            if part.result.done():
+                continue
+            if isinstance(each, Exception):
+                part.result.set_exception(each)
+            else:
+                part.result.set_result(each)
+
+    async def _found(self, batch: list[_Part]) -> list[Encoded | Exception]:
+        """What comes of each part. Where a batch fails as nobody expected, each goes by itself: the failure is theirs who brought it."""
+        contents = [content for part in batch for content in part.contents]
+        self._watch(len(contents))
+        try:
+            encoded = await self._run(contents)
+        except ServiceError as error:  # of the worker, not of a value
+            return [error for _ in batch]
+        except Exception as error:  # it belongs to those who asked, and the lane goes on
+            if len(batch) == 1:
+                return [error]
+            return [error if part.result.done() else (await self._found([part]))[0] for part in batch]
+        found: list[Encoded | Exception] = []
         first = 0
         for part in batch:
             last = first + len(part.contents)
-            if not part.result.done():
-                if isinstance(found, Exception):
-                    part.result.set_exception(found)
-                else:
-                    refused = [each._replace(at=each.at - first) for each in found.refused if first <= each.at < last]
-                    part.result.set_result(Encoded(found.codes[first:last], refused))
+            refused = [each._replace(at=each.at - first) for each in encoded.refused if first <= each.at < last]
+            found.append(Encoded(encoded.codes[first:last], refused))
             first = last
+        return found
 
 
 class _Rate:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 LANES = 2  # calls that one worker has at a time: the next is decoded while this one is encoded
+STREAMS = 2  # that it has beside them, in threads of their own: a stream takes as long as a sample
 Say = Callable[[Any], None]
 _END = object()
 
@@ -68,6 +69,7 @@ class LocalCalls:
 
         self.workers = dict(workers)
         self._pools = {name: ThreadPoolExecutor(LANES, thread_name_prefix=name) for name in workers}
+        self._streams = {name: ThreadPoolExecutor(STREAMS, thread_name_prefix=f"{name}-stream") for name in workers}
         self._open = ExitStack()
         self._open.enter_context(settled(threads=1))
 
@@ -79,13 +81,13 @@ class LocalCalls:
         return await asyncio.get_running_loop().run_in_executor(self._pools[to], work)
 
     def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        return streamed(self._pools[to], partial(getattr(self.workers[to], method), *arguments))
+        return streamed(self._streams[to], partial(getattr(self.workers[to], method), *arguments))
 
     async def ready(self) -> None:
         pass
 
     async def close(self) -> None:
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._streams.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         self._open.close()
 
@@ -109,3 +111,4 @@ async def streamed(pool: Executor, work: Callable[[Say], None]) -> AsyncIterator
         running.result()
     finally:
         gone.set()
+        running.cancel()  # if it has not begun

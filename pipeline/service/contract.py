@@ -15,8 +15,12 @@ Name = Annotated[str, Field(pattern=NAME)]
 Rows = list[list[float]] | list[float]
 Input = str | Rows
 Codes = list[Any]  # of one value: nested as in the tokenizer's shape, or flat
+LARGEST = 2**63 - 1
+Seed = Annotated[NonNegativeInt, Field(le=LARGEST)]
+Steps = Annotated[PositiveInt, Field(le=LARGEST)]
 PerStream = NonNegativeFloat | dict[str, NonNegativeFloat]
-CountPerStream = NonNegativeInt | dict[str, NonNegativeInt]
+Count = Annotated[NonNegativeInt, Field(le=LARGEST)]
+CountPerStream = Count | dict[str, Count]
 
 
 class Asked(BaseModel):
@@ -129,7 +133,7 @@ class LimitsInfo(Told):
 class QuotaInfo(Told):
     """What the token may spend."""
 
-    per_minute: float = Field(description="cost, all units together")
+    per_minute: float = Field(description="cost, all units together: pixels, samples, characters, numbers, codes and bytes of shards")
     left: float
 
 
@@ -231,7 +235,7 @@ class DetokenizeAnswer(Told):
 class Choosing(Asked):
     """How codes are drawn: numbers, or one for each stream named."""
 
-    seed: NonNegativeInt = Field(default=0, description="the same one gives the same answer")
+    seed: Seed = Field(default=0, description="the same one gives the same answer")
     temperature: PerStream | None = Field(default=None, description="0 takes the likeliest; null: 0.25 where something is given, else 1")
     top_k: CountPerStream = Field(default=0, description="0 takes all")
     top_p: PerStream = 1.0
@@ -276,10 +280,10 @@ class RolloutRequest(Choosing):
     context: dict[str, Input] | None = Field(
         default=None, description="the first frame: a picture or a clip for the stream of frames; null: of a sample the world has not seen"
     )
-    sample: NonNegativeInt | None = Field(default=None, description="seed of that sample, where context is null; null: `seed`")
-    given: PositiveInt = Field(default=1, description="frames of it that stand in front, with what lies between them; step 0 is the last")
+    sample: Seed | None = Field(default=None, description="seed of that sample, where context is null; null: `seed`")
+    given: Steps = Field(default=1, description="frames of it that stand in front, with what lies between them; step 0 is the last")
     prompts: dict[str, Input] = Field(default={}, description="values of streams that are not on the clock: a caption")
-    window: PositiveInt | None = Field(default=None, description="steps in sight; null: as many as a sample has")
+    window: Steps | None = Field(default=None, description="steps in sight, at most as many as a sample has; null: as many")
     scale: PositiveInt = Field(default=1, le=16, description="enlarges frames by whole pixels")
 
 

@@ -1,17 +1,18 @@
 """What the routes ask: tokenizers, world and encoders by name, wherever they work; bounded and batched here, in front of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldloom.pipeline.service.batcher import Batcher, Bounds
-from worldloom.pipeline.service.calls import LANES, Calls, LocalCalls
+from worldloom.pipeline.service.calls import LANES, STREAMS, Calls, LocalCalls
 from worldloom.pipeline.service.contract import ActRequest, EncoderInfo, GenerateRequest, RolloutRequest, TokenizerInfo, WorldInfo
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.line import Line
 from worldloom.pipeline.service.measures import Measures
 from worldloom.pipeline.service.served import Served, find_served
 from worldloom.pipeline.service.values import Content, SeveralCodes
@@ -20,6 +21,9 @@ from worldloom.stages.rejects import InputRejected
 
 if TYPE_CHECKING:
     from worldloom.pipeline.service.world_worker import SessionInfo
+
+MOST_WAITING = 64  # calls that wait for one worker, beside the values that wait to be encoded
+MOST_STREAMS = 16  # samples that wait to be written
 
 
 class Engine:
@@ -32,6 +36,8 @@ class Engine:
         self.world: WorldInfo | None = None
         self.encoders: dict[str, EncoderInfo] = {}
         self.batchers: dict[str, Batcher] = {}
+        self._lines: dict[str, Line] = {}
+        self._streams = Line(STREAMS, MOST_STREAMS)
 
     @property
     def runs(self) -> tuple[Path, ...]:
@@ -75,39 +81,63 @@ class Engine:
     async def decode(self, name: str, codes: Sequence[Any], file_format: str | None) -> list[File]:
         """The files that values' codes stand for; ServiceError where they are no codes of this tokenizer."""
         try:
-            files: list[File] = await self.calls.call(f"tokenizer:{name}", "decode", codes, file_format)
+            files: list[File] = await self._call(f"tokenizer:{name}", "decode", codes, file_format)
         except InputRejected as refused:
             raise ServiceError.of(refused, "codes") from None
         return files
 
-    def generate(self, asked: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
-        """The lines of the answer from the first segment on."""
-        self._need_world()
-        return self.calls.stream("world", "generate", asked)
+    async def prepare(self, name: str, content: bytes) -> File:
+        """A value as the tokenizer sees it; ServiceError where it is refused."""
+        try:
+            file: File = await self._call(f"tokenizer:{name}", "prepare", content)
+        except InputRejected as refused:
+            raise ServiceError.of(refused, "input") from None
+        return file
+
+    async def generate(self, asked: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
+        """The lines of the answer from the first segment on; taken as they come, so that a slow reader keeps no place."""
+        self.need_world()
+        said: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        async def write() -> None:
+            try:
+                async with self._streams.place():
+                    async for line in self.calls.stream("world", "generate", asked):
+                        said.put_nowait(line)
+            finally:
+                said.put_nowait(None)
+
+        writing = asyncio.create_task(write())
+        try:
+            while (line := await said.get()) is not None:
+                yield line
+            await writing  # whatever it failed of is raised here
+        finally:
+            writing.cancel()
 
     async def open_rollout(self, tenant: str, asked: RolloutRequest) -> dict[str, Any]:
         """A new session: id and first."""
-        self._need_world()
+        self.need_world()
         if sum(one.tenant == tenant for one in await self.sessions()) >= self.limits.rollouts:
             raise ServiceError("busy", 429, f"this token has {self.limits.rollouts} sessions open; close one", None, 10.0)
-        opened: dict[str, Any] = await self.calls.call("world", "open", tenant, asked)
+        opened: dict[str, Any] = await self._call("world", "open", tenant, asked)
         return opened
 
     async def act(self, tenant: str, name: str, asked: ActRequest) -> list[Any]:
         """The next steps of a session."""
-        self._need_world()
-        steps: list[Any] = await self.calls.call("world", "act", tenant, name, asked.action, asked.steps)
+        self.need_world()
+        steps: list[Any] = await self._call("world", "act", tenant, name, asked.action, asked.steps)
         return steps
 
     async def close_rollout(self, tenant: str, name: str) -> None:
         """Ends a session."""
-        self._need_world()
-        await self.calls.call("world", "close", tenant, name)
+        self.need_world()
+        await self._call("world", "close", tenant, name)
 
     async def sessions(self) -> list["SessionInfo"]:
         """All open sessions."""
-        self._need_world()
-        open_now: list[SessionInfo] = await self.calls.call("world", "sessions")
+        self.need_world()
+        open_now: list[SessionInfo] = await self._call("world", "sessions")
         self.measures.rollouts.set(len(open_now))
         return open_now
 
@@ -121,22 +151,31 @@ class Engine:
 
     async def embed(self, name: str, contents: Sequence[bytes]) -> Any:
         """float32 [B, D]."""
-        return await self.calls.call(f"encoder:{name}", "embed", contents)
+        return await self._call(f"encoder:{name}", "embed", contents)
 
     async def search(
         self, name: str, content: bytes | None, text: str | None, vector: Sequence[float] | None, top: int
     ) -> list[tuple[str, str, float]]:
         """Key, split and cosine of the samples that are most alike."""
-        found: list[tuple[str, str, float]] = await self.calls.call(f"encoder:{name}", "search", content, text, vector, top)
+        found: list[tuple[str, str, float]] = await self._call(f"encoder:{name}", "search", content, text, vector, top)
         return found
 
     async def close(self) -> None:
         """Ends the workers."""
         await self.calls.close()
 
-    def _need_world(self) -> None:
+    def need_world(self) -> WorldInfo:
+        """ServiceError(world_unknown) where none is served."""
         if self.world is None:
             raise ServiceError("world_unknown", 404, "no world model is served; serve a run that has trained one")
+        return self.world
+
+    async def _call(self, to: str, method: str, *arguments: Any) -> Any:
+        """As `calls.call`, when its turn comes; ServiceError(busy) where too much waits for this worker."""
+        if to not in self._lines:
+            self._lines[to] = Line(self.calls.lanes(to), MOST_WAITING)
+        async with self._lines[to].place():
+            return await self.calls.call(to, method, *arguments)
 
 
 def _packed(contents: Sequence[Content]) -> Sequence[Content]:

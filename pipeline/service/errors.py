@@ -33,3 +33,12 @@ class ServiceError(Exception):
 def not_found(what: str) -> ServiceError:
     """The same whether it never was, is gone, or is somebody else's."""
     return ServiceError("not_found", 404, f"there is no such {what}; list those there are")
+
+
+def place_of(error: BaseException) -> str:
+    """Where it was raised, not what it says: messages quote what they were given."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "?" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+    return f"{type(error).__name__} at {where}"

@@ -17,12 +17,10 @@ from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.reading import content_of, read_json
 from worldloom.pipeline.service.run_pages import Absent, RunLine, RunPage, Runs, StagePage
-from worldloom.pipeline.service.token_routes import ERRORS, body_of, spend
+from worldloom.pipeline.service.token_routes import ERRORS, body_of, costs_of, spend
 from worldloom.pipeline.service.told import Told
-from worldloom.pipeline.service.values import as_file, cost_of, shown
+from worldloom.pipeline.service.values import shown
 from worldloom.stages.artifact import ArtifactError
-from worldloom.stages.rejects import InputRejected
-from worldloom.stages.streams import kind_of
 
 Result = TypeVar("Result")
 Seed = Annotated[int, Query(ge=0, lt=1 << 31, description="the same one draws the same")]
@@ -71,8 +69,8 @@ def router(engine: Engine) -> APIRouter:
         asked = await read_json(request, PrepareRequest, engine.limits)
         about = engine.tokenizer(asked.tokenizer)
         content = content_of(asked.input, about.kind, "input")
-        spend(request, about, cost_of(about.stream, content), engine.limits)
-        return await run_in_threadpool(_prepared, about.stream, content)
+        spend(request, about, sum(await costs_of(about, [content])), engine.limits)
+        return Shown(**shown(await engine.prepare(about.name, content)))
 
     return routes
 
@@ -139,14 +137,6 @@ def _add_datasets(routes: APIRouter, datasets: Datasets) -> None:
     @routes.get("/datasets/{run}/{stage}/use", summary="How often each code of a stream is chosen")
     async def use(run: str, stage: str, stream: StreamName, split: Split = None) -> CodeUse:
         return await _looked(datasets.use, run, stage, stream, split)
-
-
-def _prepared(stream: Any, content: bytes) -> Shown:
-    try:
-        value = kind_of(stream.kind).decode(content, stream)
-    except InputRejected as refused:
-        raise ServiceError.of(refused, "input") from None
-    return Shown(**shown(as_file(value, stream, "npy" if stream.kind == "video" else None)))
 
 
 async def _looked(look: Callable[..., Result], *arguments: Any) -> Result:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from worldloom.pipeline.service.contract import (
     DetokenizeAnswer,
@@ -20,7 +21,7 @@ from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.reading import MULTIPART, NPY, checked, contents_of, media_type, read_files, read_json, values_of
-from worldloom.pipeline.service.values import TYPES, Content, SeveralCodes, cost_of, shown
+from worldloom.pipeline.service.values import TYPES, Content, SeveralCodes, codes_in, cost_of, shown
 from worldloom.stages.npy import write_npy
 from worldloom.stages.present import File
 
@@ -65,8 +66,7 @@ def router(engine: Engine) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         asked, contents, params = await _tokenize_request(request, engine)
         about = engine.tokenizer(asked.tokenizer)
-        least = cost_of(about.stream, b"")
-        costs = [cost_of(about.stream, content) if isinstance(content, bytes) else least for content in contents]
+        costs = await costs_of(about, contents)
         spend(request, about, sum(costs), engine.limits)
         codes = await engine.encode(about.name, contents, costs, params)
         if asked.answer == "npy":
@@ -87,24 +87,43 @@ def router(engine: Engine) -> APIRouter:
             raise ServiceError(
                 "request_invalid", 400, f"return=file answers with one file, and there are codes of {len(codes)} values", "codes"
             )
-        cost = sum(cost_of(about.stream, b"") for _ in codes)
+        given = [codes_in(one) for one in codes]
+        cost = sum(max(cost_of(about.stream, b""), count) for count in given)
         spend(request, about, cost, engine.limits)
         files = await engine.decode(about.name, codes, asked.format)
         if asked.answer == "file":
             return Response(files[0].content, media_type=TYPES[files[0].extension])
-        return Response(_detokenize_answer(about, files, cost), media_type="application/json")
+        return Response(_detokenize_answer(about, files, cost, sum(given)), media_type="application/json")
 
     return routes
 
 
 def spend(request: Request, about: TokenizerInfo, cost: int, limits: Limits) -> None:
     """Takes the cost off the quota and notes it; ServiceError where it is more than a request, or the token, may spend."""
-    request.state.tokenizer, request.state.cost = about.name, cost
+    request.state.tokenizer = about.name
     if cost > limits.cost(about.unit):
         raise ServiceError(
             "too_costly", 413, f"the request has {cost} {about.unit}, at most {limits.cost(about.unit)}; send it in several", "input"
         )
+    charge(request, cost)
+
+
+def charge(request: Request, cost: int) -> None:
+    """Takes the cost off the quota of the token and notes it; ServiceError where it may not spend so much."""
+    request.state.cost = cost
     request.state.tenant.spend(cost)
+
+
+async def costs_of(about: TokenizerInfo, contents: Sequence[Content]) -> list[int]:
+    """What each value costs. Headers of sounds and clips are read by libraries that take their time, so beside the loop."""
+    if about.kind in ("audio", "video"):
+        return await run_in_threadpool(_costs, about, contents)
+    return _costs(about, contents)
+
+
+def _costs(about: TokenizerInfo, contents: Sequence[Content]) -> list[int]:
+    least = cost_of(about.stream, b"")
+    return [cost_of(about.stream, content) if isinstance(content, bytes) else least for content in contents]
 
 
 def tokenize_answer(about: TokenizerInfo, codes: SeveralCodes, cost: int) -> bytes:
@@ -168,7 +187,7 @@ async def _detokenize_request(request: Request, engine: Engine) -> tuple[Detoken
     return asked, list(asked.codes)
 
 
-def _detokenize_answer(about: TokenizerInfo, files: Sequence[File], cost: int) -> bytes:
+def _detokenize_answer(about: TokenizerInfo, files: Sequence[File], cost: int, codes: int) -> bytes:
     data = [{"index": index, **shown(file)} for index, file in enumerate(files)]
-    usage = {"values": len(files), "cost": cost, "unit": about.unit, "codes": 0}
+    usage = {"values": len(files), "cost": cost, "unit": about.unit, "codes": codes}
     return json.dumps({"object": "list", "tokenizer": about.name, "data": data, "usage": usage}).encode()

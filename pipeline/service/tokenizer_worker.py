@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from math import prod
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from worldloom.pipeline.service.contract import TokenizerInfo
+from worldloom.pipeline.service.errors import place_of
 from worldloom.pipeline.service.served import TokenizerPlace
 from worldloom.pipeline.service.values import TOGETHER, UNITS, Content, Encoded, Refused, as_file
 from worldloom.stages.dataset_writer import code_type
@@ -24,6 +26,8 @@ from worldloom.stages.present import File
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import Stream
 from worldloom.stages.streams import kind_of
+
+log = logging.getLogger("worldloom.service")
 
 MOST_CODES = 64 << 20  # bytes of the codes of one value
 _STREAM: TypeAdapter[Stream] = TypeAdapter(Stream)
@@ -95,7 +99,19 @@ class TokenizerWorker:
         return Encoded(codes if shape is None else np.stack(codes), refused)
 
     def _value(self, content: Content) -> Any:
-        return kind_of(self.stream.kind).decode(content, self.stream) if isinstance(content, bytes) else content
+        if not isinstance(content, bytes):
+            return content
+        try:
+            return kind_of(self.stream.kind).decode(content, self.stream)
+        except InputRejected:
+            raise
+        except Exception as error:  # a decoder that let something out: a fault of ours, for which the others of a batch must not fail
+            log.error(json.dumps({"event": "decoder_failed", "tokenizer": self.place.name, "error": place_of(error)}))
+            raise InputRejected("value_unreadable", f"its decoder failed at this value, of kind {self.stream.kind}") from error
+
+    def prepare(self, content: bytes) -> File:
+        """A value as the tokenizer sees it, as a file of its kind, a clip as its frames; InputRejected."""
+        return as_file(self._value(content), self.stream, "npy" if self.stream.kind == "video" else None)
 
     def decode(self, codes: Sequence[Any], file_format: str | None, scale: int = 1) -> list[File]:
         """What values' codes (nested or flat lists, or the bytes of an .npy) stand for, as files; InputRejected: codes_invalid."""

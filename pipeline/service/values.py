@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloom.stages.npy import write_npy
+from worldloom.stages.npy import read_npy, write_npy
 from worldloom.stages.present import File, present
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import ActionStream, AudioStream, Stream, TextStream, VideoStream
@@ -63,12 +63,28 @@ def cost_of(stream: Stream, content: bytes) -> int:
     if isinstance(stream, TextStream):
         return len(content)
     if isinstance(stream, AudioStream):
-        return max(stream.channels * stream.samples, len(content) // 2)
+        from worldloom.stages.stream_audio import claimed_samples
+
+        return max(stream.channels * stream.samples, len(content) // 2, claimed_samples(content))
     if isinstance(stream, ActionStream):
         return max(stream.steps * stream.dimensions, len(content) // 8)
     if isinstance(stream, VideoStream):
-        return max(stream.frames * stream.height * stream.width, len(content))
+        from worldloom.stages.stream_video import claimed_pixels
+
+        return max(stream.frames * stream.height * stream.width, len(content), claimed_pixels(content, stream))
     return max(stream.height * stream.width, pixels_of(content))
+
+
+def codes_in(codes: Any) -> int:
+    """Codes of one value, lists of them or an .npy; 0 of what is neither, which the tokenizer refuses."""
+    if isinstance(codes, list):
+        return sum(map(codes_in, codes))
+    if not isinstance(codes, bytes):
+        return 1
+    try:
+        return read_npy(codes, len(codes), "codes_invalid").size
+    except InputRejected:
+        return 0
 
 
 def pixels_of(content: bytes) -> int:

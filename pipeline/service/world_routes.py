@@ -1,7 +1,9 @@
 """Worlds: /v1/generate, told code by code, and /v1/rollouts, sessions that go on step by step."""
 
 import json
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,11 +17,12 @@ from worldloom.pipeline.service.contract import (
     RolloutRequest,
     RolloutsAnswer,
     StepsAnswer,
+    WorldInfo,
 )
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.reading import read_json
-from worldloom.pipeline.service.token_routes import ERRORS, body_of
+from worldloom.pipeline.service.token_routes import ERRORS, body_of, charge
 
 NDJSON = "application/x-ndjson"
 
@@ -37,6 +40,7 @@ def router(engine: Engine) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         asked = await read_json(request, GenerateRequest, engine.limits)
+        charge(request, _written(engine.need_world(), asked))
         lines = engine.generate(asked)
         first = await anext(lines)  # what is wrong with the request is said before the answer begins
         return StreamingResponse(_told(request.state.request_id, first, lines), media_type=NDJSON)
@@ -44,8 +48,8 @@ def router(engine: Engine) -> APIRouter:
     @routes.post("/rollouts", status_code=201, summary="Opens a session", responses=ERRORS, openapi_extra=body_of(RolloutRequest))
     async def open_rollout(request: Request) -> RolloutOpened:
         asked = await read_json(request, RolloutRequest, engine.limits)
-        tenant = request.state.tenant.name
-        opened = await engine.open_rollout(tenant, asked)
+        charge(request, asked.given * _step_codes(engine.need_world()))
+        opened = await engine.open_rollout(request.state.tenant.name, asked)
         return RolloutOpened(**_info(engine, opened["id"], 0, engine.limits.rollout_seconds).model_dump(), first=opened["first"])
 
     @routes.get("/rollouts", summary="The token's sessions", responses=ERRORS)
@@ -56,6 +60,7 @@ def router(engine: Engine) -> APIRouter:
     @routes.post("/rollouts/{id}/act", summary="Goes on by a step or several", responses=ERRORS, openapi_extra=body_of(ActRequest))
     async def act(request: Request, id: str) -> StepsAnswer:
         asked = await read_json(request, ActRequest, engine.limits)
+        charge(request, asked.steps * _step_codes(engine.need_world()))
         return StepsAnswer(data=tuple(await engine.act(request.state.tenant.name, id, asked)))
 
     @routes.delete("/rollouts/{id}", status_code=204, response_class=Response, summary="Ends a session", responses=ERRORS)
@@ -67,19 +72,30 @@ def router(engine: Engine) -> APIRouter:
 
 
 def _info(engine: Engine, name: str, step: int, left: float) -> RolloutInfo:
-    world = engine.world
-    assert world is not None
+    world = engine.need_world()
     frames = next(stream.name for stream in world.streams if stream.on_clock)
     return RolloutInfo(id=name, step=step, frames=frames, actions=world.actions, expires_in=round(left, 1))
 
 
-async def _told(request_id: str, first: dict[str, Any], lines: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+def _written(world: WorldInfo, asked: GenerateRequest) -> int:
+    """Codes that an answer may have: of the streams that are wanted, or of all that are not given."""
+    streams = [stream for stream in world.streams if stream.name not in asked.given and (asked.want is None or stream.name in asked.want)]
+    return sum(stream.max_length for stream in streams)
+
+
+def _step_codes(world: WorldInfo) -> int:
+    """Codes of one step of a rollout."""
+    return sum(math.ceil(stream.max_length / world.steps) for stream in world.streams if stream.on_clock)
+
+
+async def _told(request_id: str, first: dict[str, Any], lines: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
     """The lines as they go over the wire; what fails on the way is the last of them."""
     yield _line({"event": "begin", "request_id": request_id})
     yield _line(first)
     try:
-        async for line in lines:
-            yield _line(line)
+        async with aclosing(lines):
+            async for line in lines:
+                yield _line(line)
     except ServiceError as error:
         detail = {"code": error.code, "message": error.message, "param": error.param, "request_id": request_id}
         yield _line({"event": "error", "error": detail})

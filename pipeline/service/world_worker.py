@@ -3,6 +3,8 @@
 One model, one lock: whoever writes a sample lets a session's next step in between two of its codes.
 """
 
+import json
+import logging
 import threading
 import time
 import uuid
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from worldloom.pipeline.service.calls import Say
 from worldloom.pipeline.service.contract import ActionInfo, GenerateRequest, RolloutRequest, WorldInfo, WorldStream
-from worldloom.pipeline.service.errors import ServiceError, not_found
+from worldloom.pipeline.service.errors import ServiceError, not_found, place_of
 from worldloom.pipeline.service.reading import content_of
 from worldloom.pipeline.service.values import as_file, shown
 from worldloom.stages.evaluate_world_model import ANSWERING, DREAMING
@@ -29,6 +31,8 @@ from worldloom.stages.rollouts import Step, beginning, clock_of
 from worldloom.stages.settings import ActionStream, ImageStream, VideoStream
 from worldloom.stages.streams import kind_of
 from worldloom.world_model.vocabulary import Vocabulary
+
+log = logging.getLogger("worldloom.service")
 
 TOGETHER_SECONDS = 0.03  # codes that are written so close to each other are told at once
 PAUSE = 0.0002  # seconds: enough for another thread to take the lock
@@ -154,6 +158,7 @@ class WorldWorker:
             raise ServiceError("busy", 429, f"{self.most_sessions} sessions are open; close one, or wait for one to end", None, 10.0)
         with _as_service_errors():
             frames = clock_of(self.world).streams[0]
+            _check_window(asked.window, self.world.vocabulary.steps)
             context = self._context(frames, asked)
         prompts = {name: self._value(name, value, f"prompts.{name}") for name, value in asked.prompts.items()}
         session = _Session(tenant, iter(()), asked.scale, self._now())
@@ -173,19 +178,27 @@ class WorldWorker:
         return {"id": name, "first": self._shown(name, session, {frames: context[frames][:, -1]})}
 
     def act(self, tenant: str, name: str, action: int | float | str | list[float] | None, steps: int) -> list[dict[str, Any]]:
-        """The next steps of a session, as plain values."""
+        """The next steps of a session, as plain values; one that fails is closed, since nobody knows where it stands."""
         session = self._session(tenant, name)
         taken = self._taken(action)
-        made = []
         with session.going:
             session.action = taken
-            for _ in range(steps):
-                with self._turns():
-                    step = next(session.steps)
-                session.step += 1
-                made.append(self._shown(name, session, step.values))
+            try:
+                made = [self._go_on(name, session) for _ in range(steps)]
+            except Exception as error:
+                self._sessions.pop(name, None)
+                log.error(json.dumps({"event": "session_failed", "error": place_of(error)}))
+                raise ServiceError("session_failed", 500, "the session failed at this step and is closed; open a new one") from error
             session.used = self._now()
         return made
+
+    def _go_on(self, name: str, session: _Session) -> dict[str, Any]:
+        with self._turns():
+            step = next(session.steps, None)
+        if step is None:  # a StopIteration would never leave the thread: no future takes one
+            raise RuntimeError("the rollout has ended")
+        session.step += 1
+        return self._shown(name, session, step.values)
 
     def close(self, tenant: str, name: str) -> None:
         """Ends a session."""
@@ -281,7 +294,10 @@ class WorldWorker:
                 known = ", ".join(about.names) or "none by name"
                 raise ServiceError("action_invalid", 422, f"there is no such action; there are {known}", "action")
             action = about.names.index(action)
-        values = np.asarray(action, np.float64).reshape(1, -1)
+        try:
+            values = np.asarray(action, np.float64).reshape(1, -1)
+        except OverflowError:  # an integer beyond all floats
+            values = np.full((1, about.dimensions), np.inf)
         if values.shape[1] != about.dimensions or not np.isfinite(values).all() or np.abs(values).max(initial=0) > 1e30:
             raise ServiceError("action_invalid", 422, f"an action is {about.dimensions} finite numbers", "action")
         if about.choices is not None and not ((values == np.floor(values)) & (values >= 0) & (values < about.choices)).all():
@@ -375,8 +391,18 @@ def _as_service_errors() -> Iterator[None]:
         yield
     except InputRejected as refused:
         raise ServiceError.of(refused, None) from None
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ServiceError("request_invalid", 422, " ".join(str(error).split())) from None
+
+
+def _check_window(window: int | None, steps: int) -> None:
+    if window is not None and window > steps:
+        raise ServiceError(
+            "request_invalid",
+            422,
+            f"a window has at most the {steps} steps of a sample, got {window}; ask for fewer, or leave it out",
+            "window",
+        )
 
 
 def _frames(content: bytes, about: VideoStream) -> NDArray[Any]:

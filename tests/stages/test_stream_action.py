@@ -79,6 +79,7 @@ def test_one_number_a_step_may_be_a_plain_list_and_choices_are_whole_numbers() -
         (b"[1, 2, 5]", PUSH, "action_invalid"),
         (b"[1, 2, 0.5]", PUSH, "action_invalid"),
         (b"[1, 2, -1]", PUSH, "action_invalid"),
+        (b"[1, 2, " + b"1" * 400 + b"]", PUSH, "action_invalid"),
         (b" " * (MAX_BYTES + 1), STREAM, "action_too_large"),
     ],
 )

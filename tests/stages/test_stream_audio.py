@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import soundfile
 from worldloom.stages import stream_audio
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import AudioStream
-from worldloom.stages.stream_audio import batch, decode, encode, form
+from worldloom.stages.stream_audio import batch, claimed_samples, decode, encode, form
 
 STREAM = AudioStream(kind="audio", sample_rate=8_000, seconds=0.1)
 STEREO = AudioStream(kind="audio", sample_rate=8_000, seconds=0.1, channels=2)
@@ -107,3 +108,53 @@ def test_a_small_file_of_a_long_sound_is_refused_before_it_fills_the_memory(monk
     monkeypatch.setattr(stream_audio, "MAX_BYTES", 100)
     with pytest.raises(InputRejected, match="audio_too_long: more than 100 bytes"):
         decode(content, STREAM)
+
+
+def silence(seconds: int, rate: int, channels: int) -> bytes:
+    """A FLAC file, written second by second."""
+    stream = io.BytesIO()
+    with soundfile.SoundFile(stream, "w", rate, channels, format="FLAC") as written:
+        for _ in range(seconds):
+            written.write(np.zeros((rate, channels), np.float32))
+    return stream.getvalue()
+
+
+def test_of_a_long_sound_no_more_is_kept_than_the_stream_needs() -> None:
+    content = silence(120, 96_000, 8)
+    assert len(content) < 1 << 20 and claimed_samples(content) == 120 * 96_000 * 8
+    tracemalloc.start()
+    try:
+        assert not decode(content, STREAM).any()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20  # all of its samples are 352 MiB
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (8_000, 2), (22_050, 3), (48_000, 8)])
+@pytest.mark.parametrize("stream", [STREAM, STEREO], ids=["mono", "stereo"])
+def test_a_sound_that_is_read_in_blocks_is_that_of_the_whole_to_the_bit(
+    rate: int, channels: int, stream: AudioStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, (rate, channels)).astype(np.float32)
+    content = file(noise, rate, subtype="FLOAT")
+    whole = stream_audio._fit(noise, rate, stream)
+    monkeypatch.setattr(stream_audio, "BLOCK", 1_000)
+    assert decode(content, stream).tobytes() == whole.tobytes()
+
+
+def test_too_many_samples_are_refused_by_the_header_before_any_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = file(np.zeros((600, 2), np.float32), kind="FLAC")
+    monkeypatch.setattr(stream_audio, "MAX_SAMPLES", 1_000)
+    monkeypatch.setattr(stream_audio, "_read", None)
+    with pytest.raises(InputRejected, match="audio_too_long: more than 1000 samples, those of its 2 channels added up"):
+        decode(content, STREAM)
+    assert claimed_samples(content) == 0
+
+
+def test_what_is_no_number_is_refused_behind_what_the_stream_needs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_audio, "BLOCK", 1_000)
+    noise = np.zeros(8_000, np.float32)
+    noise[-1] = np.nan
+    with pytest.raises(InputRejected, match="audio_nonfinite"):
+        decode(file(noise, subtype="FLOAT"), STREAM)

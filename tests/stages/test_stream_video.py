@@ -10,7 +10,7 @@ import pytest
 from worldloom.stages import stream_video
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.settings import VideoStream
-from worldloom.stages.stream_video import batch, decode, encode, form
+from worldloom.stages.stream_video import batch, claimed_pixels, decode, encode, form
 
 STREAM = VideoStream(kind="video", size=(16, 24), frames=4, frame_rate=10.0)
 
@@ -121,3 +121,18 @@ def test_a_moving_png_is_a_clip() -> None:
     from worldloom.stages.card import animated_png
 
     assert np.array_equal(decode(animated_png(clip(), 10.0), STREAM), clip())
+
+
+def test_a_clip_claims_the_frames_that_are_looked_at_and_no_more_than_it_has() -> None:
+    assert claimed_pixels(media(grey(5)), STREAM) == 5 * 32 * 48  # 4 frames at 10 a second, and one to know that the last has ended
+    assert claimed_pixels(media(grey(3)), STREAM) == 3 * 32 * 48
+    assert claimed_pixels(media(grey(1).repeat(300, axis=0), rate=100), STREAM) == 41 * 32 * 48
+    for nothing in (b"", npy(clip()), media(grey(5))[:200], b"\x00\x00\x00\x20ftypisom" + bytes(60)):
+        assert claimed_pixels(nothing, STREAM) == 0
+
+
+def test_of_a_clip_of_many_frames_those_behind_the_stream_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, looked = media(grey(1).repeat(300, axis=0), rate=100), list[int]()
+    monkeypatch.setattr(stream_video.np, "rot90", lambda frame, turns: looked.append(turns) or frame)
+    decode(content, STREAM)
+    assert len(looked) * 32 * 48 <= claimed_pixels(content, STREAM)

@@ -180,3 +180,53 @@ def test_a_failure_reaches_those_of_its_batch_alone():
         assert len((await ask(to, b"good")).codes) == 1
 
     asyncio.run(work())
+
+
+def test_a_failure_that_nobody_expected_reaches_those_alone_who_brought_it_not_their_neighbours_in_the_batch():
+    async def work():
+        batches, may = [], asyncio.Event()
+
+        async def run(contents):
+            batches.append(list(contents))
+            await may.wait()
+            if b"bad" in contents:
+                raise OverflowError("int too large")
+            return Encoded(
+                [np.frombuffer(content, np.uint8) for content in contents], [Refused(0, "no", "")] if contents[0] == b"no" else []
+            )
+
+        to = batcher(run)
+        first = asyncio.create_task(ask(to, b"first"))
+        await settle()
+        asked = [asyncio.create_task(ask(to, *contents)) for contents in ([b"a", b"b"], [b"bad"], [b"no"], [b"gone"])]
+        await settle()
+        asked[3].cancel()
+        may.set()
+        await first
+        with pytest.raises(OverflowError, match="int too large"):
+            await asked[1]
+        assert [bytes(one) for one in (await asked[0]).codes] == [b"a", b"b"] and (await asked[2]).refused == [Refused(0, "no", "")]
+        assert batches == [[b"first"], [b"a", b"b", b"bad", b"no"], [b"a", b"b"], [b"bad"], [b"no"]] and to.seconds() == 0
+
+    asyncio.run(work())
+
+
+def test_a_worker_that_is_lost_is_not_asked_once_more_for_each_of_a_batch():
+    async def work():
+        worker, batches = Worker(), []
+
+        async def run(contents):
+            batches.append(list(contents))
+            await worker.gate.wait()
+            raise ServiceError("replica_lost", 503, "gone")
+
+        to = batcher(run)
+        asked = [asyncio.create_task(ask(to, b"first"))]
+        await settle()
+        asked += [asyncio.create_task(ask(to, content)) for content in (b"a", b"b")]
+        await settle()
+        worker.gate.set()
+        assert [error.code for error in await asyncio.gather(*asked, return_exceptions=True)] == ["replica_lost"] * 3
+        assert batches == [[b"first"], [b"a", b"b"]]
+
+    asyncio.run(work())

@@ -1,7 +1,9 @@
 """Embeddings from the service are those of embed_dataset, and what is most alike is found."""
 
+import asyncio
 import base64
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from worldloom.pipeline.service import engine as engines
+from worldloom.pipeline.service.calls import LANES
+from worldloom.pipeline.service.tenants import Tenants, add_token
 from worldloom.stages import embed_dataset, make_shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
@@ -102,3 +107,43 @@ def test_a_picture_is_most_like_itself_and_an_embedding_finds_the_same(seeing):
 def test_a_search_that_makes_no_sense_is_refused(seeing, asked, status, code):
     answer = seeing[0]("POST", "/v1/search", json=asked)
     assert answer.status_code == status and answer.json()["error"]["code"] == code, answer.text
+
+
+@pytest.mark.parametrize(
+    ("route", "asked", "cost"),
+    [
+        ("embed", {"input": "AAAA"}, 16 * 16),
+        ("search", {"input": "AAAA"}, 16 * 16),
+        ("search", {"text": "a red circle"}, 12),
+        ("search", {"embedding": [1.0] * 24}, 24),
+    ],
+    ids=["embed", "by picture", "by text", "by embedding"],
+)
+def test_what_a_search_is_made_by_is_taken_off_the_quota(seeing, route, asked, cost, monkeypatch):
+    service = seeing[0]
+    token, line = add_token("ada", None, cost)
+    monkeypatch.setattr(service.app.state.gate, "tenants", Tenants([(*line.split()[:2], float(cost))]))
+    first, second = (
+        service("POST", f"/v1/{route}", json={"encoder": "eye", **asked}, headers={"authorization": f"Bearer {token}"}) for _ in range(2)
+    )
+    assert first.status_code not in (413, 429) and second.status_code == 429 and 0 < int(second.headers["retry-after"]) <= 60
+
+
+@pytest.mark.parametrize(("route", "found"), [("embed", np.zeros((1, 24), np.float32)), ("search", [])], ids=["embed", "search"])
+def test_what_waits_for_an_encoder_is_bounded(seeing, route, found, monkeypatch):
+    service = seeing[0]
+    worker, may = service.engine.calls.workers["encoder:eye"], threading.Event()
+    monkeypatch.setattr(engines, "MOST_WAITING", 1)
+    monkeypatch.setattr(service.engine, "_lines", {})
+    monkeypatch.setattr(worker, route, lambda *arguments: found if may.wait(60) else None)
+
+    async def flood():
+        asked = [
+            asyncio.create_task(service.client.post(f"/v1/{route}", json={"encoder": "eye", "input": "AAAA"})) for _ in range(LANES + 3)
+        ]
+        done, _ = await asyncio.wait(asked, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        may.set()
+        await asyncio.wait(asked)
+        return [task.result() for task in done]
+
+    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in service.run(flood())} == {(429, "busy")}

@@ -2,11 +2,14 @@
 
 import base64
 import io
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from worldloom.pipeline.service import tokenizer_worker
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.shards import IndexedShard
@@ -102,3 +105,21 @@ def test_files_and_arrays_in_one_batch_have_their_own_tokens(tiny, tiny_root):
     mixed = [content if row % 2 else kind_of("image").decode(content, worker.stream) for row, content in enumerate(contents)]
     found = worker.encode(mixed)
     assert found.refused == [] and [npy(one) for one in found.codes] == tokens
+
+
+def test_one_value_that_cannot_be_read_is_refused_alone(clocked, caplog, monkeypatch):
+    worker = clocked.engine.calls.workers["tokenizer:push"]
+    good, bad = b"[0, 1, 2, 3]", b"[0, 1, 2, " + b"9" * 400 + b"]"
+    found = worker.encode([good, bad, good])
+    assert [(one.at, one.code) for one in found.refused] == [(1, "action_invalid")]
+    assert found.codes[0].tolist() == found.codes[2].tolist() == worker.encode([good]).codes[0].tolist()
+    decode = kind_of("action").decode
+
+    def let_something_out(content, stream):
+        return decode(content, stream) if content == good else 1 / 0
+
+    monkeypatch.setattr(tokenizer_worker, "kind_of", lambda kind: replace(kind_of(kind), decode=let_something_out))
+    answer = clocked("POST", "/v1/tokenize", data={"tokenizer": "push"}, files=[("file", ("x", content)) for content in (good, b"[0]")])
+    assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["param"]) == (422, "value_unreadable", "file[1]")
+    (line,) = (json.loads(record.getMessage()) for record in caplog.records if "decoder_failed" in record.getMessage())
+    assert line["tokenizer"] == "push" and line["error"].startswith("ZeroDivisionError at test_token_routes.py:")

@@ -90,9 +90,12 @@ def test_with_nothing_given_the_world_writes_what_it_likes(tiny):
         ({"temperature": {"nothing": 1.0}}, 422, "request_invalid"),
         ({"top_p": 0.0}, 422, "request_invalid"),
         ({"scale": 17}, 400, "request_invalid"),
+        ({"seed": 2**63}, 400, "request_invalid"),
+        ({"top_k": 10**399}, 400, "request_invalid"),
+        ({"temperature": 10**399}, 400, "request_invalid"),
         ({"fill_steps": 2}, 422, "request_invalid"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_written_is_said_before_the_answer_begins(tiny, asked, status, code):
     answer = tiny("POST", "/v1/generate", json=asked)
@@ -154,13 +157,60 @@ def test_a_session_begins_with_a_picture_of_ones_own(clocked):
     clocked("DELETE", f"/v1/rollouts/{opened['id']}")
 
 
-@pytest.mark.parametrize("action", [5, -1, 1.5, "sideways", [1.0, 2.0], 1e308], ids=str)
+@pytest.mark.parametrize("action", [5, -1, 1.5, "sideways", [1.0, 2.0], 1e308, 10**398], ids=lambda action: str(action)[:20])
 def test_an_action_that_there_is_not_is_refused_and_the_session_stands(clocked, action):
     name = clocked("POST", "/v1/rollouts", json={}).json()["id"]
     answer = clocked("POST", f"/v1/rollouts/{name}/act", json={"action": action})
     assert answer.status_code == 422 and answer.json()["error"]["code"] == "action_invalid"
     assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 0}).json()["data"][0]["step"] == 1
     clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"seed": 2**64}, {"sample": 2**64}, {"given": 10**399}, {"window": 10**399}], ids=lambda asked: next(iter(asked))
+)
+def test_a_number_beyond_64_bits_is_refused(clocked, asked):
+    answer = clocked("POST", "/v1/rollouts", json=asked)
+    assert answer.status_code == 400 and "less than or equal to 9223372036854775807" in answer.json()["error"]["message"]
+
+
+def test_the_largest_seed_is_one(clocked):
+    name = clocked("POST", "/v1/rollouts", json={"seed": 2**63 - 1, "sample": 2**63 - 1}).json()["id"]
+    assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}).status_code == 200
+    clocked("DELETE", f"/v1/rollouts/{name}")
+    assert lines_of(clocked("POST", "/v1/generate", json={"want": ["clip", "words"], "seed": 2**63 - 1}))[-1]["event"] == "end"
+
+
+def test_a_window_is_no_longer_than_a_sample(clocked):
+    answer = clocked("POST", "/v1/rollouts", json={"window": 10**15})
+    assert answer.status_code == 422 and answer.json()["error"]["param"] == "window"
+    assert "a window has at most the 5 steps of a sample, got 1000000000000000; ask for fewer" in answer.json()["error"]["message"]
+    name = clocked("POST", "/v1/rollouts", json={"window": 5}).json()["id"]
+    clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+def failing():
+    raise MemoryError
+    yield
+
+
+@pytest.mark.parametrize("steps", [failing(), iter(())], ids=["fails", "has ended"])
+def test_a_session_that_fails_is_closed_and_says_so(clocked, caplog, steps):
+    name = clocked("POST", "/v1/rollouts", json={}).json()["id"]
+    clocked.engine.calls.workers["world"]._sessions[name].steps = steps
+    answer = clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}, headers={"x-request-timeout": "10"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "session_failed")
+    assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}).status_code == 404
+    assert any("session_failed" in record.getMessage() and "Error at " in record.getMessage() for record in caplog.records)
+
+
+def test_what_a_world_cannot_count_is_said_before_the_answer_begins(tiny, monkeypatch):
+    def sample(*arguments):
+        raise OverflowError("Python int too large to convert to C long")
+
+    monkeypatch.setattr(type(world_of(tiny)), "sample", sample)
+    answer = tiny("POST", "/v1/generate", json={})
+    assert answer.status_code == 422 and "too large to convert" in answer.json()["error"]["message"]
 
 
 def test_a_world_without_a_clock_cannot_be_rolled_out(tiny):
