@@ -19,7 +19,7 @@ from worldloom.pipeline.machine import cpu_count
 from worldloom.pipeline.ray_executor import ENVIRONMENT, OWN_ENVIRONMENT, begin_local_ray
 from worldloom.pipeline.ray_processes import deaf_children, ended_when_asked
 from worldloom.pipeline.ray_session import Session
-from worldloom.pipeline.service.calls import LANES, streamed
+from worldloom.pipeline.service.calls import LANES, STREAMS, streamed
 from worldloom.pipeline.service.collector import leave_what_is_there
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
@@ -29,7 +29,7 @@ from worldloom.pipeline.service.wire import Lost, Station, Wires
 from worldloom.stages.rejects import InputRejected
 
 RETRIES = 4  # of a call without an effect, when the replica that had it died
-AGAIN = {"about", "encode", "decode", "sessions", "golden", "embed", "search"}  # methods without an effect
+AGAIN = {"about", "encode", "decode", "sessions", "golden", "embed", "search", "prepare"}  # methods without an effect
 PAUSE = 0.2  # seconds before a call is tried again
 DRAIN = 70.0  # seconds that a replica has for what it has begun
 # Read by Ray Serve when it is imported, here and in its processes. By default a request changes threads twice on its way, to Serve's router
@@ -67,7 +67,7 @@ class Replica:
         self._station: Station | None = None
         self._settled = settled(threads=1 if isinstance(place, TokenizerPlace) else cpu_count())
         self._settled.__enter__()
-        self.pool = ThreadPoolExecutor(LANES)
+        self.pool, self.streams = ThreadPoolExecutor(LANES), ThreadPoolExecutor(STREAMS)
         if isinstance(place, TokenizerPlace):
             from worldloom.pipeline.service.tokenizer_worker import TokenizerWorker
 
@@ -102,7 +102,7 @@ class Replica:
     async def stream(self, method: str, arguments: tuple[Any, ...]) -> AsyncIterator[Outcome]:
         """What the method says, each as an outcome."""
         try:
-            async for said in streamed(self.pool, partial(getattr(self.worker, method), *arguments)):
+            async for said in streamed(self.streams, partial(getattr(self.worker, method), *arguments)):
                 yield Outcome(said)
         except (ServiceError, InputRejected) as error:
             yield _refusal(error)

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-log = logging.getLogger(__name__)
+from worldloom.pipeline.service.errors import place_of
+
+log = logging.getLogger("worldloom.service")
 
 ENDING = ".sock"  # of sockets that can be asked
 LOOK = 0.25  # seconds between looks for workers that have come
@@ -96,7 +98,7 @@ class Station:
         try:
             return packed((True, self._answer(unpacked(head, rest))))
         except Exception as error:  # the connection and those behind it go on
-            log.error('{"event": "call_failed", "error": "%s"}', type(error).__name__)
+            log.error(json.dumps({"event": "call_failed", "error": place_of(error)}))
             return packed((False, type(error).__name__))
 
 
