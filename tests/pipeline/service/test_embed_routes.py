@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
+from worldloom.pipeline.client import AsyncClient, Client, ServiceFailure
 from worldloom.stages import embed_dataset, make_shapes
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
@@ -102,3 +104,27 @@ def test_a_picture_is_most_like_itself_and_an_embedding_finds_the_same(seeing):
 def test_a_search_that_makes_no_sense_is_refused(seeing, asked, status, code):
     answer = seeing[0]("POST", "/v1/search", json=asked)
     assert answer.status_code == status and answer.json()["error"]["code"] == code, answer.text
+
+
+def test_both_clients_embed_and_search(seeing, listening):
+    service, data, _ = seeing
+    asked = [bytes(data.content("validation", "view", row)) for row in range(2)]
+    key = data.keys("validation")[1]
+
+    def check(rows, by_picture, by_vector):
+        assert rows.dtype == np.float32 and rows.shape == (2, 24)
+        assert key in [one["key"] for one in by_picture] and len(by_picture) == 4
+        assert [one["key"] for one in by_vector] == [one["key"] for one in by_picture]
+
+    with listening(service) as address, Client(address) as client:
+        rows = client.embed("eye", asked)
+        check(rows, client.search("eye", asked[1], top=4), client.search("eye", embedding=rows[1], top=4))
+        with pytest.raises(ServiceFailure, match="request_invalid"):
+            client.search("eye", text="a")
+
+    async def awaited():
+        async with AsyncClient("http://localhost", transport=httpx.ASGITransport(service.app)) as client:
+            rows = await client.embed("eye", asked)
+            check(rows, await client.search("eye", asked[1], top=4), await client.search("eye", embedding=rows[1], top=4))
+
+    service.run(awaited())
