@@ -64,7 +64,7 @@ class _Calls:
         if method == "POST":
             options["headers"] = {"Idempotency-Key": uuid.uuid4().hex, **options.get("headers", {})}
         for attempt in range(self.retries + 1):
-            answer = yield _Request(method, path, options)
+            answer: httpx.Response | httpx.TransportError = yield _Request(method, path, options)
             last = attempt == self.retries
             if isinstance(answer, httpx.TransportError):
                 if last:
