@@ -309,9 +309,9 @@ def test_what_is_for_folders_of_files_is_refused_for_shards(resting, unused):
 def test_what_is_for_folders_of_files_is_said_to_their_import(resting, tmp_path):
     jobs, create = resting
     (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "a.txt").write_text("a")
+    (tmp_path / "files" / "a.png").touch()
     jobs.sources.folders["mine"] = tmp_path
-    job = create(source="mine/files", tokenizers={"words": "words"}, caption="none", validation_share=0.5, shard_size=4)
+    job = create(source="mine/files", tokenizers={"view": "view"}, caption="none", validation_share=0.5, shard_size=4)
     data = json.loads((jobs.folder / "local" / job.id / PIPELINE).read_text())["stages"]["data"]
     assert (data["run"], data["caption"], data["validation_share"], data["shard_size"]) == ("import_folder", "none", 0.5, 4)
 
