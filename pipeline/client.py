@@ -1,7 +1,7 @@
 """A client of the service: `Client` waits, `AsyncClient` is awaited; both are one, whose steps are driven by either.
 
-After a lost connection, 429 or 503 a request is sent again, up to `retries` times and not before Retry-After. What has an effect carries an
-Idempotency-Key of its own, so that it has it once.
+After a lost connection, 429 or 503 a request is sent again, up to `retries` times and not before Retry-After; a sample only before its
+first line. What has an effect carries an Idempotency-Key of its own, so that it has it once.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import json
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -63,12 +64,14 @@ class _Calls:
         if method == "POST":
             options["headers"] = {"Idempotency-Key": uuid.uuid4().hex, **options.get("headers", {})}
         for attempt in range(self.retries + 1):
-            answer = yield _Request(method, path, options)
+            answer: httpx.Response | httpx.TransportError = yield _Request(method, path, options)
             last = attempt == self.retries
             if isinstance(answer, httpx.TransportError):
                 if last:
                     raise answer
                 yield _Pause(self._pause(attempt, None))
+            elif method == "DELETE" and attempt and answer.status_code == 404:
+                return answer  # an earlier attempt did it, and its answer was lost
             elif answer.status_code in RETRIED and not last:
                 yield _Pause(self._pause(attempt, answer.headers.get("retry-after")))
             else:
@@ -114,6 +117,23 @@ class _Calls:
             }
         }
 
+    @staticmethod
+    def rollout_request(context: Mapping[str, Value] | None, prompts: Mapping[str, Value] | None, options: Mapping[str, Any]) -> Told:
+        given = None if context is None else {name: _sent(value) for name, value in context.items()}
+        return {"json": {"context": given, "prompts": {name: _sent(value) for name, value in (prompts or {}).items()}, **options}}
+
+    @staticmethod
+    def embed_request(encoder: str, pictures: Sequence[bytes | Path]) -> Told:
+        return {"json": {"encoder": encoder, "input": [_sent(picture) for picture in pictures]}}
+
+    @staticmethod
+    def search_request(
+        encoder: str, picture: bytes | Path | None, text: str | None, embedding: Sequence[float] | NDArray[Any] | None, top: int
+    ) -> Told:
+        image = None if picture is None else _sent(picture)
+        vector = None if embedding is None else np.asarray(embedding).tolist()
+        return {"json": {"encoder": encoder, "input": image, "text": text, "embedding": vector, "top": top}}
+
 
 class Client(_Calls):
     """Waits for every answer."""
@@ -126,7 +146,9 @@ class Client(_Calls):
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Any route: the answer, or ServiceFailure."""
-        steps = self.sending(method, path, **options)
+        return self._driven(self.sending(method, path, **options), lambda step: self._http.request(step.method, step.path, **step.options))
+
+    def _driven(self, steps: _Steps, send: Callable[[_Request], httpx.Response]) -> httpx.Response:
         answer: Any = None
         while True:
             try:
@@ -139,7 +161,7 @@ class Client(_Calls):
                 time.sleep(step.seconds)
             else:
                 try:
-                    answer = self._http.request(step.method, step.path, **step.options)
+                    answer = send(step)
                 except httpx.TransportError as error:
                     answer = error
 
@@ -169,19 +191,66 @@ class Client(_Calls):
             time.sleep(every)
         return job
 
+    def cancel(self, batch: str) -> Told:
+        """The job, which stops where it loses nothing."""
+        return dict(self.request("POST", f"/v1/batches/{batch}/cancel").json())
+
     def download(self, batch: str, folder: Path) -> list[Path]:
         """Writes the files of a job's result below the folder."""
         names = [file["name"] for file in self.request("GET", f"/v1/batches/{batch}/files").json()["data"]]
         return [_written(folder, name, self.request("GET", f"/v1/batches/{batch}/files/{name}").content) for name in names]
 
     def generate(self, given: Mapping[str, Value] | None = None, want: Sequence[str] | None = None, **options: Any) -> Iterator[Told]:
-        """The lines of the answer as they come; ServiceFailure."""
-        with self._http.stream("POST", "/v1/generate", **self.generate_request(given, want, options)) as answer:
-            if answer.status_code >= 400:
-                answer.read()
-            _checked(answer)
-            for line in answer.iter_lines():
+        """The lines of the answer as they come; ServiceFailure. Behind the first line, a lost connection is raised."""
+        first: str | None = None
+        lines: Iterator[str] = iter(())
+
+        def begin(step: _Request) -> httpx.Response:
+            nonlocal first, lines
+            answer = self._http.send(self._http.build_request(step.method, step.path, **step.options), stream=True)
+            try:
+                if answer.status_code >= 400:
+                    answer.read()
+                else:
+                    lines = answer.iter_lines()
+                    first = next(lines, None)
+            except BaseException:
+                answer.close()
+                raise
+            return answer
+
+        with closing(self._driven(self.sending("POST", "/v1/generate", **self.generate_request(given, want, options)), begin)):
+            if first is not None:
+                yield _told(first)
+            for line in lines:
                 yield _told(line)
+
+    def open_rollout(self, context: Mapping[str, Value] | None = None, prompts: Mapping[str, Value] | None = None, **options: Any) -> Told:
+        """A session: its `id`, its `actions` and its `first` step."""
+        return dict(self.request("POST", "/v1/rollouts", **self.rollout_request(context, prompts, options)).json())
+
+    def act(self, rollout: str, action: Any = None, steps: int = 1) -> list[Told]:
+        """The next steps of a session; without an action the world takes its own."""
+        return list(self.request("POST", f"/v1/rollouts/{rollout}/act", json={"action": action, "steps": steps}).json()["data"])
+
+    def close_rollout(self, rollout: str) -> None:
+        """Ends a session."""
+        self.request("DELETE", f"/v1/rollouts/{rollout}")
+
+    def embed(self, encoder: str, pictures: Sequence[bytes | Path]) -> NDArray[np.float32]:
+        """float32 [pictures, width]."""
+        return _rows(self.request("POST", "/v1/embed", **self.embed_request(encoder, pictures)))
+
+    def search(
+        self,
+        encoder: str,
+        picture: bytes | Path | None = None,
+        text: str | None = None,
+        embedding: Sequence[float] | NDArray[Any] | None = None,
+        top: int = 10,
+    ) -> list[Told]:
+        """The samples that are most like one of the three, with their `key`, `split` and `score`."""
+        return list(self.request("POST", "/v1/search", **self.search_request(encoder, picture, text, embedding, top)).json()["data"])
 
     def close(self) -> None:
         self._http.close()
@@ -205,6 +274,9 @@ class AsyncClient(_Calls):
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Any route: the answer, or ServiceFailure."""
         steps = self.sending(method, path, **options)
+        return await self._driven(steps, lambda step: self._http.request(step.method, step.path, **step.options))
+
+    async def _driven(self, steps: _Steps, send: Callable[[_Request], Awaitable[httpx.Response]]) -> httpx.Response:
         answer: Any = None
         while True:
             try:
@@ -217,7 +289,7 @@ class AsyncClient(_Calls):
                 await asyncio.sleep(step.seconds)
             else:
                 try:
-                    answer = await self._http.request(step.method, step.path, **step.options)
+                    answer = await send(step)
                 except httpx.TransportError as error:
                     answer = error
 
@@ -246,6 +318,10 @@ class AsyncClient(_Calls):
             await asyncio.sleep(every)
         return job
 
+    async def cancel(self, batch: str) -> Told:
+        """As Client.cancel."""
+        return dict((await self.request("POST", f"/v1/batches/{batch}/cancel")).json())
+
     async def download(self, batch: str, folder: Path) -> list[Path]:
         """As Client.download."""
         names = [file["name"] for file in (await self.request("GET", f"/v1/batches/{batch}/files")).json()["data"]]
@@ -255,12 +331,59 @@ class AsyncClient(_Calls):
         self, given: Mapping[str, Value] | None = None, want: Sequence[str] | None = None, **options: Any
     ) -> AsyncIterator[Told]:
         """As Client.generate."""
-        async with self._http.stream("POST", "/v1/generate", **self.generate_request(given, want, options)) as answer:
-            if answer.status_code >= 400:
-                await answer.aread()
-            _checked(answer)
-            async for line in answer.aiter_lines():
+        first: str | None = None
+        lines: AsyncIterator[str]
+
+        async def begin(step: _Request) -> httpx.Response:
+            nonlocal first, lines
+            answer = await self._http.send(self._http.build_request(step.method, step.path, **step.options), stream=True)
+            try:
+                lines = answer.aiter_lines()
+                if answer.status_code >= 400:
+                    await answer.aread()
+                else:
+                    first = await anext(lines, None)
+            except BaseException:
+                await answer.aclose()
+                raise
+            return answer
+
+        async with aclosing(await self._driven(self.sending("POST", "/v1/generate", **self.generate_request(given, want, options)), begin)):
+            if first is not None:
+                yield _told(first)
+            async for line in lines:
                 yield _told(line)
+
+    async def open_rollout(
+        self, context: Mapping[str, Value] | None = None, prompts: Mapping[str, Value] | None = None, **options: Any
+    ) -> Told:
+        """As Client.open_rollout."""
+        return dict((await self.request("POST", "/v1/rollouts", **self.rollout_request(context, prompts, options))).json())
+
+    async def act(self, rollout: str, action: Any = None, steps: int = 1) -> list[Told]:
+        """As Client.act."""
+        answer = await self.request("POST", f"/v1/rollouts/{rollout}/act", json={"action": action, "steps": steps})
+        return list(answer.json()["data"])
+
+    async def close_rollout(self, rollout: str) -> None:
+        """As Client.close_rollout."""
+        await self.request("DELETE", f"/v1/rollouts/{rollout}")
+
+    async def embed(self, encoder: str, pictures: Sequence[bytes | Path]) -> NDArray[np.float32]:
+        """As Client.embed."""
+        return _rows(await self.request("POST", "/v1/embed", **self.embed_request(encoder, pictures)))
+
+    async def search(
+        self,
+        encoder: str,
+        picture: bytes | Path | None = None,
+        text: str | None = None,
+        embedding: Sequence[float] | NDArray[Any] | None = None,
+        top: int = 10,
+    ) -> list[Told]:
+        """As Client.search."""
+        answer = await self.request("POST", "/v1/search", **self.search_request(encoder, picture, text, embedding, top))
+        return list(answer.json()["data"])
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -301,6 +424,10 @@ def _arrays(content: bytes, values: int) -> list[NDArray[Any]]:
     while stream.tell() < len(content):
         found.append(np.lib.format.read_array(stream, allow_pickle=False))
     return list(found[0]) if len(found) == 1 and found[0].ndim > 1 and len(found[0]) == values else found
+
+
+def _rows(answer: httpx.Response) -> NDArray[np.float32]:
+    return np.array([one["embedding"] for one in answer.json()["data"]], np.float32)
 
 
 def _values(data: Sequence[Mapping[str, Any]]) -> list[bytes | str]:

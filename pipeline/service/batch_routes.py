@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from worldloom.pipeline.service.contract import BatchesAnswer, BatchFilesAnswer, BatchInfo, BatchRequest
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
-from worldloom.pipeline.service.jobs import Jobs
+from worldloom.pipeline.service.jobs import Job, Jobs
 from worldloom.pipeline.service.reading import MULTIPART, checked, media_type, parse_json, read_form, read_json
 from worldloom.pipeline.service.token_routes import ERRORS, body_of, charge
 
@@ -47,7 +47,10 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
         places = {place.name: place for place in engine.served.tokenizers}
         tenant = request.state.tenant.name
         job = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
-        return jobs.about(job)
+        return await asyncio.to_thread(jobs.about, job)
+
+    async def _find(request: Request, name: str) -> Job:
+        return await asyncio.to_thread(jobs.find, request.state.tenant.name, name)
 
     @routes.get("", summary="The token's jobs, newest first", responses=ERRORS)
     async def batches(request: Request) -> BatchesAnswer:
@@ -55,26 +58,27 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
 
     @routes.get("/{id}", summary="How a job stands", responses=ERRORS)
     async def batch(request: Request, id: str) -> BatchInfo:
-        return jobs.about(jobs.find(request.state.tenant.name, id))
+        return await asyncio.to_thread(jobs.about, await _find(request, id))
 
     @routes.post("/{id}/cancel", summary="Stops a job where it loses nothing", responses=ERRORS)
     async def cancel(request: Request, id: str) -> BatchInfo:
-        job = jobs.find(request.state.tenant.name, id)
+        job = await _find(request, id)
         jobs.cancel(job)
-        return jobs.about(job)
+        return await asyncio.to_thread(jobs.about, job)
 
     @routes.post("/{id}/resume", summary="Goes on with a job that failed, was cancelled or was stopped", responses=ERRORS)
     async def resume(request: Request, id: str) -> BatchInfo:
-        job = jobs.find(request.state.tenant.name, id)
+        job = await _find(request, id)
         jobs.resume(job)
-        return jobs.about(job)
+        return await asyncio.to_thread(jobs.about, job)
 
     @routes.get("/{id}/files", summary="The files of a job's result", responses=ERRORS)
     async def files(request: Request, id: str) -> BatchFilesAnswer:
-        return BatchFilesAnswer(data=tuple(await asyncio.to_thread(jobs.files, jobs.find(request.state.tenant.name, id))))
+        return BatchFilesAnswer(data=tuple(await asyncio.to_thread(jobs.files, await _find(request, id))))
 
     @routes.get("/{id}/files/{name:path}", summary="One file", response_class=FileResponse, responses={**ERRORS, 200: BINARY})
     async def file(request: Request, id: str, name: str) -> Response:
-        return FileResponse(jobs.file(jobs.find(request.state.tenant.name, id), name), media_type="application/octet-stream")
+        path = await asyncio.to_thread(jobs.file, await _find(request, id), name)
+        return FileResponse(path, media_type="application/octet-stream")
 
     return routes

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worldloom.pipeline.service.batcher import retry_after
-from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.errors import ServiceError, place_of
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.measures import Measures
 from worldloom.pipeline.service.replays import Answer, Recording, Replays
@@ -32,6 +32,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_NAMES = {"localhost", "127.0.0.1", "::1", "testserver"}
 UPLOADS = f"{API}/batches"  # whose bodies may be longer
 MOST_KEY = 200  # characters of an Idempotency-Key
+# What else is asked by POST changes nothing, and is done again as often as it is asked.
+EFFECTS = re.compile(rf"{API}/(rollouts(/[^/]+/act)?|batches/[^/]+/(cancel|resume))")
 WATCHED = {"/health/live", "/health/ready", "/metrics"}  # answered while everything else is refused
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -54,8 +56,17 @@ class Gate:
     measures: Measures
     draining: bool = False
     in_progress: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
     replays: Replays = field(default_factory=Replays)
+
+    def enter(self) -> None:
+        """A request has begun."""
+        self.in_progress += 1
+        self.measures.in_progress.inc()
+
+    def leave(self) -> None:
+        """A request, or what is done for one that was given up, has ended."""
+        self.in_progress -= 1
+        self.measures.in_progress.dec()
 
 
 class Guard:
@@ -83,20 +94,21 @@ class _Request:
         self.state["request_id"] = self.id
         self.begun = time.monotonic()
         self.received = 0
-        self.whole = False  # the body has been read
+        self.whole_at: float | None = None  # when the body had been read
         self.status = 0  # of the answer; 0 before it begins
         self._body: bytes | None = None  # read already, for the application to read again
-        self._recording: Recording | None = None
+        self._made: asyncio.Future[Answer] | None = None  # goes on without this request
+        if b"transfer-encoding" not in self.headers and self.headers.get(b"content-length", b"0") == b"0":
+            self.whole_at, self._body = self.begun, b""
         self.most = gate.limits.upload_bytes if scope["path"] == UPLOADS else gate.limits.body_bytes
 
     async def run(self) -> None:
-        gate = self.gate
-        gate.in_progress += 1
-        gate.measures.in_progress.inc()
+        self.gate.enter()
         error = ""
         try:
             self._judge()
-            await (self._handle_once() if self._key() is not None else self._handle())
+            key = self._key()
+            await (self._handle() if key is None else self._handle_once(key))
         except ServiceError as refused:
             error = refused.code
             await self._refuse(refused)
@@ -109,13 +121,13 @@ class _Request:
                 raise
         except Exception as failed:
             # Where it was raised, not what it says: messages quote what they were given.
-            error = f"{type(failed).__name__} at {_place(failed)}"
+            error = place_of(failed)
             await self._refuse(ServiceError("internal", 500, "the service failed at this request; its log says where, by the request's id"))
         finally:
-            gate.in_progress -= 1
-            gate.measures.in_progress.dec()
-            if not gate.in_progress:
-                gate.idle.set()
+            if self._made is None or self._made.done():
+                self.gate.leave()
+            else:  # it takes the place of a request as long as it goes on
+                self._made.add_done_callback(lambda _: self.gate.leave())
             self._note(error)
 
     def _judge(self) -> None:
@@ -140,10 +152,10 @@ class _Request:
     def _check_origin(self) -> None:
         """Without tokens, a page of another site must not reach this service through the browser of whoever runs it."""
         host = self.headers.get(b"host", b"").decode("latin-1").lower()
-        if self.gate.tenants.open and _hostname(f"//{host}") not in _OWN_NAMES:
+        if self.gate.tenants.open and _parts(f"//{host}").hostname not in _OWN_NAMES:
             raise ServiceError("host_forbidden", 403, "without tokens the service answers to localhost and 127.0.0.1 only")
         origin = self.headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1").lower()).netloc != host:
+        if origin is not None and (_parts(origin.decode("latin-1").lower()).netloc or None) != host:
             raise ServiceError("origin_forbidden", 403, "pages of other sites may not use this service")
 
     def _key(self) -> str | None:
@@ -153,58 +165,72 @@ class _Request:
             return None
         if not 0 < len(key) <= MOST_KEY:
             raise ServiceError("request_invalid", 400, f"an Idempotency-Key has 1 to {MOST_KEY} characters", "Idempotency-Key")
-        return key.decode("latin-1")
+        return key.decode("latin-1") if EFFECTS.fullmatch(self.scope["path"]) else None
 
-    async def _handle_once(self) -> None:
-        """Reads the body first, to know whether this is the request that the key was used for."""
-        key, tenant, parts = self._key() or "", self.state["tenant"].name, list[bytes]()
-        while not self.whole:
+    async def _handle_once(self, key: str) -> None:
+        """Reads the body first, to know whether this is the request that the key was used for.
+
+        What is asked is done once, and to its end; this request, and any other under the key, waits for its answer as long as it may.
+        """
+        seconds, parts = self._seconds(), list[bytes]()
+        while self.whole_at is None:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             parts.append(message.get("body", b""))
-        body = b"".join(parts)
+        self._body = b"".join(parts)
         about = f"{self.scope['path']}?{self.scope['query_string']!r} {self.headers.get(b'content-type')!r}\n".encode()
-        found = await self.gate.replays.begin(tenant, key, hashlib.sha256(about + body).digest())
-        if found is not None:
-            await self._replay(found)
-            return
-        self._body, self._recording = body, Recording()
-        try:
-            await self._handle()
-        finally:
-            self.gate.replays.end(tenant, key, self._recording.answer)
+        digest = hashlib.sha256(about + self._body).digest()
+        made, first = self.gate.replays.once(self.state["tenant"].name, key, digest, self._recorded)
+        self._made = made if first else None
+        await self._accompany(made, seconds)
+        answer = made.result()
+        headers = answer.headers if first else [*answer.headers, (b"idempotent-replay", b"true")]
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": answer.body})
 
-    async def _replay(self, found: Answer) -> None:
-        headers = [*found.headers, (b"idempotent-replay", b"true")]
-        await self.send({"type": "http.response.start", "status": found.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": found.body})
+    async def _recorded(self) -> Answer:
+        recording = Recording()
+        await self.app(self.scope, self.receive, recording.send)
+        return recording.answer
 
     async def _handle(self) -> None:
+        seconds = self._seconds()
         handling = asyncio.ensure_future(self.app(self.scope, self.receive, self.send))
-        watching: asyncio.Task[None] | None = None
         try:
-            seconds = self._seconds()
-            done, _ = await asyncio.wait({handling}, timeout=0.05)  # most are answered before it is worth while to listen
-            if not done:
-                watching = asyncio.create_task(self._until_gone())
-                done, _ = await asyncio.wait({handling, watching}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                raise TimeoutError
-            if handling not in done:
-                raise asyncio.CancelledError
+            await self._accompany(handling, seconds)
             handling.result()
         finally:
-            for task in (handling, watching):
-                if task is not None and not task.done():
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+            await _cancelled(handling)
 
-    async def _until_gone(self) -> None:
-        """Returns once the client has left; before the whole body is there, that is for whoever reads it to notice."""
-        while not self.whole:
+    async def _accompany(self, work: asyncio.Future[Any], seconds: float | None) -> None:
+        """Waits until it is done. CancelledError once the client has left, TimeoutError where the answer does not begin in time."""
+        await asyncio.wait({work}, timeout=0.05)  # most is done before it is worth while to listen
+        if work.done():
+            return
+        watching = asyncio.create_task(self._until_gone(seconds))
+        try:
+            await asyncio.wait({work, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise TimeoutError if watching.result() else asyncio.CancelledError
+        finally:
+            await _cancelled(watching)
+
+    async def _until_gone(self, seconds: float | None) -> bool:
+        """Returns once the client has left, or, True, where the answer has not begun so many seconds after the body was whole."""
+        while self.whole_at is None and self._body_left() > 0:  # till then, whoever reads it notices
             await asyncio.sleep(0.05)
+        left = None if seconds is None else (self.whole_at or time.monotonic()) + seconds - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                await self._gone()
+        except TimeoutError:
+            if not self.status:
+                return True
+            await self._gone()
+        return False
+
+    async def _gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -223,36 +249,42 @@ class _Request:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        if self.whole:
+        if self.whole_at is not None:
             return await self._receive()
-        limits = self.gate.limits
-        left = self.begun + limits.receive_seconds + self.received / limits.receive_rate - time.monotonic()
         try:
-            async with asyncio.timeout(max(left, 0)):
+            async with asyncio.timeout(max(self._body_left(), 0)):
                 message = await self._receive()
         except TimeoutError:
-            raise ServiceError("body_too_slow", 408, f"the body came more slowly than {limits.receive_rate} bytes a second") from None
+            rate = self.gate.limits.receive_rate
+            raise ServiceError("body_too_slow", 408, f"the body came more slowly than {rate} bytes a second") from None
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
             if self.received > self.most:
                 raise ServiceError("body_too_large", 413, f"the body may have {self.most} bytes at most; send less, or in several requests")
-            self.whole = not message.get("more_body", False)
+            if not message.get("more_body", False):
+                self.whole_at = time.monotonic()
         return message
 
+    def _body_left(self) -> float:
+        """Seconds that are left for the body."""
+        limits = self.gate.limits
+        return self.begun + limits.receive_seconds + self.received / limits.receive_rate - time.monotonic()
+
     async def send(self, message: Message) -> None:
-        if self._recording is not None:
-            self._recording.note(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
             named = [(b"x-request-id", self.id.encode()), *HEADERS]
-            if not self.whole and self.status >= 400:
+            if self.whole_at is None and self.status >= 400:
                 named.append((b"connection", b"close"))  # else the rest of the body would be waited for
             message = {**message, "headers": [*message.get("headers", ()), *named]}
         try:
             async with asyncio.timeout(self.gate.limits.send_seconds):
                 await self._send(message)
         except TimeoutError:
-            raise asyncio.CancelledError from None  # whoever does not read is as good as gone
+            # Whoever does not read is as good as gone; closing the connection would wait until it reads.
+            if "abort" in self.state:
+                self.state["abort"]()
+            raise asyncio.CancelledError from None
 
     async def _refuse(self, refused: ServiceError) -> None:
         if self.status:  # the answer has begun: all that is left is to end the connection
@@ -300,15 +332,16 @@ def error_headers(error: ServiceError) -> Iterable[tuple[bytes, bytes]]:
         yield b"www-authenticate", b"Bearer"
 
 
-def _hostname(netloc: str) -> str | None:
+def _parts(url: str) -> SplitResult:
+    """All of them empty where it is none."""
     try:
-        return urlsplit(netloc).hostname
+        return urlsplit(url)
     except ValueError:
-        return None
+        return urlsplit("")
 
 
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "?" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+async def _cancelled(task: asyncio.Future[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -13,7 +13,9 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -39,12 +41,15 @@ from worldloom.stages.artifact import Artifact, ArtifactError
 from worldloom.stages.rejects import InputRejected
 from worldloom.stages.tar_members import members_of
 
+log = logging.getLogger("worldloom.service")
+
 RECORD, CANCELLED, UPLOADS = "job.json", "cancelled", "uploads"
 MANIFEST = "DONE.json"
 State = Literal["queued", "running", "completed", "failed", "cancelling", "cancelled"]
 GRACE = 20.0  # seconds from asking a job to stop to making it
-ENDED = (0, 1)  # completed, or failed and says why
 STOPPED = (3, -signal.SIGTERM, -signal.SIGINT)  # before its end, by a signal that meant the service, too, or it alone
+_NAME = re.compile(r"batch_[0-9a-f]{32}")
+OF_FOLDERS = ("caption", "validation_share", "shard_size")  # of a request: what shards have already
 
 
 class Job(NamedTuple):
@@ -144,10 +149,10 @@ class Jobs:
 
     def find(self, tenant: str, name: str) -> Job:
         """ServiceError(not_found), the same for another tenant's."""
-        for job in self._jobs(tenant):
-            if job.id == name:
-                return job
-        raise not_found("batch")
+        place = self._root() / tenant / name
+        if not _NAME.fullmatch(name) or not (place / RECORD).is_file():
+            raise not_found("batch")
+        return _read(place)
 
     def cancel(self, job: Job) -> None:
         """It stops where it loses nothing; a finished one stays as it is."""
@@ -237,8 +242,7 @@ class Jobs:
     def _state(self, job: Job) -> State:
         place, at_work = self._place(job), self._running  # read once: threads ask, too
         running = at_work is not None and at_work[0] == job.id
-        tokens = _tokens(place)
-        if not running and tokens is not None and (tokens / MANIFEST).is_file():
+        if not running and _is_complete(place):
             return "completed"
         if (place / CANCELLED).exists():
             return "cancelling" if running else "cancelled"
@@ -255,8 +259,13 @@ class Jobs:
         while True:
             job = await self._waiting.get()
             self._queued.discard(job.id)
-            if self._state(job) == "queued":
-                await self._run(job)
+            try:
+                if self._state(job) == "queued":
+                    await self._run(job)
+            except Exception as error:  # whatever is wrong with one job, the others are run
+                log.error(json.dumps({"event": "job_failed", "job": job.id, "error": type(error).__name__}))
+                with contextlib.suppress(OSError):
+                    self._fail(job, f"it could not be run: {type(error).__name__}")
 
     async def _run(self, job: Job) -> None:
         place = self._place(job)
@@ -278,8 +287,8 @@ class Jobs:
                 return
             if code in STOPPED:
                 self._enqueue(job)
-            elif code not in ENDED:
-                disk.write_file(place / FAILURE, json.dumps({"message": f"the process that ran it ended with {code}"}).encode())
+            elif not _is_complete(place) and not (place / FAILURE).exists():
+                self._fail(job, f"the process that ran it ended with {code}")
         except asyncio.CancelledError:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -291,6 +300,9 @@ class Jobs:
             raise
         finally:
             self._running = None
+
+    def _fail(self, job: Job, message: str) -> None:
+        disk.write_file(self._place(job) / FAILURE, json.dumps({"message": message}).encode())
 
 
 def pipeline_of(
@@ -304,6 +316,8 @@ def pipeline_of(
             )
     stages: dict[str, Any] = {}
     tars = next((True for _ in data.rglob("*.tar")), False) or data.name == UPLOADS
+    if tars and (unused := next((field for field in OF_FOLDERS if field in request.model_fields_set), None)):
+        raise ServiceError("batch_invalid", 422, f"{unused} is for folders of files; shards are taken as they are: leave it out", unused)
     stages["data"] = (
         {"run": "import_webdataset", "path": str(data), "max_reject_share": request.max_reject_share}
         if tars
@@ -332,6 +346,11 @@ def pipeline_of(
     except ConfigError as error:
         raise ServiceError("batch_invalid", 422, "; ".join(error.problems)) from None
     return text
+
+
+def _is_complete(place: Path) -> bool:
+    tokens = _tokens(place)
+    return tokens is not None and (tokens / MANIFEST).is_file()
 
 
 def _tokens(place: Path) -> Any:

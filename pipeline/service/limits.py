@@ -25,13 +25,17 @@ class Limits(BaseModel):
         default=8.0, description="seconds that a body may take, and one more for each `receive_rate` bytes of it"
     )
     receive_rate: PositiveInt = Field(default=256 << 10, description="bytes a second")
-    send_seconds: Seconds = Field(default=30.0, description="seconds that a client may leave a part of its answer unread")
+    send_seconds: Seconds = Field(
+        default=30.0,
+        description="seconds that a client may leave a part of its answer unread; behind the last, one more for each `receive_rate` bytes",
+    )
     connections: PositiveInt = Field(default=2_048, description="open at the same time; more are closed at once")
     requests: PositiveInt = Field(default=512, description="in progress at the same time; more are answered with 429")
     request_seconds: Seconds = Field(
         default=60.0, description="seconds from the whole body to the answer, at most what a request asks for itself"
     )
     json_depth: PositiveInt = Field(default=32, description="lists and objects within each other in a JSON body")
+    json_parts: PositiveInt = Field(default=2 << 20, description="brackets and commas in a JSON body, also those in its strings")
     values: PositiveInt = Field(default=1_024, description="values in one request")
     pixels: PositiveInt = Field(default=256 << 20, description="pixels in one request, clips' frames added up")
     samples: PositiveInt = Field(default=64 << 20, description="samples of sound in one request")

@@ -20,11 +20,14 @@ def bounded(limits: Limits) -> type[asyncio.Protocol]:
 
 
 class _Bounded(HttpToolsProtocol):
-    """Counts the bytes of a head until it is whole; a head that is not there in time ends the connection."""
+    """Counts the bytes of a head until it is whole; a head that is not there in time ends the connection, and so does an answer that nobody
+    reads.
+    """
 
     limits: Limits
     _head = 0  # bytes of the head that is being received
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None  # when whoever does not read an answer is given up
     _seen: set[bytes]
     _size = 0  # bytes of the head's parts, as they are parsed
 
@@ -37,6 +40,7 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -51,6 +55,7 @@ class _Bounded(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._seen, self._size = set(), 0
+        self.scope["state"]["abort"] = self.transport.abort
 
     def on_url(self, url: bytes) -> None:
         self._size += len(url)
@@ -72,6 +77,7 @@ class _Bounded(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._stop_waiting()
+        self._stop_watching()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -84,8 +90,24 @@ class _Bounded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self.transport.is_closing():
+        closing = self.transport.is_closing()
+        if not closing and not self.cycle.response_complete:
+            return  # another request has come meanwhile, and is worked on
+        if size := self.transport.get_write_buffer_size():
+            seconds = self.limits.send_seconds + size / self.limits.receive_rate
+            self._unread = self.loop.call_later(seconds, self._abort)
+        if not closing:
             self._expect_head()
+
+    def _abort(self) -> None:
+        """Closing would wait for whoever does not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _expect_head(self) -> None:
         self._stop_waiting()

@@ -32,6 +32,7 @@ RETRIES = 4  # of a call without an effect, when the replica that had it died
 AGAIN = {"about", "encode", "decode", "sessions", "golden", "embed", "search", "prepare"}  # methods without an effect
 PAUSE = 0.2  # seconds before a call is tried again
 DRAIN = 70.0  # seconds that a replica has for what it has begun
+SURGE = 1  # percent; rounded up, it is one replica more than there are to be, so that a new one is up before an old one ends
 # Read by Ray Serve when it is imported, here and in its processes. By default a request changes threads twice on its way, to Serve's router
 # and to ours: against code that holds up a loop. Ours holds up none: a replica works in its own pool, the front hands over and waits.
 SERVE_ENVIRONMENT = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
@@ -168,6 +169,7 @@ class RayCalls:
 
     async def call(self, to: str, method: str, *arguments: Any) -> Any:
         from ray.exceptions import RayActorError
+        from ray.serve.exceptions import DeploymentUnavailableError
 
         for attempt in range(RETRIES + 1):
             try:
@@ -179,6 +181,8 @@ class RayCalls:
                 if attempt == RETRIES:
                     raise ServiceError("replica_lost", 503, "the workers that had this ended; send it again", None, 1.0) from None
                 await asyncio.sleep(PAUSE * 2**attempt)
+            except DeploymentUnavailableError:
+                raise _unavailable() from None
         raise AssertionError("the loop returns or raises")
 
     async def _ask(self, to: str, method: str, arguments: tuple[Any, ...]) -> Outcome:
@@ -191,12 +195,18 @@ class RayCalls:
 
     async def stream(self, to: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
         from ray.exceptions import RayActorError
+        from ray.serve.exceptions import DeploymentUnavailableError
 
+        answer = self._handles[to].options(stream=True).stream.remote(method, arguments)
         try:
-            async for outcome in self._handles[to].options(stream=True).stream.remote(method, arguments):
+            async for outcome in answer:
                 yield outcome.get()
         except RayActorError:
             raise ServiceError("replica_lost", 503, "the worker that wrote this ended; ask again", None, 1.0) from None
+        except DeploymentUnavailableError:
+            raise _unavailable() from None
+        finally:
+            answer.cancel()  # where it has not ended: the replica does not hear that nobody listens any more
 
     async def processes(self, to: str) -> int:
         """The id of the process of one of a deployment's replicas."""
@@ -233,6 +243,7 @@ class RayCalls:
             name=_named(to),
             num_replicas=self._replicas(to),
             max_ongoing_requests=2 * LANES,
+            max_surge_percent=SURGE,
             ray_actor_options={"num_cpus": 0},
             health_check_period_s=2,
             graceful_shutdown_timeout_s=DRAIN,
@@ -245,6 +256,12 @@ class RayCalls:
     def _replicas(self, to: str) -> int:
         """One of a world: its sessions stay where their cache is."""
         return self.replicas if to.startswith("tokenizer:") else 1
+
+
+def _unavailable() -> ServiceError:
+    return ServiceError(
+        "workers_unavailable", 503, "no worker of this is up, and its new ones did not start: see the service's log", None, 5.0
+    )
 
 
 def _named(to: str) -> str:

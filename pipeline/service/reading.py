@@ -1,9 +1,11 @@
 """Bodies of strangers: strict JSON, base64, multipart and arrays, to the values of a request."""
 
+import asyncio
 import binascii
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -25,7 +27,9 @@ from worldloom.stages.streams import kind_of
 Model = TypeVar("Model", bound=BaseModel)
 JSON, MULTIPART, NPY = "application/json", "multipart/form-data", "application/x-npy"
 MOST_DIGITS = 400  # of a number; Python itself refuses to read some thousands
-_OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+AT_ONCE = 256 << 10  # bytes of JSON that are parsed without going to a thread
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_ONE_KIND, _ELSE = bytes.maketrans(b"{}", b"[]"), bytes(set(range(256)) - set(b"[]{}"))
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|[A-Za-z/])")
 
 
@@ -35,10 +39,18 @@ def media_type(request: Request) -> str:
 
 
 async def read_json(request: Request, model: type[Model], limits: Limits) -> Model:
-    """The body as a request; ServiceError: media_type_not_allowed, json_invalid, request_invalid."""
+    """The body as a request; ServiceError: media_type_not_allowed, json_invalid, json_too_large, request_invalid."""
     if media_type(request) != JSON:
         raise ServiceError("media_type_not_allowed", 415, f"the body must be {JSON}, it is {media_type(request)[:80] or 'of no type'}")
-    return checked(model, parse_json(await request.body(), limits.json_depth))
+    content = await request.body()
+    parts = sum(map(content.count, (b"[", b"{", b",")))
+    if parts > limits.json_parts:
+        raise ServiceError(
+            "json_too_large", 413, f"the body has {parts} brackets and commas, at most {limits.json_parts}; send it in several, or as files"
+        )
+    if len(content) <= AT_ONCE:
+        return checked(model, parse_json(content, limits.json_depth))
+    return await asyncio.to_thread(lambda: checked(model, parse_json(content, limits.json_depth)))
 
 
 def parse_json(content: bytes, depth: int) -> Any:
@@ -141,22 +153,20 @@ def check_count(count: int, limits: Limits) -> None:
 
 
 def _check_depth(content: bytes, most: int) -> None:
-    """json's own parser goes as deep as the stack; this looks at brackets outside of strings only."""
+    """json's own parser goes as deep as the stack; this looks at brackets outside of strings only, and takes them away from within."""
     if content.count(b"[") + content.count(b"{") <= most:
         return
-    depth = 0
-    for found in _OPENING.finditer(content):
-        first = found.group()[0]
-        depth += (first in b"[{") - (first in b"]}")
-        if depth > most:
-            raise ServiceError("json_invalid", 400, f"lists and objects lie more than {most} deep within each other")
+    brackets = _STRING.sub(b"", content).translate(_ONE_KIND, _ELSE)
+    for _ in range(most):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise ServiceError("json_invalid", 400, f"lists and objects lie more than {most} deep within each other, or have no end")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:80]!r} stands there twice")
     return found
 

@@ -1,15 +1,22 @@
-"""Answers that are kept for a while under their Idempotency-Key, so that a request that is sent again has one effect and one answer."""
+"""Answers that are kept for a while under their Idempotency-Key, so that a request that is sent again has one effect and one answer.
+
+What has an effect is done to its end, whether or not whoever asked still waits. Where an answer is not kept, its key still is: what was
+done is not done again.
+"""
 
 import asyncio
 import time
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from starlette.types import Message
 
 from worldloom.pipeline.service.errors import ServiceError
 
-MOST, SECONDS = 4_096, 600.0  # answers, and how long each is kept
-MOST_BYTES = 1 << 20  # of an answer that is kept; a request whose answer is larger is done again, which is why it must have no effect
+MOST, SECONDS = 4_096, 600.0  # keys, and how long each is kept, which is as long as what is done under it may take
+MOST_ANSWER = 4 << 20  # bytes of an answer that is kept
+MOST_BYTES = 64 << 20  # of all of them together
 
 
 class Answer(NamedTuple):
@@ -20,72 +27,100 @@ class Answer(NamedTuple):
     body: bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     digest: bytes
-    begun: float
-    answer: "asyncio.Future[Answer | None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    answer: asyncio.Future[Answer] | None  # None: it was given, and is not kept
+    ended: float | None = None  # when
+    bytes: int = 0  # that are kept
 
 
 class Replays:
-    """Of all tenants, the oldest forgotten first."""
+    """Of all tenants; the oldest are forgotten first, and none while it is being worked on."""
 
-    def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+    def __init__(self, now: Callable[[], float] = time.monotonic, most_answer: int = MOST_ANSWER, most_bytes: int = MOST_BYTES) -> None:
+        self._now, self._most_answer, self._most_bytes = now, most_answer, most_bytes
+        self._entries: dict[tuple[str, str], _Entry] = {}  # those that have ended in the order in which they did
+        self._bytes = 0
 
-    async def begin(self, tenant: str, key: str, digest: bytes) -> Answer | None:
-        """The answer to the same request; None: it is new, and `end` must be called. ServiceError for another request under the key."""
-        while (entry := self._find((tenant, key))) is not None:
-            if entry.digest != digest:
-                raise ServiceError(
-                    "idempotency_conflict", 409, "this Idempotency-Key was used for another request; use a new one", "Idempotency-Key"
-                )
-            answer = await asyncio.shield(entry.answer)
-            if answer is not None:
-                return answer
-        self._entries[tenant, key] = _Entry(digest, time.monotonic())
-        while len(self._entries) > MOST:
-            self._drop(next(iter(self._entries)))
-        return None
+    def once(
+        self, tenant: str, key: str, digest: bytes, work: Callable[[], Coroutine[Any, Any, Answer]]
+    ) -> tuple[asyncio.Future[Answer], bool]:
+        """The answer that is made, or was, and whether this call began it; whoever waits for it may leave, and it is made all the same.
 
-    def end(self, tenant: str, key: str, answer: Answer | None) -> None:
-        """None: nothing that would be worth repeating; whoever waits for it tries on its own."""
+        ServiceError for another request under the key, and for an answer that is no longer there.
+        """
+        self._forget()
         entry = self._entries.get((tenant, key))
         if entry is None:
+            return self._begin((tenant, key), digest, work), True
+        if entry.digest != digest:
+            raise ServiceError(
+                "idempotency_conflict", 409, "this Idempotency-Key was used for another request; use a new one", "Idempotency-Key"
+            )
+        if entry.answer is None:
+            raise ServiceError(
+                "answer_gone",
+                410,
+                f"this was done under its Idempotency-Key, and is not done again; answers of up to {self._most_answer} bytes are kept, "
+                "as long as there is room: ask how it stands, and go on under a new key",
+                "Idempotency-Key",
+            )
+        return entry.answer, False
+
+    def _begin(self, name: tuple[str, str], digest: bytes, work: Callable[[], Coroutine[Any, Any, Answer]]) -> asyncio.Future[Answer]:
+        made = asyncio.create_task(asyncio.wait_for(work(), SECONDS))
+        entry = self._entries[name] = _Entry(digest, made)
+        made.add_done_callback(lambda _: self._ended(name, entry, made))
+        return made
+
+    def _ended(self, name: tuple[str, str], entry: _Entry, made: asyncio.Task[Answer]) -> None:
+        """Keeps what is worth repeating; where nothing was done, or nobody knows how far, the key is as good as new."""
+        del self._entries[name]
+        failed = None if made.cancelled() else made.exception()
+        too_long = isinstance(failed, TimeoutError)
+        if not too_long and (made.cancelled() or failed is not None or made.result().status >= 429):
             return
-        if not entry.answer.done():
-            entry.answer.set_result(answer)
-        if answer is None:
-            self._entries.pop((tenant, key), None)
+        self._entries[name] = entry
+        entry.ended = self._now()
+        if too_long or len(made.result().body) > self._most_answer:
+            entry.answer = None
+        else:
+            entry.bytes = len(made.result().body)
+            self._bytes += entry.bytes
+            self._forget()
 
-    def _find(self, key: tuple[str, str]) -> _Entry | None:
-        entry = self._entries.get(key)
-        if entry is not None and time.monotonic() - entry.begun > SECONDS and entry.answer.done():
-            self._drop(key)
-            return None
-        return entry
-
-    def _drop(self, key: tuple[str, str]) -> None:
-        entry = self._entries.pop(key)
-        if not entry.answer.done():
-            entry.answer.set_result(None)
+    def _forget(self) -> None:
+        """Drops what has expired; the oldest keys, where there are too many; the oldest answers, where they are too large together."""
+        now = self._now()
+        for name, entry in list(self._entries.items()):
+            if entry.ended is None:
+                continue
+            if now - entry.ended > SECONDS or len(self._entries) > MOST:
+                del self._entries[name]
+            elif self._bytes > self._most_bytes:
+                entry.answer = None
+            else:
+                return
+            self._bytes -= entry.bytes
+            entry.bytes = 0
 
 
 class Recording:
-    """What goes out through `send`, kept as long as it is small."""
+    """Takes what an application sends, as a whole."""
 
     def __init__(self) -> None:
-        self.answer: Answer | None = None
-        self._start: Any = None
-        self._body = bytearray()
+        self._start: Message = {}
+        self._body: list[bytes] = []
 
-    def note(self, message: Any) -> None:
+    async def send(self, message: Message) -> None:
         """One message of the answer."""
         if message["type"] == "http.response.start":
             self._start = message
-        elif self._start is not None:
-            self._body += message.get("body", b"")
-            if len(self._body) > MOST_BYTES:
-                self._start = None
-            elif not message.get("more_body", False) and self._start["status"] < 429:
-                self.answer = Answer(self._start["status"], list(self._start.get("headers", ())), bytes(self._body))
+        else:
+            self._body.append(message.get("body", b""))
+
+    @property
+    def answer(self) -> Answer:
+        """What was sent."""
+        return Answer(self._start["status"], list(self._start.get("headers", ())), b"".join(self._body))

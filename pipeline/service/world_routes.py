@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from worldloom.pipeline.service.contract import (
     ActRequest,
+    ErrorAnswer,
     GenerateRequest,
     RolloutInfo,
     RolloutOpened,
@@ -25,6 +26,11 @@ from worldloom.pipeline.service.reading import read_json
 from worldloom.pipeline.service.token_routes import ERRORS, body_of, charge
 
 NDJSON = "application/x-ndjson"
+ONCE: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    409: {"model": ErrorAnswer, "description": "its Idempotency-Key was used for another request"},
+    410: {"model": ErrorAnswer, "description": "it was done under its Idempotency-Key, and the answer is no longer kept"},
+}
 
 
 def router(engine: Engine) -> APIRouter:
@@ -45,7 +51,7 @@ def router(engine: Engine) -> APIRouter:
         first = await anext(lines)  # what is wrong with the request is said before the answer begins
         return StreamingResponse(_told(request.state.request_id, first, lines), media_type=NDJSON)
 
-    @routes.post("/rollouts", status_code=201, summary="Opens a session", responses=ERRORS, openapi_extra=body_of(RolloutRequest))
+    @routes.post("/rollouts", status_code=201, summary="Opens a session", responses=ONCE, openapi_extra=body_of(RolloutRequest))
     async def open_rollout(request: Request) -> RolloutOpened:
         asked = await read_json(request, RolloutRequest, engine.limits)
         charge(request, asked.given * _step_codes(engine.need_world()))
@@ -57,7 +63,7 @@ def router(engine: Engine) -> APIRouter:
         mine = [one for one in await engine.sessions() if one.tenant == request.state.tenant.name]
         return RolloutsAnswer(data=tuple(_info(engine, one.id, one.step, one.left) for one in mine))
 
-    @routes.post("/rollouts/{id}/act", summary="Goes on by a step or several", responses=ERRORS, openapi_extra=body_of(ActRequest))
+    @routes.post("/rollouts/{id}/act", summary="Goes on by a step or several", responses=ONCE, openapi_extra=body_of(ActRequest))
     async def act(request: Request, id: str) -> StepsAnswer:
         asked = await read_json(request, ActRequest, engine.limits)
         charge(request, asked.steps * _step_codes(engine.need_world()))

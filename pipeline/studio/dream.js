@@ -9,6 +9,7 @@ import { fill, h, icon, number, say } from "./dom.js";
 /** @typedef {import("./api.js").Actions} Actions */
 /** @typedef {{id: string, frames: string, actions: Actions | null, first: Step}} Opened */
 /** @typedef {number | number[] | null} Action */
+/** @typedef {{action: Action, name: string}} Press */
 
 const ARROWS = /** @type {Record<string, string>} */ ({ ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right" });
 const STILL = ["none", "noop", "stay", "still"];
@@ -27,8 +28,10 @@ export async function dream(world, leaving) {
   const heard = h("input", { type: "checkbox", id: "heard", checked: true });
   /** @type {Opened | null} */
   let session = null;
-  /** @type {Action | undefined} */
-  let held;
+  /** @type {Map<string, Press>} what is held down, by the key or pointer that holds it; the last of them is what is done */
+  const held = new Map();
+  /** @type {Press | null} what was pressed since the last step: it is done once, however soon it is let go */
+  let pressed = null;
   let acting = false;
   let seed = Math.floor(Math.random() * 1e6);
   let rate = 0;
@@ -52,7 +55,7 @@ export async function dream(world, leaving) {
   };
   const open = async () => {
     leave();
-    held = undefined;
+    letGo();
     fill(strip);
     const opened = /** @type {Opened} */ (await post("/v1/rollouts", { seed, sample: seed, temperature: Number(temperature.value) }, leaving.signal));
     seed++;
@@ -61,30 +64,53 @@ export async function dream(world, leaving) {
     show(opened.first, "");
     fill(pad, buttons(opened.actions));
   };
-  const act = async (/** @type {Action} */ action, /** @type {string} */ name) => {
-    if (acting || !session) return;
-    acting = true;
+  /** One step of a dream. @param {Press} what @param {Opened} mine */
+  const step = async ({ action, name }, mine) => {
     try {
       const began = performance.now();
-      const { data } = /** @type {{data: Step[]}} */ (await post(`/v1/rollouts/${session.id}/act`, { action, steps: 1 }, leaving.signal));
+      const { data } = /** @type {{data: Step[]}} */ (await post(`/v1/rollouts/${mine.id}/act`, { action, steps: 1 }, leaving.signal));
       const took = performance.now() - began;
       if (took < SLOWEST) await new Promise(resolve => setTimeout(resolve, SLOWEST - took));
+      if (session !== mine) return;
       rate = rate ? 0.7 * rate + 300 / (performance.now() - began) : 1000 / (performance.now() - began);
-      for (const step of data) show(step, name);
+      for (const each of data) show(each, name);
     } catch (error) {
-      held = undefined;
-      if (!leaving.left) say(error instanceof ApiError && error.status === 404 ? "This dream has ended. Begin another." : error instanceof Error ? error.message : String(error));
-    } finally {
-      acting = false;
+      if (leaving.left || session !== mine) return;
+      letGo();
+      say(error instanceof ApiError && error.status === 404 ? "This dream has ended. Begin another." : error instanceof Error ? error.message : String(error));
     }
   };
-  /** Acts as long as it is held. @param {Action} action @param {string} name */
-  const hold = async (action, name) => {
-    held = action;
-    while (held === action && session && !leaving.left) {
-      await act(action, name);
-      if (acting) return;
+  /** Does what is held now, as long as something is. */
+  const go = async () => {
+    if (acting) return;
+    acting = true;
+    while (session && !leaving.left) {
+      const now = pressed ?? [...held.values()].at(-1);
+      pressed = null;
+      if (!now) break;
+      await step(now, session);
     }
+    acting = false;
+  };
+  /** @param {Press} what @param {string} [by] the key or pointer that holds it */
+  const press = (what, by) => {
+    pressed = what;
+    if (by) held.set(by, what);
+    mark();
+    go();
+  };
+  /** @param {string} [by] all that is held, where nothing is said */
+  const letGo = by => {
+    if (by) held.delete(by);
+    else {
+      held.clear();
+      pressed = null;
+    }
+    mark();
+  };
+  const mark = () => {
+    const names = [...held.values()].map(each => each.name);
+    for (const each of /** @type {NodeListOf<HTMLButtonElement>} */ (pad.querySelectorAll("button.act"))) each.classList.toggle("held", names.includes(each.title));
   };
 
   /** @param {Actions | null} actions */
@@ -103,44 +129,41 @@ export async function dream(world, leaving) {
     const made = h("button", { type: "button", class: `act ${place}`, "aria-label": name, title: name, data: { name: name.toLowerCase() } }, drawing ? icon(drawing) : name);
     made.addEventListener("pointerdown", event => {
       made.setPointerCapture(event.pointerId);
-      hold(action, name);
+      press({ action, name }, `pointer ${event.pointerId}`);
     });
-    for (const event of ["pointerup", "pointercancel", "lostpointercapture"]) made.addEventListener(event, () => (held = undefined));
-    made.addEventListener("click", event => event.detail === 0 && act(action, name));
+    for (const type of /** @type {const} */ (["pointerup", "pointercancel", "lostpointercapture"])) made.addEventListener(type, event => letGo(`pointer ${event.pointerId}`));
+    made.addEventListener("click", event => event.detail === 0 && press({ action, name }));
     made.addEventListener("contextmenu", event => event.preventDefault());
-    Object.assign(made, { begin: () => hold(action, name) });
+    Object.assign(made, { press: (/** @type {string} */ by) => press({ action, name }, by) });
     return made;
   };
   /** @param {Actions} actions */
   const reals = actions => {
     const field = h("input", { type: "text", value: Array(actions.dimensions).fill(0).join(", "), "aria-label": `${actions.dimensions} numbers, with commas between them` });
-    const go = () => act(field.value.split(",").map(Number), field.value);
-    return h("div", { class: "row reals" }, field, h("button", { type: "button", onclick: go }, "Act"));
+    const once = () => press({ action: field.value.split(",").map(Number), name: field.value });
+    return h("div", { class: "row reals" }, field, h("button", { type: "button", onclick: once }, "Act"));
   };
 
   const down = (/** @type {KeyboardEvent} */ event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(/** @type {Element} */ (event.target).tagName)) return;
     const name = ARROWS[event.key];
     const digit = /^[0-9]$/.test(event.key) ? Number(event.key) : -1;
-    const all = /** @type {(HTMLButtonElement & {begin: () => void})[]} */ ([...pad.querySelectorAll("button.act")]);
+    const all = /** @type {(HTMLButtonElement & {press: (by: string) => void})[]} */ ([...pad.querySelectorAll("button.act")]);
     const found = name ? all.find(each => each.dataset.name === name) ?? (all.length === 1 ? all[0] : undefined) : digit >= 0 ? all[digit] : undefined;
     if (!found) return;
     event.preventDefault();
     if (event.repeat) return;
-    found.classList.add("held");
-    found.begin();
+    found.press(event.code);
   };
-  const up = () => {
-    held = undefined;
-    pad.querySelectorAll(".held").forEach(each => each.classList.remove("held"));
-  };
+  const up = (/** @type {KeyboardEvent} */ event) => letGo(event.code);
+  const away = () => letGo();
   document.addEventListener("keydown", down);
   document.addEventListener("keyup", up);
-  addEventListener("blur", up);
+  addEventListener("blur", away);
   leaving.signal.addEventListener("abort", () => {
     document.removeEventListener("keydown", down);
     document.removeEventListener("keyup", up);
-    removeEventListener("blur", up);
+    removeEventListener("blur", away);
     leave();
   });
   const again = h("button", { type: "button", class: "main", onclick: () => open().catch(error => leaving.left || say(error.message)) }, icon("again"), "Another dream");

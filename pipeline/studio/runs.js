@@ -2,7 +2,7 @@
 
 import { ApiError, get } from "./api.js";
 import { blocks } from "./blocks.js";
-import { checkpoints } from "./checkpoints.js";
+import { offer } from "./checkpoints.js";
 import { choice, duration, figuresOf, fill, h, number, size } from "./dom.js";
 import { LineChart } from "./line-chart.js";
 import { silence } from "./sound.js";
@@ -59,7 +59,7 @@ async function look(name, wanted, places, leaving) {
 async function follow(name, chosen, places, running, leaving) {
   while (!leaving.left) {
     await new Promise(resolve => setTimeout(resolve, running ? EVERY : IDLE));
-    if (leaving.left || document.hidden || places.detail.contains(document.activeElement)) continue;
+    if (leaving.left || document.hidden) continue;
     try {
       running = (await look(name, chosen, places, leaving)).running;
     } catch (error) {
@@ -75,13 +75,18 @@ async function stage(run, name, place, leaving) {
   const page = /** @type {StagePage} */ (await get(base, leaving.signal));
   const key = JSON.stringify({ ...page, seconds: page.state === "running" ? 0 : page.seconds });
   if (place.dataset.key === key || leaving.left) return;
-  if (place.dataset.stage === name && page.state === "running") {
-    place.dataset.key = key;
-    return update(page, place);
+  // What has the focus stays as it is, and is drawn anew once it has lost it.
+  const focused = place.contains(document.activeElement);
+  if (place.dataset.stage === name && (page.state === "running" || focused)) {
+    const whole = update(page, place, base, leaving);
+    place.dataset.key = whole && page.state === "running" ? key : "";
+    if (whole || focused) return;
   }
   Object.assign(place.dataset, { key, stage: name });
   const facts = [page.kind, page.inputs.length ? `from ${page.inputs.join(", ")}` : "", page.seconds === null ? "" : duration(page.seconds), page.bytes ? size(page.bytes) : ""];
   const rows = Object.entries(page.settings).map(([setting, value]) => h("tr", {}, h("td", { class: "mono" }, setting), h("td", { class: "mono" }, value)));
+  const offers = h("div", { class: "offers" });
+  offer(offers, base, page.checkpoints, leaving);
   fill(
     place,
     h(
@@ -94,21 +99,22 @@ async function stage(run, name, place, leaving) {
       measured(page),
       h("div", { class: "blocks" }, blocks(page.blocks, base, leaving)),
       page.blocks.length || page.state === "running" ? null : h("p", { class: "quiet" }, "Nothing to show yet."),
-      page.checkpoints.length ? checkpoints(base, page.checkpoints, leaving) : null,
+      offers,
       rows.length ? h("details", {}, h("summary", {}, "Settings"), h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "settings" }, h("table", {}, h("tbody", {}, rows)))) : null,
     ),
   );
 }
 
-/** What goes on: the bar and the curves alone. @param {StagePage} page @param {HTMLElement} place */
-function update(page, place) {
-  const bar = place.querySelector(".progress");
-  if (bar) fill(bar, progress(page));
+/** What goes on: the bar, the checkpoints and the curves alone; whether all of them have their place. @param {StagePage} page @param {HTMLElement} place @param {string} base @param {Leaving} leaving */
+function update(page, place, base, leaving) {
+  const [bar, offers] = /** @type {HTMLElement[]} */ ([place.querySelector(".progress"), place.querySelector(".offers")]);
+  fill(bar, progress(page));
+  offer(offers, base, page.checkpoints, leaving);
   const charts = /** @type {NodeListOf<LineChart>} */ (place.querySelectorAll("line-chart"));
   const curves = page.blocks.filter(block => block.type === "curves");
-  if (charts.length === curves.length) return charts.forEach((chart, at) => chart.show(curves[at].title, curves[at].lines, curves[at].x, curves[at].unit));
-  place.dataset.stage = ""; // other charts than before: draw all anew at the next look
-  place.dataset.key = "";
+  if (charts.length !== curves.length) return false;
+  charts.forEach((chart, at) => chart.show(curves[at].title, curves[at].lines, curves[at].x, curves[at].unit));
+  return true;
 }
 
 /** @param {StagePage} page */

@@ -79,6 +79,99 @@ def test_files_are_written_below_the_folder_only(tmp_path):
         _written(tmp_path, "../b.tar", b"x")
 
 
+class Lines(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that ends after some lines, or is lost then."""
+
+    def __init__(self, *lines, lost=False):
+        self.lines, self.lost = lines, lost
+
+    def __iter__(self):
+        yield from (line.encode() + b"\n" for line in self.lines)
+        if self.lost:
+            raise httpx.ReadError("lost")
+
+    async def __aiter__(self):
+        for line in self:
+            yield line
+
+
+BEGIN, END = '{"event": "begin"}', '{"event": "end"}'
+BUSY = {"error": {"code": "busy", "message": "", "param": None, "request_id": "1"}}
+
+
+def events(handler, awaited, retries=3):
+    """Those of a sample, as either client hears them, and what ended it, where something did."""
+    heard = []
+
+    async def listen():
+        async with AsyncClient(retries=retries, transport=httpx.MockTransport(handler)) as client:
+            async for line in client.generate({"words": "a"}):
+                heard.append(line["event"])
+
+    try:
+        if awaited:
+            asyncio.run(listen())
+        else:
+            with patient(handler, retries) as client:
+                heard.extend(line["event"] for line in client.generate({"words": "a"}))
+    except (httpx.TransportError, ServiceFailure) as error:
+        return heard, error
+    return heard, None
+
+
+@pytest.fixture(params=[False, True], ids=["waiting", "awaited"])
+def awaited(request, monkeypatch, pauses):
+    """Which client; the pauses of both are noted."""
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr("worldloom.pipeline.client.asyncio.sleep", sleep)
+    return request.param
+
+
+def test_a_sample_is_asked_for_again_until_its_first_line_is_there(awaited, pauses):
+    answers = [
+        httpx.ConnectError("refused"),
+        httpx.Response(503, headers={"retry-after": "7"}, json=BUSY),
+        httpx.Response(200, stream=Lines(lost=True)),
+        httpx.Response(200, stream=Lines(BEGIN, END)),
+    ]
+
+    def handler(request):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert events(handler, awaited) == (["begin", "end"], None)
+    assert len(pauses) == 3 and pauses[1] >= 7 and not answers
+
+
+def test_a_sample_that_is_lost_behind_its_first_line_is_not_written_twice(awaited, pauses):
+    asked = []
+
+    def handler(request):
+        asked.append(request)
+        return httpx.Response(200, stream=Lines(BEGIN, lost=True))
+
+    _, error = events(handler, awaited)
+    assert isinstance(error, httpx.ReadError) and len(asked) == 1 and not pauses
+
+
+def test_a_sample_that_is_refused_to_the_end_of_patience_is_a_failure(awaited, pauses):
+    heard, error = events(lambda request: httpx.Response(429, headers={"retry-after": "1"}, json=BUSY), awaited, retries=2)
+    assert heard == [] and error.code == "busy" and len(pauses) == 2
+
+
+def test_a_session_whose_end_was_lost_on_the_way_has_ended(pauses):
+    answers = [httpx.Response(504, json=BUSY), httpx.Response(404, json=BUSY), httpx.Response(404, json=BUSY)]
+    with patient(lambda request: answers.pop(0)) as client:
+        client.close_rollout("1")
+        with pytest.raises(ServiceFailure):
+            client.close_rollout("never was")
+
+
 def test_values_go_there_and_come_back_awaited(clocked_root):
     async def work():
         app = create_app(local_engine([str(clocked_root)]))

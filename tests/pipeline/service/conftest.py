@@ -1,10 +1,14 @@
 """Services of tiny tokenizers, in this process, and how tests talk to them."""
 
 import asyncio
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +88,41 @@ def on_a_port(service: Asking) -> Iterator[str]:
     finally:
         server.should_exit = True
         ended.result(60)
+
+
+@contextmanager
+def in_a_process(tokenizer: Path, jobs: Path, port: int, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """A service of one tokenizer in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "worldloom.pipeline", "serve", str(tokenizer), "--plain", "--jobs", str(jobs), "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            until = time.monotonic() + 300
+            while True:
+                assert process.poll() is None and time.monotonic() < until
+                with suppress(httpx.TransportError):
+                    if client.get("/health/ready").status_code == 200:
+                        break
+                time.sleep(0.05)
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def plain() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[bytes], httpx.Client]]]:
+    """`in_a_process`, for tests that send signals."""
+    return in_a_process
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listened on just now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+        return number
 
 
 @pytest.fixture(scope="session")

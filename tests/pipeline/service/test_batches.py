@@ -2,17 +2,16 @@
 
 import io
 import json
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tarfile
+import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from worldloom.pipeline.service.contract import BatchRequest
@@ -113,26 +112,6 @@ def test_uploaded_shards_are_tokenized_and_refusals_are_accounted_for_and_are_no
         assert [json.loads(line)["code"] for line in ledger.splitlines()] == ["key_invalid", "text_not_utf8"]
 
 
-@contextmanager
-def plain_service(tokenizer, jobs, port):
-    """A service of one tokenizer in a process of its own, and a client of it."""
-    command = [sys.executable, "-m", "worldloom.pipeline", "serve", str(tokenizer), "--plain", "--jobs", str(jobs), "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            until = time.monotonic() + 300
-            while True:
-                assert process.poll() is None and time.monotonic() < until
-                with suppress(httpx.TransportError):
-                    if client.get("/health/ready").status_code == 200:
-                        break
-                time.sleep(0.05)
-            yield process, client.request
-    finally:
-        process.kill()
-        process.wait()
-
-
 def written(place):
     """Shards of tokens so far; folders may go while they are counted, which a glob does not bear."""
     return sum(name.endswith(".idx.npy") for _, _, names in os.walk(place / "artifacts" / "tokens") for name in names)
@@ -158,33 +137,30 @@ def content(path):
     return b""
 
 
-def test_a_job_whose_service_is_killed_twice_is_one_job_that_tokenizes_every_sample_once(tiny_root, tmp_path):
+def test_a_job_whose_service_is_killed_twice_is_one_job_that_tokenizes_every_sample_once(plain, free_port, tiny_root, tmp_path):
     texts = {f"{number:05d}": f"a {('red', 'blue', 'green')[number % 3]} circle {number}" for number in range(SAMPLES)}
     pairs = [(f"{key}.txt", text.encode()) for key, text in texts.items()]
     uploads = [("shard", (f"{at}.tar", shard_of(*pairs[at : at + 50]))) for at in range(0, SAMPLES, 50)]
     asked = {"data": {"job": json.dumps({"tokenizers": {"words": "words_codes"}})}, "files": uploads}
     again = {**asked, "headers": {"idempotency-key": "killed"}}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tokenizer,) = tiny_root.glob("artifacts/words_codes/*/tokenizer")
-    with plain_service(tokenizer, tmp_path, port) as (process, service):
-        name = service("POST", "/v1/batches", **again).json()["id"]
+    with plain(tokenizer, tmp_path, free_port) as (process, client):
+        name = client.request("POST", "/v1/batches", **again).json()["id"]
         place = tmp_path / "local" / name
         at_work(process.pid, place)
         process.kill()  # the job hears of it, and stops where it loses nothing, perhaps while the next service begins
-    with plain_service(tokenizer, tmp_path, port) as (process, service):
-        assert service("POST", "/v1/batches", **again).json()["id"] == name
+    with plain(tokenizer, tmp_path, free_port) as (process, client):
+        assert client.request("POST", "/v1/batches", **again).json()["id"] == name
         for each in (at_work(process.pid, place), process.pid):
             os.kill(each, signal.SIGKILL)
         assert not list(place.glob("artifacts/tokens/*/DONE.json"))
-    with plain_service(tokenizer, tmp_path, port) as (_, service):
-        assert service("POST", "/v1/batches", **again).json()["id"] == name
-        assert ended(service, name)["counts"]["samples"] == SAMPLES
-        assert [one["id"] for one in service("GET", "/v1/batches").json()["data"]] == [name]
-        other = service("POST", "/v1/batches", **asked).json()["id"]
-        assert ended(service, other)["state"] == "completed" and other != name
-        made, whole = (service("GET", f"/v1/batches/{which}/files").json()["data"] for which in (name, other))
+    with plain(tokenizer, tmp_path, free_port) as (_, client):
+        assert client.request("POST", "/v1/batches", **again).json()["id"] == name
+        assert ended(client.request, name)["counts"]["samples"] == SAMPLES
+        assert [one["id"] for one in client.request("GET", "/v1/batches").json()["data"]] == [name]
+        other = client.request("POST", "/v1/batches", **asked).json()["id"]
+        assert ended(client.request, other)["state"] == "completed" and other != name
+        made, whole = (client.request("GET", f"/v1/batches/{which}/files").json()["data"] for which in (name, other))
     (tokens,) = place.glob("artifacts/tokens/*/tokens/train/words")
     keys = [key for tar in sorted(tokens.glob("*.tar")) for key in IndexedShard(tar, tar.with_suffix(".idx.npy"), "uint16").keys]
     assert sorted(keys) == sorted(texts)
@@ -207,6 +183,33 @@ def test_a_job_whose_client_left_before_it_was_answered_runs_all_the_same(serve,
         assert answer.status_code == 504, answer.text
         (job,) = service("GET", "/v1/batches").json()["data"]
         assert ended(service, job["id"], seconds=60)["state"] == "completed"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_whose_process_ends_without_a_word_has_failed(serve, tiny_root, tmp_path, monkeypatch, code):
+    silent = tmp_path / "silent"
+    silent.write_text(f"#!/bin/sh\nexit {code}\n")
+    silent.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(silent))
+    with serve([str(tiny_root)], jobs=jobs_in(tmp_path / "jobs", tiny_root)) as service:
+        job = ended(service, service("POST", "/v1/batches", json=ASKED).json()["id"])
+    assert (job["state"], job["error"]) == ("failed", f"the process that ran it ended with {code}")
+
+
+def test_a_job_that_cannot_be_begun_does_not_keep_the_others_from_running(serve, tiny_root, tmp_path, caplog):
+    jobs, begun = jobs_in(tmp_path, tiny_root), []
+
+    async def run(job):
+        begun.append(job.id)
+        if len(begun) == 1:
+            raise OSError(28, "No space left on device")
+        jobs._fail(job, "as it should")
+
+    jobs._run = run
+    with caplog.at_level(logging.ERROR), serve([str(tiny_root)], jobs=jobs) as service:
+        names = [service("POST", "/v1/batches", json=ASKED).json()["id"] for _ in range(2)]
+        assert [ended(service, name)["error"] for name in names] == ["it could not be run: OSError", "as it should"]
+    assert begun == names and f'"job": "{names[0]}", "error": "OSError"' in caplog.text
 
 
 def test_a_job_that_a_signal_has_stopped_goes_on_by_itself(serve, tiny_root, tmp_path):
@@ -293,6 +296,52 @@ def test_the_same_key_gives_one_job_to_each_tenant(resting):
     assert one == two and one.id != other.id
     with pytest.raises(ServiceError, match="used for another request"):
         create(key="k", max_reject_share=0.25)
+
+
+@pytest.mark.parametrize("unused", [{"caption": "none"}, {"validation_share": 0.5}, {"shard_size": 4}], ids=str)
+def test_what_is_for_folders_of_files_is_refused_for_shards(resting, unused):
+    _, create = resting
+    with pytest.raises(ServiceError, match=f"batch_invalid: {next(iter(unused))} is for folders of files") as refused:
+        create(**unused)
+    assert refused.value.status == 422 and refused.value.param == next(iter(unused))
+
+
+def test_what_is_for_folders_of_files_is_said_to_their_import(resting, tmp_path):
+    jobs, create = resting
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.png").touch()
+    jobs.sources.folders["mine"] = tmp_path
+    job = create(source="mine/files", tokenizers={"view": "view"}, caption="none", validation_share=0.5, shard_size=4)
+    data = json.loads((jobs.folder / "local" / job.id / PIPELINE).read_text())["stages"]["data"]
+    assert (data["run"], data["caption"], data["validation_share"], data["shard_size"]) == ("import_folder", "none", 0.5, 4)
+
+
+def test_a_job_is_found_by_its_folder_alone(resting, monkeypatch):
+    jobs, create = resting
+    job, _, _ = create(), create(), create(tenant="other")
+    read = []
+    monkeypatch.setattr("worldloom.pipeline.service.jobs._read", lambda place: read.append(place) or job)
+    assert jobs.find("local", job.id) == job and read == [jobs.folder / "local" / job.id]
+    for tenant, name in (("other", job.id), ("local", f"../local/{job.id}"), ("local", ".."), ("local", f"batch_{'0' * 32}")):
+        with pytest.raises(ServiceError, match="there is no such batch"):
+            jobs.find(tenant, name)
+    assert len(read) == 1
+
+
+def test_folders_of_jobs_are_read_beside_the_loop(serve, tiny_root, tmp_path, monkeypatch):
+    jobs, threads = jobs_in(tmp_path, tiny_root), []
+    jobs.start = lambda: None  # they are made, and not worked on
+
+    def noted(does):
+        return lambda *given: (threads.append(threading.current_thread()), does(*given))[1]
+
+    for name in ("find", "about", "files", "file"):
+        monkeypatch.setattr(jobs, name, noted(getattr(jobs, name)))
+    with serve([str(tiny_root)], jobs=jobs) as service:
+        job = service("POST", "/v1/batches", json=ASKED).json()["id"]
+        for method, path in (("GET", ""), ("POST", "/cancel"), ("POST", "/resume"), ("GET", "/files"), ("GET", "/files/x")):
+            service(method, f"/v1/batches/{job}{path}")
+        assert len(threads) == 11 and service._thread not in threads
 
 
 def test_a_job_is_a_pipeline_file_that_says_where_everything_is(resting, tiny_root):

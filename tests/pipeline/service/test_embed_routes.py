@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
+from worldloom.pipeline.client import AsyncClient, Client, ServiceFailure
 from worldloom.pipeline.service import engine as engines
 from worldloom.pipeline.service.calls import LANES
 from worldloom.pipeline.service.tenants import Tenants, add_token
@@ -147,3 +149,27 @@ def test_what_waits_for_an_encoder_is_bounded(seeing, route, found, monkeypatch)
         return [task.result() for task in done]
 
     assert {(answer.status_code, answer.json()["error"]["code"]) for answer in service.run(flood())} == {(429, "busy")}
+
+
+def test_both_clients_embed_and_search(seeing, listening):
+    service, data, _ = seeing
+    asked = [bytes(data.content("validation", "view", row)) for row in range(2)]
+    key = data.keys("validation")[1]
+
+    def check(rows, by_picture, by_vector):
+        assert rows.dtype == np.float32 and rows.shape == (2, 24)
+        assert key in [one["key"] for one in by_picture] and len(by_picture) == 4
+        assert [one["key"] for one in by_vector] == [one["key"] for one in by_picture]
+
+    with listening(service) as address, Client(address) as client:
+        rows = client.embed("eye", asked)
+        check(rows, client.search("eye", asked[1], top=4), client.search("eye", embedding=rows[1], top=4))
+        with pytest.raises(ServiceFailure, match="request_invalid"):
+            client.search("eye", text="a")
+
+    async def awaited():
+        async with AsyncClient("http://localhost", transport=httpx.ASGITransport(service.app)) as client:
+            rows = await client.embed("eye", asked)
+            check(rows, await client.search("eye", asked[1], top=4), await client.search("eye", embedding=rows[1], top=4))
+
+    service.run(awaited())

@@ -1,11 +1,16 @@
 """Who gets in, what is refused by its head or its form alone, and that nothing of it is written down."""
 
+import asyncio
 import json
 import logging
+import socket
+import time
 
+import httpx
 import pytest
 
 from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.replays import Replays
 from worldloom.pipeline.service.tenants import Tenants, add_token
 
 JSON = {"content-type": "application/json"}
@@ -178,7 +183,7 @@ def test_a_body_that_grows_beyond_its_bound_is_not_read_to_its_end(guarded):
 
     answer = guarded("POST", "/v1/tokenize", content=endless(), headers={**JSON, **bearer(ADA)})
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
-    assert guarded.engine.limits.body_bytes == 50_000
+    assert read == [0, 1, 2, 3, 4, 5], "five parts are as long as a body may be"
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/v1/tokenizers/", "/nothing", "/V1/info", "/v1//info"])
@@ -201,8 +206,9 @@ def test_without_tokens_only_this_machine_by_its_own_names_is_answered(tiny):
 
 
 def test_a_page_of_another_site_is_refused(tiny):
-    answer = tiny("POST", "/v1/tokenize", json={"tokenizer": "words", "input": "a"}, headers={"origin": "https://evil.example"})
-    assert answer.status_code == 403 and answer.json()["error"]["code"] == "origin_forbidden"
+    for origin in ("https://evil.example", "null", "", "http://[", "http://[::1", "http://localhost.evil.example"):
+        answer = tiny("POST", "/v1/tokenize", json={"tokenizer": "words", "input": "a"}, headers={"origin": origin})
+        assert answer.status_code == 403 and answer.json()["error"]["code"] == "origin_forbidden", origin
     assert tiny("GET", "/v1/info", headers={"origin": "http://localhost", "host": "localhost"}).status_code == 200
 
 
@@ -211,14 +217,21 @@ def test_a_request_keeps_its_id_and_a_strange_one_is_replaced(tiny):
     assert tiny("GET", "/health/live", headers={"x-request-id": "a b\t"}).headers["x-request-id"] != "a b\t"
 
 
-@pytest.mark.parametrize("key", ["k1", "k2"])
-def test_the_same_request_under_one_key_has_one_answer_and_another_is_a_conflict(tiny, key):
-    asked = {"tokenizer": "words", "input": "a red circle"}
-    first, second = (tiny("POST", "/v1/tokenize", json=asked, headers={"idempotency-key": key}) for _ in range(2))
-    assert first.content == second.content and second.headers["idempotent-replay"] == "true"
+def test_the_same_request_under_one_key_has_one_answer_and_another_is_a_conflict(clocked):
+    headers = {"idempotency-key": "one"}
+    first, second = (clocked("POST", "/v1/rollouts", json={"seed": 1}, headers=headers) for _ in range(2))
+    assert first.status_code == 201 and first.content == second.content and second.headers["idempotent-replay"] == "true"
     assert "idempotent-replay" not in first.headers
-    other = tiny("POST", "/v1/tokenize", json={**asked, "input": "b"}, headers={"idempotency-key": key})
+    other = clocked("POST", "/v1/rollouts", json={"seed": 2}, headers=headers)
     assert other.status_code == 409 and other.json()["error"]["code"] == "idempotency_conflict"
+    clocked("DELETE", f"/v1/rollouts/{first.json()['id']}")
+
+
+def test_of_a_route_without_effect_nothing_is_kept(tiny):
+    for text in ("a", "a", "b"):
+        answer = tiny("POST", "/v1/tokenize", json={"tokenizer": "words", "input": text}, headers={"idempotency-key": "one"})
+        assert answer.status_code == 200 and "idempotent-replay" not in answer.headers
+    assert not tiny.app.state.gate.replays._entries
 
 
 def test_a_step_of_a_rollout_that_is_sent_twice_is_taken_once(clocked):
@@ -228,6 +241,99 @@ def test_a_step_of_a_rollout_that_is_sent_twice_is_taken_once(clocked):
     assert first.json() == second.json() and first.json()["data"][0]["step"] == 1
     assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}).json()["data"][0]["step"] == 2
     clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+@pytest.fixture
+def held(clocked, monkeypatch):
+    """Steps of rollouts are taken, but not told before this is called."""
+    act, told = clocked.engine.act, asyncio.Event()
+
+    async def late(*asked):
+        made = await act(*asked)
+        await told.wait()
+        return made
+
+    monkeypatch.setattr(clocked.engine, "act", late)
+    return lambda: clocked._loop.call_soon_threadsafe(told.set)
+
+
+def test_a_step_whose_deadline_passes_is_taken_once_under_its_key(clocked, held):
+    name = clocked("POST", "/v1/rollouts", json={}).json()["id"]
+    headers = {"idempotency-key": f"late step of {name}"}
+    late = clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}, headers={**headers, "x-request-timeout": "0.1"})
+    assert late.status_code == 504 and late.json()["error"]["code"] == "deadline_exceeded"
+    assert clocked.app.state.gate.in_progress == 1, "what goes on takes the place of a request"
+    held()
+    again = clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}, headers=headers)
+    assert again.json()["data"][0]["step"] == 1 and again.headers["idempotent-replay"] == "true"
+    assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}).json()["data"][0]["step"] == 2
+    assert clocked.app.state.gate.in_progress == 0
+    clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+def test_a_step_whose_client_is_lost_is_taken_once_under_its_key(clocked, held, listening, caplog):
+    name = clocked("POST", "/v1/rollouts", json={}).json()["id"]
+    headers = {"idempotency-key": f"lost step of {name}", "content-type": "application/json"}
+    path, body = f"/v1/rollouts/{name}/act", b'{"action": 1}'
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    asked = (head + "".join(f"{key}: {value}\r\n" for key, value in headers.items()) + "\r\n").encode() + body
+    with listening(clocked) as address, caplog.at_level(logging.INFO, LOGGER):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
+            connection.sendall(asked)
+            until = time.monotonic() + 30
+            while not clocked.app.state.gate.in_progress:
+                assert time.monotonic() < until
+        while "client_gone" not in caplog.text:
+            assert time.monotonic() < until
+        held()
+        again = httpx.post(address + path, content=body, headers=headers)
+        assert again.json()["data"][0]["step"] == 1 and again.headers["idempotent-replay"] == "true"
+    assert clocked("POST", path, json={"action": 1}).json()["data"][0]["step"] == 2
+    clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+def test_a_step_whose_answer_is_too_large_to_be_kept_is_not_taken_again(clocked, monkeypatch):
+    monkeypatch.setattr(clocked.app.state.gate, "replays", Replays(most_answer=100))
+    name = clocked("POST", "/v1/rollouts", json={}).json()["id"]
+    headers = {"idempotency-key": "large"}
+    first, second = (clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}, headers=headers) for _ in range(2))
+    assert first.json()["data"][0]["step"] == 1
+    assert second.status_code == 410 and second.json()["error"]["code"] == "answer_gone"
+    assert clocked("POST", f"/v1/rollouts/{name}/act", json={"action": 1}).json()["data"][0]["step"] == 2
+    clocked("DELETE", f"/v1/rollouts/{name}")
+
+
+async def endless(*_):
+    await asyncio.Event().wait()
+
+
+def test_an_answer_that_does_not_begin_in_time_is_not_waited_for(clocked, monkeypatch):
+    monkeypatch.setattr(clocked.engine, "encode", endless)
+    monkeypatch.setattr(clocked.engine, "sessions", endless)
+    for method, path, body in (("POST", "/v1/tokenize", {"json": {"tokenizer": "words", "input": "a"}}), ("GET", "/v1/rollouts", {})):
+        answer = clocked(method, path, headers={"x-request-timeout": "0.1"}, **body)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_the_time_for_an_answer_begins_when_the_body_is_whole(tiny):
+    async def slowly():
+        yield b'{"tokenizer": "words", '
+        await asyncio.sleep(0.5)
+        yield b'"input": "a"}'
+
+    answer = tiny("POST", "/v1/tokenize", content=slowly(), headers={**JSON, "x-request-timeout": "0.2"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_answer_that_has_begun_in_time_is_not_cut(tiny, monkeypatch):
+    async def slowly(asked):
+        yield {"event": "segment", "stream": "words"}
+        await asyncio.sleep(0.5)
+        yield {"event": "end", "legal": True, "tokens": 0}
+
+    monkeypatch.setattr(tiny.engine, "generate", slowly)
+    answer = tiny("POST", "/v1/generate", json={}, headers={"x-request-timeout": "0.2"})
+    assert [json.loads(line)["event"] for line in answer.text.splitlines()] == ["begin", "segment", "end"]
 
 
 def test_logs_say_what_was_asked_but_neither_content_nor_token(guarded, caplog):

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+import uvloop
+from fastapi import Response
+from fastapi.responses import StreamingResponse
 
 from worldloom.pipeline.service.app import create_app
 from worldloom.pipeline.service.calls import NoCalls
@@ -18,11 +21,12 @@ from worldloom.pipeline.service.serve import Server, check_address
 from worldloom.pipeline.service.served import Served
 
 LIMITS = Limits(header_seconds=0.6, receive_seconds=0.6, receive_rate=1_000_000, header_bytes=4_096, body_bytes=100_000)
+LARGE = 32 << 20  # bytes: more than the kernel takes for a client that does not read
 HEAD = b"POST /v1/tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 @contextmanager
-def listening(limits=LIMITS):
+def listening(limits=LIMITS, new_loop=asyncio.new_event_loop):
     """The port of a service without workers, and its server."""
     app = create_app(Engine(NoCalls(), Served((), None, (), ()), limits))
 
@@ -33,10 +37,28 @@ def listening(limits=LIMITS):
         await asyncio.sleep(0.3)
         return "answered"
 
-    app.router.routes.insert(0, app.router.routes.pop())  # before the page, which takes everything
+    @app.get("/v1/late")
+    async def late() -> str:
+        await asyncio.sleep(2 * LIMITS.header_seconds)
+        return "late"
+
+    @app.get("/v1/large")
+    async def large() -> Response:
+        return Response(bytes(LARGE))
+
+    @app.get("/v1/parts")
+    async def parts() -> Response:
+        return StreamingResponse(bytes(1 << 16) for _ in range(LARGE >> 16))
+
+    app.router.routes[:0] = [app.router.routes.pop() for _ in range(4)]  # before the page, which takes everything
     config = uvicorn.Config(app, host="127.0.0.1", port=0, http=bounded(limits), ws="none", log_config=None, access_log=False)
     server = Server(config, app.state.gate)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+
+    def serve():
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(server.serve())
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     until = time.monotonic() + 60
     while not server.started:
@@ -139,6 +161,51 @@ def test_a_slow_client_is_sent_away_and_others_are_answered_meanwhile(port, case
     slow.join()
     answer, seconds = found[0]
     assert seconds < 10 and (answer == b"" or answer.startswith(b"HTTP/1.1 408")), answer
+
+
+def test_a_request_that_came_with_the_one_before_it_is_not_under_the_deadline_of_a_head(port):
+    first = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    second = b"GET /v1/late HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    answer, _ = said(port, first + second)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200") == 2 and answer.endswith(b'"late"')
+
+
+CLOSE = b"connection: close\r\n"
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@contextmanager
+def reading_little(port, path, more=b""):
+    """A connection that has asked for something large, and has its first byte; the kernel keeps little of the rest for it."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.settimeout(60)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET %s HTTP/1.1\r\nhost: localhost\r\n%s\r\n" % (path, more))
+        assert connection.recv(1) == b"H"
+        yield connection
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("path", [b"/v1/large", b"/v1/parts"], ids=["in one part", "in many"])
+@pytest.mark.parametrize("more", [b"", CLOSE], ids=["kept open", "closed"])
+def test_whoever_does_not_read_an_answer_is_let_go(new_loop, path, more):
+    with listening(Limits(send_seconds=0.3, receive_rate=1 << 30), new_loop) as (port, server), reading_little(port, path, more):
+        until = time.monotonic() + 20
+        while server.server_state.connections or server.gate.in_progress:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_whoever_reads_slowly_has_the_whole_answer():
+    with listening(Limits(send_seconds=0.3, receive_rate=LARGE >> 5)) as (port, _), reading_little(port, b"/v1/large", CLOSE) as connection:
+        size = 0
+        for _ in range(4):
+            time.sleep(0.2)
+            size += len(connection.recv(1 << 10))
+        while part := connection.recv(1 << 20):
+            size += len(part)
+        assert size > LARGE
 
 
 def test_what_was_accepted_is_answered_before_the_service_ends():

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from worldloom.pipeline.service.batcher import Batcher
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.ray_calls import RayCalls
+from worldloom.pipeline.service.ray_calls import Outcome, RayCalls
 from worldloom.pipeline.service.served import Served, find_served
 
 # Ray's own code, as it is imported.
@@ -93,6 +94,78 @@ def test_all_listens_on_loopback_but_a_port_of_each_replica_which_wants_rays_tok
         with pytest.raises(grpc.RpcError) as refused:
             ask(b"", timeout=60)
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_stream_that_nobody_listens_to_any_more_ends_in_its_replica(calls, loop, monkeypatch, tmp_path):
+    from ray import serve
+
+    class Endless:
+        async def stream(self, method, arguments):
+            try:
+                while True:
+                    yield Outcome(method)
+                    await asyncio.sleep(0.01)
+            finally:
+                arguments[0].touch()
+
+    monkeypatch.setitem(calls._handles, "endless", serve.run(serve.deployment(Endless).bind(), name="endless", route_prefix=None))
+
+    async def leave():
+        said = calls.stream("endless", "line", tmp_path / "ended")
+        assert await anext(said) == await anext(said) == "line"
+        await said.aclose()
+        until = time.monotonic() + 30
+        while not (tmp_path / "ended").exists():
+            assert time.monotonic() < until
+            await asyncio.sleep(0.02)
+
+    loop(leave())
+    serve.delete("endless")
+
+
+class Unavailable:
+    """A handle of a deployment whose replicas did not start."""
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *_, **__):
+        return self
+
+    def __aiter__(self):
+        return self
+
+    def __await__(self):
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        raise DeploymentUnavailableError("words")
+
+    async def __anext__(self):
+        await self
+
+
+def test_where_no_replica_is_up_that_is_said_with_a_time_to_come_again(calls, loop, monkeypatch):
+    monkeypatch.setitem(calls._handles, "nobody", Unavailable())
+
+    async def listen():
+        return [line async for line in calls.stream("nobody", "generate")]
+
+    for asked in (calls.call("nobody", "encode"), listen()):
+        with pytest.raises(ServiceError, match="workers_unavailable") as refused:
+            loop(asked)
+        assert refused.value.status == 503 and refused.value.retry_after > 0
+
+
+def test_an_update_of_one_replica_leaves_no_moment_without_one(calls, loop):
+    from ray import serve
+
+    name, before, running = "tokenizer-words", loop(calls.processes("tokenizer:words")), []
+    updating = threading.Thread(target=calls.deploy)
+    updating.start()
+    while updating.is_alive():
+        running.append(serve.status().applications[name].deployments[name].replica_states.get("RUNNING", 0))
+        time.sleep(0.02)
+    assert min(running) >= 1 and loop(calls.processes("tokenizer:words")) != before
 
 
 def descendants():

@@ -1,5 +1,6 @@
 """The studio in a browser: every page is opened, used and photographed, with a silent console and no serious fault of accessibility."""
 
+import asyncio
 import base64
 import fcntl
 import hashlib
@@ -14,11 +15,15 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 
 from worldloom.pipeline.service.app import PAGE, create_app
-from worldloom.pipeline.service.engine import local_engine
+from worldloom.pipeline.service.calls import NoCalls
+from worldloom.pipeline.service.engine import Engine, local_engine
+from worldloom.pipeline.service.limits import Limits
+from worldloom.pipeline.service.served import Served
 from worldloom.pipeline.service.tenants import Tenants
 from worldloom.stages import train_tokenizer
 from worldloom.stages.artifact import Artifact, execute
@@ -60,6 +65,17 @@ def test_every_file_is_used_and_every_file_used_is_there():
         for name in re.findall(r"[\"'](?:\./)?([a-z-]+\.(?:js|css|svg))[\"']", path.read_text(encoding="utf-8"))
     }
     assert named == {path.name for path in PAGE.iterdir()} - {"index.html"}
+
+
+def test_every_link_of_the_page_leads_somewhere():
+    app = create_app(Engine(NoCalls(), Served((), None, (), ()), Limits()))
+    links = re.findall(r'(?:href|src)="/?([^"#][^"]*)"', (PAGE / "index.html").read_text(encoding="utf-8"))
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return {link: (await client.get(f"/{link}")).status_code for link in links}
+
+    assert set(asyncio.run(statuses()).values()) == {200} and "v1/info" in links
 
 
 @pytest.mark.skipif(not TSC.is_file(), reason="TypeScript is not installed: npm install, at the root of the repository")
@@ -126,6 +142,19 @@ def goes_on(folder, step):
     )
     lines = "".join(json.dumps({"step": one, "loss/frame": 1 / one}) + "\n" for one in range(1, step + 1))
     (folder / "logs" / "metrics.jsonl").write_text(lines)
+
+
+@pytest.fixture
+def saved(live):
+    """Writes a checkpoint of the stage at work, as far as it can be seen from outside."""
+
+    def save(step):
+        folder = live / "checkpoints" / f"step-{step}"
+        folder.mkdir(parents=True)
+        (folder / "MANIFEST.json").write_text("{}")
+
+    yield save
+    shutil.rmtree(live / "checkpoints")
 
 
 class Listening:
@@ -343,6 +372,38 @@ def test_a_dream_is_steered_by_arrow_keys_and_by_buttons(page, served):
 
 
 @browser_needed
+def test_of_several_keys_that_are_held_the_last_counts_until_it_is_let_go(page, served):
+    look(page, served, "world/dream")
+    page.wait_for_selector(".strip li")
+
+    def goes_on(name):
+        """Two more steps, the last of them this one."""
+        page.wait_for_function(
+            """([name, from]) => {
+                const last = document.querySelector(".strip li:last-child");
+                return last.innerText === name && Number(last.querySelector("img").alt.split(" ")[1]) >= from + 2;
+            }""",
+            arg=[name, int(page.get_attribute(".strip li:last-child img", "alt").split()[1])],
+        )
+
+    page.keyboard.down("ArrowRight")
+    goes_on("right")
+    page.keyboard.down("ArrowUp")
+    goes_on("up")
+    page.keyboard.press("a")
+    goes_on("up")
+    page.keyboard.up("ArrowUp")
+    goes_on("right")
+    assert page.locator(".pad .held").count() == 1
+    page.keyboard.up("ArrowRight")
+    assert page.locator(".pad .held").count() == 0
+    page.wait_for_timeout(400)  # the step that was under way is there by then
+    steps = page.locator(".strip li").count()
+    page.wait_for_timeout(400)
+    assert page.locator(".strip li").count() == steps
+
+
+@browser_needed
 @pytest.mark.parametrize("page", [(1280, "dark"), (360, "light")], indirect=True, ids=["desk", "phone"])
 def test_a_run_shows_its_graph_its_losses_and_the_oracles_verdicts(page, served, studio_root):
     look(page, served, "runs")
@@ -372,6 +433,29 @@ def test_progress_and_losses_of_a_stage_at_work_are_seen_as_they_come(page, serv
     assert len(page.get_attribute("line-chart polyline", "points")) > len(before)
     assert page.locator("stage-graph a.running").count() == 1
     faultless(page)
+
+
+@browser_needed
+def test_a_checkpoint_that_is_written_while_the_page_is_open_is_offered(page, served, live, saved):
+    goes_on(live, 21)
+    look(page, served, f"runs/{live.parents[2].name}/learn")
+    page.wait_for_selector(".progress [aria-valuenow='21']")
+    assert page.locator(".checkpoints").count() == 0
+    for number, step in enumerate((10, 20), 1):
+        saved(step)
+        page.get_by_role("button", name=f"Step {step}", exact=True).wait_for()
+        assert page.locator(".checkpoints .row button").count() == number
+
+
+@browser_needed
+def test_what_goes_on_is_seen_though_something_beside_it_has_the_focus_and_keeps_it(page, served, live, saved):
+    goes_on(live, 22)
+    saved(20)
+    look(page, served, f"runs/{live.parents[2].name}/learn")
+    page.get_by_role("button", name="Step 20", exact=True).focus()
+    goes_on(live, 30)
+    page.wait_for_selector(".progress [aria-valuenow='30']")
+    assert page.evaluate("document.activeElement.innerText") == "Step 20"
 
 
 @browser_needed
