@@ -159,13 +159,20 @@ def test_where_no_replica_is_up_that_is_said_with_a_time_to_come_again(calls, lo
 def test_an_update_of_one_replica_leaves_no_moment_without_one(calls, loop):
     from ray import serve
 
-    name, before, running = "tokenizer-words", loop(calls.processes("tokenizer:words")), []
-    updating = threading.Thread(target=calls.deploy)
-    updating.start()
-    while updating.is_alive():
-        running.append(serve.status().applications[name].deployments[name].replica_states.get("RUNNING", 0))
-        time.sleep(0.02)
-    assert min(running) >= 1 and loop(calls.processes("tokenizer:words")) != before
+    name, before = "tokenizer-words", loop(calls.processes("tokenizer:words"))
+
+    def running():
+        return serve.status().applications[name].deployments[name].replica_states.get("RUNNING", 0)
+
+    async def update():
+        counts, updating = [], asyncio.create_task(asyncio.to_thread(calls.deploy))
+        while not updating.done():
+            counts.append(await asyncio.to_thread(running))
+            await asyncio.sleep(0.02)
+        await updating
+        return counts
+
+    assert min(loop(update())) >= 1 and loop(calls.processes("tokenizer:words")) != before
 
 
 def descendants():
