@@ -87,7 +87,9 @@ def moved(x: Tensor, degrees: Tensor, warp: Tensor | None = None) -> Tensor:
     ways = torch.stack([torch.stack([cosine, -sine * H / W, none], 1), torch.stack([sine * W / H, cosine, none], 1)], 1)
     places = F.affine_grid(ways, list(x.shape), align_corners=False)
     if warp is not None:
-        places = places + F.interpolate(2 * warp, (H, W), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+        field = F.interpolate(2 * warp, (H, W), mode="bicubic", align_corners=True)
+        furthest = 2 * warp.abs().amax((1, 2, 3)).view(-1, 1, 1, 1)  # between knots, a bicubic curve goes beyond both
+        places = places + field.clamp(-furthest, furthest).permute(0, 2, 3, 1)
     return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 

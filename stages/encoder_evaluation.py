@@ -18,6 +18,7 @@ from worldloom.stages.encoder_features import Read, features_of, own_pixels, res
 from worldloom.stages.encoder_scores import linear_probe, recalls, weighted_knn
 from worldloom.stages.encoder_words import Apart, Meaning, class_vectors, meaning_of, pairs_apart
 from worldloom.stages.evaluate_encoder import EvaluateEncoder, names_in
+from worldloom.stages.eye import fit, shrink, side_of
 from worldloom.stages.labels import Labels, read_labels
 from worldloom.stages.open_encoder import Captioner, open_captioner, open_encoder, open_redrawer
 from worldloom.stages.value_batches import Values, spaced
@@ -39,6 +40,11 @@ class Judged(NamedTuple):
     about: NetworkSettings
     captioner: Captioner | None
     redrawer: Redrawer | None
+    side: int | None = None  # pixels that pictures are brought to, where it was imported; None: it sees them as they are
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] to features [B, D]."""
+        return pooled_by(self.encoder, x, self.side)
 
 
 class Named(NamedTuple):
@@ -105,11 +111,17 @@ class Measured(NamedTuple):
 
 
 def open_judged(artifact: Artifact) -> Judged:
-    """From what pretrain_encoder left."""
+    """From what pretrain_encoder or import_encoder left."""
     encoder, about = open_encoder(artifact.folder)
     captioner = open_captioner(artifact.folder) if "coca/config.json" in artifact.manifest else None
     redrawer = open_redrawer(artifact.folder) if "redraw/config.json" in artifact.manifest else None
-    return Judged(artifact.name, encoder, about, captioner, redrawer)
+    return Judged(artifact.name, encoder, about, captioner, redrawer, None if "data" in artifact.inputs else side_of(about))
+
+
+def pooled_by(encoder: Network, x: Tensor, side: int | None) -> Tensor:
+    """Of pictures brought to that side."""
+    found: Tensor = encoder(x if side is None else fit(x, side)).pooled
+    return found
 
 
 def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker: Worker) -> Measured:
@@ -138,9 +150,10 @@ def measure(judged: Judged, dataset: Dataset, settings: EvaluateEncoder, worker:
             left_out += _left_out_of(split, pairs, captions, judged.captioner, settings)
             worker.check()
     last = list(unseen.values())[-1]
+    shown = last[spaced(len(last), settings.shown)]
     measured = Measured(
         judged,
-        last[spaced(len(last), settings.shown)],
+        shown if judged.side is None else shrink(shown, judged.side),
         {by: len(each.classes) for by, each in labels.items()},
         tuple(named),
         tuple(by_words),
@@ -166,8 +179,8 @@ def _named(judged: Judged, splits: dict[str, Values], labels: dict[str, Labels],
         return []
     untrained = build_encoder(judged.about, torch.Generator().manual_seed(settings.seed)).eval()
     ways: dict[str, Read] = {
-        "trained": lambda x: judged.encoder(x).pooled,
-        "untrained": lambda x: untrained(x).pooled,
+        "trained": judged.pooled,
+        "untrained": lambda x: pooled_by(untrained, x, judged.side),
         "pixels": own_pixels,
     }
     for side in settings.sides:

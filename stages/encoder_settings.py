@@ -113,6 +113,12 @@ class _Views(Settings):
     koleo: NonNegativeFloat = Field(default=0.0, description="weight of spreading features apart, among the pictures of a worker")
 
     @model_validator(mode="after")
+    def _centres_by_what_is_set(self) -> Self:
+        if self.centring == "sinkhorn":
+            _refuse_idle(self, "centring sinkhorn", ("centre_momentum",))
+        return self
+
+    @model_validator(mode="after")
     def _small_crops_are_small(self) -> Self:
         if self.local_from > self.global_from:
             raise ValueError(f"local_from ({self.local_from}) must not be above global_from ({self.global_from}), where large crops begin")
@@ -148,11 +154,13 @@ class Dinov2(_Views):
         return self
 
 
-def _refuse_idle(about: Settings, form: str, names: tuple[str, ...]) -> None:
-    """ValueError for what is set and does not count in that form."""
+def _refuse_idle(about: Settings, choice: str, names: tuple[str, ...]) -> None:
+    """ValueError for what is set and does not count with that choice."""
     for name in names:
         if getattr(about, name) != type(about).model_fields[name].default:
-            raise ValueError(f"form {form} has no use for {name} ({getattr(about, name)}); leave it out, or choose another form")
+            raise ValueError(
+                f"{choice} has no use for {name} ({getattr(about, name)}); leave it out, or choose another {choice.split()[0]}"
+            )
 
 
 class Distill(_Cropped):
@@ -176,7 +184,9 @@ class Distill(_Cropped):
 
     @model_validator(mode="after")
     def _sets_what_counts(self) -> Self:
-        _refuse_idle(self, self.form, {"soft": (), "hard": ("temperature", "keep")}.get(self.form, ("temperature", "alpha", "keep")))
+        _refuse_idle(
+            self, f"form {self.form}", {"soft": (), "hard": ("temperature", "keep")}.get(self.form, ("temperature", "alpha", "keep"))
+        )
         if self.keep is not None and (self.crop_from < 1 or self.flip):
             raise ValueError("keep is for pictures that look the same every time; set crop_from to 1 and flip to 0, or leave out keep")
         return self
@@ -205,7 +215,7 @@ class Deit(_Taught):
     @model_validator(mode="after")
     def _sets_what_counts(self) -> Self:
         idle = {"hard": ("alpha", "temperature", "reduction"), "soft": ("smoothing", "smoothing_over")}
-        _refuse_idle(self, self.form, idle[self.form])
+        _refuse_idle(self, f"form {self.form}", idle[self.form])
         return self
 
 

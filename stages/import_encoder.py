@@ -55,7 +55,7 @@ def run(settings: ImportEncoder, inputs: Mapping[str, Artifact], out: Path, work
         raise ValueError(f"folder: the encoder in {folder} sees {about.channels} colours, pictures have 3; give another")
     save_pretrained(out / "encoder", encoder, about)
     figures = {"encoder.parameters": sum(each.numel() for each in encoder.parameters()), "encoder.width": encoder.width}
-    note = f"Imported from {folder.name}; what it was trained on, and how well it does, is not in the folder."
+    note = "From transformers; what it was trained on, and how well it does, is not in its folder."
     rows = {
         "form": about.type,
         "parameters": figures["encoder.parameters"],

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worldloom.pipeline.service.batcher import retry_after
@@ -115,6 +116,8 @@ class _Request:
         except TimeoutError:
             error = "deadline_exceeded"
             await self._refuse(ServiceError("deadline_exceeded", 504, "it took longer than the request may take; ask for less, or later"))
+        except ClientDisconnect:  # within its body
+            error = "client_gone"
         except asyncio.CancelledError:
             error = "client_gone"
             if asyncio.current_task().cancelling():  # type: ignore[union-attr]

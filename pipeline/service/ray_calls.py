@@ -223,9 +223,9 @@ class RayCalls:
     async def close(self) -> None:
         from ray import serve
 
-        for wires in self._wires.values():
-            await wires.close()
         try:
+            for wires in self._wires.values():
+                await wires.close()
             await serve.shutdown_async()  # in the loop that asked: the routers' tasks are there
         finally:
             await asyncio.to_thread(self._end)

@@ -15,7 +15,6 @@ import os
 import socket
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,17 +107,23 @@ class Wires:
     def __init__(self, folder: Path, lanes: int) -> None:
         """`lanes`: connections to each worker."""
         self.folder, self._lanes = folder, lanes
-        self._open: dict[str, set[_Wire]] = {}  # by the worker's socket
-        self._free: deque[_Wire] = deque()  # the one that has waited longest is taken, so that workers take turns
+        self._open: dict[str, list[_Wire]] = {}  # by the worker's socket
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def free(self) -> int:
+        """Calls that could begin now."""
+        return sum(not wire.busy for wires in self._open.values() for wire in wires)
+
     def take(self) -> "_Wire | None":
-        """A connection for one call; None where none is free."""
-        while self._free:
-            wire = self._free.popleft()
-            if not wire.gone():
-                return wire
+        """A connection for one call, to the worker that has the fewest; None where none is free."""
+        for wire in [wire for wires in self._open.values() for wire in wires if not wire.busy and wire.gone()]:
             self._let_go(wire)
+        least = min(self._open.values(), key=lambda wires: (all(wire.busy for wire in wires), sum(wire.busy for wire in wires)), default=[])
+        for wire in least:
+            if not wire.busy:
+                wire.busy = True
+                return wire
         return None
 
     async def call(self, wire: "_Wire", asked: Any) -> Any:
@@ -128,7 +133,7 @@ class Wires:
         except BaseException:
             self._let_go(wire)  # an answer that nobody waits for would be taken for the next one's
             raise
-        self._free.append(wire)
+        wire.busy = False
         if not done:
             raise Failed(answer)
         return answer
@@ -154,20 +159,29 @@ class Wires:
             await self._connect()
 
     async def _connect(self) -> None:
-        for name in sorted(name for name in os.listdir(self.folder) if name.endswith(ENDING)):
-            wires = self._open.setdefault(name, set())
+        try:
+            await self._connect_all()
+        except OSError as error:  # too many files are open, say; handles do meanwhile
+            log.error(json.dumps({"event": "look_failed", "error": place_of(error)}))
+
+    async def _connect_all(self) -> None:
+        there = sorted(name for name in os.listdir(self.folder) if name.endswith(ENDING))
+        self._open = {name: wires for name, wires in self._open.items() if wires or name in there}
+        for name in there:
+            wires = self._open.setdefault(name, [])
             try:
                 while len(wires) < self._lanes:
-                    wire = await _Wire.to(self.folder / name)
-                    wires.add(wire)
-                    self._free.append(wire)
-            except OSError:  # it was killed, and its name stayed
+                    wires.append(await _Wire.to(self.folder / name))
+            except ConnectionRefusedError:  # it was killed, and its name stayed
                 (self.folder / name).unlink(missing_ok=True)
+            except FileNotFoundError:  # it has just ended
+                continue
 
     def _let_go(self, wire: "_Wire") -> None:
         wire.close()
         for wires in self._open.values():
-            wires.discard(wire)
+            if wire in wires:
+                wires.remove(wire)
 
 
 class _Wire:
@@ -175,6 +189,7 @@ class _Wire:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.busy = False
 
     @classmethod
     async def to(cls, path: Path) -> "_Wire":

@@ -53,11 +53,17 @@ export async function dream(world, leaving) {
     if (session) remove(`/v1/rollouts/${session.id}`).catch(() => undefined);
     session = null;
   };
+  let opening = 0; // how many dreams have been asked for: of those that come, the last one stays
   const open = async () => {
     leave();
     letGo();
     fill(strip);
+    const mine = ++opening;
     const opened = /** @type {Opened} */ (await post("/v1/rollouts", { seed, sample: seed, temperature: Number(temperature.value) }, leaving.signal));
+    if (mine !== opening) {
+      remove(`/v1/rollouts/${opened.id}`).catch(() => undefined);
+      return;
+    }
     seed++;
     session = opened;
     rate = 0;

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from worldloom.pipeline.retrieve import _index
-from worldloom.stages import embed_dataset, import_encoder
+from worldloom.stages import embed_dataset, evaluate_encoder, import_encoder
 from worldloom.stages.artifact import Artifact, execute
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.embed_dataset import EmbedDataset
 from worldloom.stages.encoder_features import signed
+from worldloom.stages.evaluate_encoder import EvaluateEncoder
 from worldloom.stages.eye import open_eye
 from worldloom.stages.features import FeatureSet
 from worldloom.stages.import_encoder import ImportEncoder
@@ -68,7 +69,7 @@ def test_an_imported_encoder_sees_what_transformers_sees(tmp_path: Path, name: s
     weights = load_file(made.folder / "encoder" / "model.safetensors")
     assert made.counts == {"parameters": sum(each.numel() for each in weights.values()), "width": found[1].shape[1]}
     card = json.loads(made.content("card.json"))
-    assert card["blocks"][0]["text"].startswith("Imported from public;")
+    assert card["blocks"][0]["text"].startswith("From transformers;")
 
 
 def test_an_imported_encoder_embeds_a_dataset_and_has_none_of_its_own(tmp_path: Path, data: Artifact) -> None:
@@ -103,3 +104,15 @@ def test_encoders_of_other_pictures_or_forms_are_refused(tmp_path: Path) -> None
     config.write_text(config.read_text().replace('"model_type": "vit"', '"model_type": "bert"'))
     with pytest.raises(ValueError, match=r"config\.json is of model_type 'bert'; encoders are read from vit, deit"):
         imported(tmp_path / "grey", tmp_path)
+
+
+def test_an_imported_encoder_is_measured_at_the_side_that_it_was_made_for(tmp_path: Path, data: Artifact) -> None:
+    theirs("Dinov2", tmp_path / "public", patch_size=5, image_size=15)  # 5 divides no picture of the dataset
+    made = imported(tmp_path / "public", tmp_path)
+    settings = EvaluateEncoder(
+        run="evaluate_encoder", encoder="eye", data="data", stream="view", text="words", label_by=("shape",), shown=2
+    )
+    about = {"encoder": made, "data": data}
+    scores = execute(evaluate_encoder.STAGE, "scores", settings, about, tmp_path / "artifacts" / "scores" / "f0", Worker())
+    figures = json.loads(scores.content("figures.json"))
+    assert any(name.startswith("view.knn") for name in figures), figures

@@ -292,6 +292,20 @@ def test_a_step_whose_client_is_lost_is_taken_once_under_its_key(clocked, held, 
     clocked("DELETE", f"/v1/rollouts/{name}")
 
 
+def test_a_client_that_leaves_within_its_body_is_no_fault_of_ours(clocked, listening, caplog):
+    with listening(clocked) as address, caplog.at_level(logging.INFO, LOGGER):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
+            connection.sendall(
+                b"POST /v1/detokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+            )
+            until = time.monotonic() + 30
+            while not clocked.app.state.gate.in_progress:
+                assert time.monotonic() < until
+        while "client_gone" not in caplog.text:
+            assert time.monotonic() < until
+    assert '"status": 500' not in caplog.text
+
+
 def test_a_step_whose_answer_is_too_large_to_be_kept_is_not_taken_again(clocked, monkeypatch):
     monkeypatch.setattr(clocked.app.state.gate, "replays", Replays(most_answer=100))
     name = clocked("POST", "/v1/rollouts", json={}).json()["id"]

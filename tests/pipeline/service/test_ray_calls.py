@@ -67,7 +67,7 @@ def test_tokenizers_are_asked_without_a_handle_once_they_are_known(calls, loop, 
         await Engine(calls, calls.served, Limits()).start()
         wires = calls._wires["tokenizer:words"]
         async with asyncio.timeout(60):
-            while not wires._free:  # until a new one has come, where the one before was killed
+            while not wires.free:  # until a new one has come, where the one before was killed
                 await asyncio.sleep(0.05)
         monkeypatch.setattr(calls, "_handles", {})
         with pytest.raises(KeyError):  # there are no handles

@@ -78,6 +78,39 @@ def test_as_many_calls_are_under_way_as_there_are_lanes_and_no_more(tmp_path):
     station.close(PATIENCE)
 
 
+def test_calls_side_by_side_go_to_workers_that_have_the_fewest(tmp_path):
+    together = threading.Barrier(2)
+    stations = []
+    for name in ("1", "2"):
+        stations.append(Station(tmp_path, lambda asked, name=name: [name, together.wait(PATIENCE) is not None][0]))
+        (tmp_path / f"{os.getpid()}.sock").rename(tmp_path / f"{name}.sock")
+        stations[-1]._path = tmp_path / f"{name}.sock"
+
+    async def work(wires):
+        return await asyncio.gather(*[wires.call(await free(wires), None) for _ in range(2)])
+
+    assert sorted(run(tmp_path, work)) == ["1", "2"]
+    for station in stations:
+        station.close(PATIENCE)
+
+
+def test_looking_goes_on_where_it_failed_and_no_living_workers_name_is_removed(tmp_path, monkeypatch):
+    station, failures = Station(tmp_path, lambda asked: asked), [OSError(24, "Too many open files")] * 3
+    connect = wire._Wire.to
+
+    async def to(path):
+        if failures:
+            raise failures.pop()
+        return await connect(path)
+
+    async def work(wires):
+        return await wires.call(await free(wires), 7)
+
+    monkeypatch.setattr(wire._Wire, "to", to)
+    assert run(tmp_path, work) == 7 and not failures
+    station.close(PATIENCE)
+
+
 def test_a_worker_that_ends_answers_what_it_has_and_another_that_came_meanwhile_takes_over(tmp_path):
     begun, go_on = threading.Event(), threading.Event()
 
@@ -96,7 +129,7 @@ def test_a_worker_that_ends_answers_what_it_has_and_another_that_came_meanwhile_
         new = Station(tmp_path, lambda asked: (asked, "new"))
         ending = threading.Thread(target=old.close, args=(PATIENCE,))
         ending.start()
-        while (tmp_path / "1.sock").exists() or len(wires._free) < 2:
+        while (tmp_path / "1.sock").exists() or wires.free < 2:
             await asyncio.sleep(0.005)
         answers = [await wires.call(await free(wires), number) for number in (2, 3, 4)]
         go_on.set()
@@ -156,7 +189,7 @@ def test_an_answer_that_nobody_waited_for_is_no_others_and_its_lane_comes_back(t
             await slow
         go_on.set()
         answers = [await wires.call(await free(wires), number) for number in range(4)]
-        while len(wires._free) < 2:
+        while wires.free < 2:
             await asyncio.sleep(0.005)
         return answers
 
