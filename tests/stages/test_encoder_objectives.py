@@ -263,6 +263,7 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
             {},
             r"form features has no use for alpha \(0.5\); leave it out, or choose another form",
         ),
+        ({**DINOV2, "centring": "sinkhorn", "centre_momentum": 0.5}, {}, "centring sinkhorn has no use for centre_momentum"),
         ({**DISTILL, "form": "tokens", "temperature": 2.0}, {}, "form tokens has no use for temperature"),
         ({**DISTILL, "form": "hard", "temperature": 2.0}, {}, "form hard has no use for temperature"),
         ({**DISTILL, "form": "hard", "keep": 5}, {}, "form hard has no use for keep"),
