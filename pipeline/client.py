@@ -138,9 +138,7 @@ class _Calls:
 class Client(_Calls):
     """Waits for every answer."""
 
-    def __init__(
-        self, url: str = "http://127.0.0.1:8484", token: str | None = None, timeout: float = 60.0, retries: int = 4, **httpx_options: Any
-    ) -> None:
+    def __init__(self, url: str = URL, token: str | None = None, timeout: float = 60.0, retries: int = 4, **httpx_options: Any) -> None:
         super().__init__(retries, random.random)
         self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout, **httpx_options)
 
@@ -265,9 +263,7 @@ class Client(_Calls):
 class AsyncClient(_Calls):
     """The same, awaited."""
 
-    def __init__(
-        self, url: str = "http://127.0.0.1:8484", token: str | None = None, timeout: float = 60.0, retries: int = 4, **httpx_options: Any
-    ) -> None:
+    def __init__(self, url: str = URL, token: str | None = None, timeout: float = 60.0, retries: int = 4, **httpx_options: Any) -> None:
         super().__init__(retries, random.random)
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(token), timeout=timeout, **httpx_options)
 

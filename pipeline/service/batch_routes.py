@@ -1,21 +1,25 @@
 """Datasets: /v1/batches, jobs that tokenize folders or uploaded shards as a pipeline would, and their results."""
 
 import asyncio
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from starlette.datastructures import UploadFile
 
-from worldloom.pipeline.service.contract import BatchesAnswer, BatchFilesAnswer, BatchInfo, BatchRequest
+from worldloom.pipeline.service.contract import BatchesAnswer, BatchFilesAnswer, BatchInfo, BatchRequest, ErrorAnswer
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.jobs import Job, Jobs
 from worldloom.pipeline.service.reading import MULTIPART, checked, media_type, parse_json, read_form, read_json
-from worldloom.pipeline.service.token_routes import ERRORS, body_of, charge
+from worldloom.pipeline.service.token_routes import ERRORS, ONCE, body_of, charge
 
 KEY = "idempotency-key"
 MOST_KEY = 200  # characters
+CREATE = {**ERRORS, 409: ONCE[409]}
+RESULT: dict[int | str, dict[str, Any]] = {**ERRORS, 409: {"model": ErrorAnswer, "description": "the job has no result yet"}}
 BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -25,7 +29,7 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
     body = body_of(BatchRequest, files="shard")
 
     @routes.post(
-        "", status_code=202, summary="Starts a job; the same Idempotency-Key gives the same job", responses=ERRORS, openapi_extra=body
+        "", status_code=202, summary="Starts a job; the same Idempotency-Key gives the same job", responses=CREATE, openapi_extra=body
     )
     async def create(request: Request, response: Response) -> BatchInfo:
         key = request.headers.get(KEY)
@@ -38,15 +42,15 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
                 if not isinstance(text, str) or not shards:
                     raise ServiceError("request_invalid", 400, "a batch of shards has a field job, as JSON, and files called shard", "job")
                 asked = checked(BatchRequest, parse_json(text.encode("utf-8", "surrogatepass"), engine.limits.json_depth))
-                charge(request, sum(shard.size or 0 for shard in shards))
-                return await _create(request, asked, [shard.file for shard in shards], key)
+                return await _create(request, asked, shards, key)
         asked = await read_json(request, BatchRequest, engine.limits)
         return await _create(request, asked, [], key)
 
-    async def _create(request: Request, asked: BatchRequest, uploads: list[BinaryIO], key: str | None) -> BatchInfo:
+    async def _create(request: Request, asked: BatchRequest, shards: Sequence[UploadFile], key: str | None) -> BatchInfo:
         places = {place.name: place for place in engine.served.tokenizers}
         tenant = request.state.tenant.name
-        job = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers)
+        uploads, pay = [shard.file for shard in shards], partial(charge, request, sum(shard.size or 0 for shard in shards))
+        job = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers, pay)
         return await asyncio.to_thread(jobs.about, job)
 
     async def _find(request: Request, name: str) -> Job:
@@ -60,23 +64,23 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
     async def batch(request: Request, id: str) -> BatchInfo:
         return await asyncio.to_thread(jobs.about, await _find(request, id))
 
-    @routes.post("/{id}/cancel", summary="Stops a job where it loses nothing", responses=ERRORS)
+    @routes.post("/{id}/cancel", summary="Stops a job where it loses nothing", responses=ONCE)
     async def cancel(request: Request, id: str) -> BatchInfo:
         job = await _find(request, id)
         jobs.cancel(job)
         return await asyncio.to_thread(jobs.about, job)
 
-    @routes.post("/{id}/resume", summary="Goes on with a job that failed, was cancelled or was stopped", responses=ERRORS)
+    @routes.post("/{id}/resume", summary="Goes on with a job that failed, was cancelled or was stopped", responses=ONCE)
     async def resume(request: Request, id: str) -> BatchInfo:
         job = await _find(request, id)
         jobs.resume(job)
         return await asyncio.to_thread(jobs.about, job)
 
-    @routes.get("/{id}/files", summary="The files of a job's result", responses=ERRORS)
+    @routes.get("/{id}/files", summary="The files of a job's result", responses=RESULT)
     async def files(request: Request, id: str) -> BatchFilesAnswer:
         return BatchFilesAnswer(data=tuple(await asyncio.to_thread(jobs.files, await _find(request, id))))
 
-    @routes.get("/{id}/files/{name:path}", summary="One file", response_class=FileResponse, responses={**ERRORS, 200: BINARY})
+    @routes.get("/{id}/files/{name:path}", summary="One file", response_class=FileResponse, responses={**RESULT, 200: BINARY})
     async def file(request: Request, id: str, name: str) -> Response:
         path = await asyncio.to_thread(jobs.file, await _find(request, id), name)
         return FileResponse(path, media_type="application/octet-stream")

@@ -116,11 +116,10 @@ class Engine:
             writing.cancel()
 
     async def open_rollout(self, tenant: str, asked: RolloutRequest) -> dict[str, Any]:
-        """A new session: id and first."""
+        """A new session: id, first and open."""
         self.need_world()
-        if sum(one.tenant == tenant for one in await self.sessions()) >= self.limits.rollouts:
-            raise ServiceError("busy", 429, f"this token has {self.limits.rollouts} sessions open; close one", None, 10.0)
-        opened: dict[str, Any] = await self._call("world", "open", tenant, asked)
+        opened: dict[str, Any] = await self._call("world", "open", tenant, asked, self.limits.rollouts)
+        self.measures.rollouts.set(opened["open"])
         return opened
 
     async def act(self, tenant: str, name: str, asked: ActRequest) -> list[Any]:

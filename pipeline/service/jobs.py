@@ -19,9 +19,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -73,6 +74,7 @@ class Jobs:
         self._running: tuple[str, asyncio.subprocess.Process] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._making = threading.Lock()  # of several requests with one key, one pays
 
     def start(self) -> None:
         """Goes on with what is unfinished, and removes what requests of a killed service had begun to write."""
@@ -104,9 +106,11 @@ class Jobs:
         key: str | None,
         places: Mapping[str, TokenizerPlace],
         known: Mapping[str, TokenizerInfo],
+        pay: Callable[[], None],
     ) -> Job:
         """A new job, which runs when its turn comes, or the one that was made of the same Idempotency-Key. ServiceError.
 
+        A new one is paid for before it is there: where `pay` raises, there is none.
         Blocks while it writes; for a thread.
         """
         root = self._root()
@@ -131,10 +135,14 @@ class Jobs:
             record = {"id": name, "created": job.created, "digest": job.digest, "request": request.model_dump(mode="json")}
             disk.write_file(draft / RECORD, disk.canonical_json(record))
             disk.make_folder(place.parent)
-            try:
-                os.rename(draft, place)
-            except OSError:  # another request with the same key was faster
-                return self._same(place, digest.hexdigest())
+            with self._making:
+                if place.exists():  # another request with the same key was faster
+                    return self._same(place, digest.hexdigest())
+                pay()
+                try:
+                    os.rename(draft, place)
+                except OSError:  # another service's was
+                    return self._same(place, digest.hexdigest())
             disk.fsync_folder(place.parent)
             if self._loop is not None:  # from here, since whoever asked may have left meanwhile: the job is made all the same
                 self._loop.call_soon_threadsafe(self._enqueue, job)

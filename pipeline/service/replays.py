@@ -6,17 +6,19 @@ done is not done again.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from starlette.types import Message
 
 from worldloom.pipeline.service.errors import ServiceError
 
-MOST, SECONDS = 4_096, 600.0  # keys, and how long each is kept, which is as long as what is done under it may take
+SECONDS = 600.0  # that a key is kept, which is as long as what is done under it may take
+MOST = 6_144  # keys of a tenant: 10 a second, all that time, and a few
 MOST_ANSWER = 4 << 20  # bytes of an answer that is kept
-MOST_BYTES = 64 << 20  # of all of them together
+MOST_BYTES = 64 << 20  # of all of a tenant together
 
 
 class Answer(NamedTuple):
@@ -35,13 +37,18 @@ class _Entry:
     bytes: int = 0  # that are kept
 
 
+@dataclass(eq=False)
+class _Kept:
+    entries: dict[str, _Entry] = field(default_factory=dict)  # by key; those that have ended in the order in which they did
+    bytes: int = 0  # of their answers
+
+
 class Replays:
-    """Of all tenants; the oldest are forgotten first, and none while it is being worked on."""
+    """Each tenant's by themselves; the oldest are forgotten first, and none while it is being worked on."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic, most_answer: int = MOST_ANSWER, most_bytes: int = MOST_BYTES) -> None:
         self._now, self._most_answer, self._most_bytes = now, most_answer, most_bytes
-        self._entries: dict[tuple[str, str], _Entry] = {}  # those that have ended in the order in which they did
-        self._bytes = 0
+        self._kept: defaultdict[str, _Kept] = defaultdict(_Kept)  # by tenant
 
     def once(
         self, tenant: str, key: str, digest: bytes, work: Callable[[], Coroutine[Any, Any, Answer]]
@@ -50,10 +57,12 @@ class Replays:
 
         ServiceError for another request under the key, and for an answer that is no longer there.
         """
-        self._forget()
-        entry = self._entries.get((tenant, key))
+        for each in self._kept.values():
+            self._forget(each)
+        kept = self._kept[tenant]
+        entry = kept.entries.get(key)
         if entry is None:
-            return self._begin((tenant, key), digest, work), True
+            return self._begin(kept, key, digest, work), True
         if entry.digest != digest:
             raise ServiceError(
                 "idempotency_conflict", 409, "this Idempotency-Key was used for another request; use a new one", "Idempotency-Key"
@@ -68,42 +77,44 @@ class Replays:
             )
         return entry.answer, False
 
-    def _begin(self, name: tuple[str, str], digest: bytes, work: Callable[[], Coroutine[Any, Any, Answer]]) -> asyncio.Future[Answer]:
+    def _begin(self, kept: _Kept, key: str, digest: bytes, work: Callable[[], Coroutine[Any, Any, Answer]]) -> asyncio.Future[Answer]:
         made = asyncio.create_task(asyncio.wait_for(work(), SECONDS))
-        entry = self._entries[name] = _Entry(digest, made)
-        made.add_done_callback(lambda _: self._ended(name, entry, made))
+        entry = kept.entries[key] = _Entry(digest, made)
+        made.add_done_callback(lambda _: self._ended(kept, key, entry, made))
         return made
 
-    def _ended(self, name: tuple[str, str], entry: _Entry, made: asyncio.Task[Answer]) -> None:
-        """Keeps what is worth repeating; where nothing was done, or nobody knows how far, the key is as good as new."""
-        del self._entries[name]
+    def _ended(self, kept: _Kept, key: str, entry: _Entry, made: asyncio.Task[Answer]) -> None:
+        """Keeps what is worth repeating; where nothing was done, as in a refusal, or nobody knows how far, the key is as good as new."""
+        del kept.entries[key]
         failed = None if made.cancelled() else made.exception()
         too_long = isinstance(failed, TimeoutError)
-        if not too_long and (made.cancelled() or failed is not None or made.result().status >= 429):
+        if not too_long and (made.cancelled() or failed is not None or made.result().status >= 400):
             return
-        self._entries[name] = entry
+        kept.entries[key] = entry
         entry.ended = self._now()
         if too_long or len(made.result().body) > self._most_answer:
             entry.answer = None
         else:
             entry.bytes = len(made.result().body)
-            self._bytes += entry.bytes
-            self._forget()
+            kept.bytes += entry.bytes
+            self._forget(kept)
 
-    def _forget(self) -> None:
+    def _forget(self, kept: _Kept) -> None:
         """Drops what has expired; the oldest keys, where there are too many; the oldest answers, where they are too large together."""
-        now = self._now()
-        for name, entry in list(self._entries.items()):
+        now, gone = self._now(), list[str]()
+        for key, entry in kept.entries.items():
             if entry.ended is None:
                 continue
-            if now - entry.ended > SECONDS or len(self._entries) > MOST:
-                del self._entries[name]
-            elif self._bytes > self._most_bytes:
+            if now - entry.ended > SECONDS or len(kept.entries) - len(gone) > MOST:
+                gone.append(key)
+            elif kept.bytes > self._most_bytes:
                 entry.answer = None
             else:
-                return
-            self._bytes -= entry.bytes
+                break
+            kept.bytes -= entry.bytes
             entry.bytes = 0
+        for key in gone:
+            del kept.entries[key]
 
 
 class Recording:

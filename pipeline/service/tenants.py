@@ -8,6 +8,7 @@ import hmac
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,20 @@ WINDOW = 60.0  # seconds, of a quota
 
 
 class Quota:
-    """A bucket that fills up again within a minute."""
+    """A bucket that fills up again within a minute. Safe for several threads."""
 
     def __init__(self, per_minute: float, now: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self._now = per_minute, now
         self._left, self._at = per_minute, now()
+        self._lock = threading.Lock()
 
     @property
     def left(self) -> float:
         """What may be spent at once."""
+        with self._lock:
+            return self._filled()
+
+    def _filled(self) -> float:
         now = self._now()
         self._left = min(self.per_minute, self._left + (now - self._at) * self.per_minute / WINDOW)
         self._at = now
@@ -42,12 +48,13 @@ class Quota:
             raise ServiceError(
                 "too_costly", 413, f"the request costs {cost:.0f}, this token may spend {self.per_minute:.0f} a minute; ask for less"
             )
-        if cost > (left := self.left):
-            wait = (cost - left) * WINDOW / self.per_minute
-            raise ServiceError(
-                "quota_exceeded", 429, f"the request costs {cost:.0f}, {left:.0f} are left of this minute's quota", None, wait
-            )
-        self._left -= cost
+        with self._lock:
+            if cost > (left := self._filled()):
+                wait = (cost - left) * WINDOW / self.per_minute
+                raise ServiceError(
+                    "quota_exceeded", 429, f"the request costs {cost:.0f}, {left:.0f} are left of this minute's quota", None, wait
+                )
+            self._left -= cost
 
 
 @dataclass(frozen=True)

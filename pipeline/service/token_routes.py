@@ -35,8 +35,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (415, "not of a type that is read"),
         (422, "the content cannot be worked with"),
         (429, "too busy, or over the quota; come again after Retry-After"),
-        (503, "the service is about to end"),
+        (503, "the service is about to end, or what works for it is not up, or was lost; come again after Retry-After"),
     )
+}
+# Of what has an effect under an Idempotency-Key.
+ONCE: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    409: {"model": ErrorAnswer, "description": "its Idempotency-Key was used for another request"},
+    410: {"model": ErrorAnswer, "description": "it was done under its Idempotency-Key, and the answer is no longer kept"},
 }
 
 

@@ -11,7 +11,6 @@ from fastapi.responses import StreamingResponse
 
 from worldloom.pipeline.service.contract import (
     ActRequest,
-    ErrorAnswer,
     GenerateRequest,
     RolloutInfo,
     RolloutOpened,
@@ -23,14 +22,9 @@ from worldloom.pipeline.service.contract import (
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.reading import read_json
-from worldloom.pipeline.service.token_routes import ERRORS, body_of, charge
+from worldloom.pipeline.service.token_routes import ERRORS, ONCE, body_of, charge
 
 NDJSON = "application/x-ndjson"
-ONCE: dict[int | str, dict[str, Any]] = {
-    **ERRORS,
-    409: {"model": ErrorAnswer, "description": "its Idempotency-Key was used for another request"},
-    410: {"model": ErrorAnswer, "description": "it was done under its Idempotency-Key, and the answer is no longer kept"},
-}
 
 
 def router(engine: Engine) -> APIRouter:

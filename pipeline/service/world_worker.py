@@ -94,6 +94,8 @@ class WorldWorker:
         self.most_sessions, self.session_seconds, self._now = most_sessions, session_seconds, now
         self._turns = _Turns()
         self._sessions: dict[str, _Session] = {}
+        self._opening: dict[str, str] = {}  # sessions that are not open yet, by name: their tenants
+        self._door = threading.Lock()  # held while sessions are counted, and one is let in
 
     def about(self) -> WorldInfo:
         """What there is to know of it."""
@@ -151,11 +153,30 @@ class WorldWorker:
             say({"event": "value", "stream": name, "value": shown(file), "given": name in given})
         say({"event": "end", "legal": made.legal, "tokens": len(made.tokens)})
 
-    def open(self, tenant: str, asked: RolloutRequest) -> dict[str, Any]:
-        """A new session: its id, and its step 0."""
-        self._expire()
-        if len(self._sessions) >= self.most_sessions:
-            raise ServiceError("busy", 429, f"{self.most_sessions} sessions are open; close one, or wait for one to end", None, 10.0)
+    def open(self, tenant: str, asked: RolloutRequest, most: int) -> dict[str, Any]:
+        """A new session: its id, its step 0, and how many are open now. ServiceError(busy) where the tenant has `most` of them."""
+        name = uuid.uuid4().hex
+        with self._place(name, tenant, most):
+            return self._open(name, tenant, asked)
+
+    @contextmanager
+    def _place(self, name: str, tenant: str, most: int) -> Iterator[None]:
+        """Keeps a session's place while it is opened; it is free again where that fails."""
+        with self._door:
+            self._expire()
+            tenants = [*({one: session.tenant for one, session in list(self._sessions.items())} | self._opening).values()]
+            if tenants.count(tenant) >= most:
+                raise ServiceError("busy", 429, f"this token has {most} sessions open; close one", None, 10.0)
+            if len(tenants) >= self.most_sessions:
+                raise ServiceError("busy", 429, f"{self.most_sessions} sessions are open; close one, or wait for one to end", None, 10.0)
+            self._opening[name] = tenant
+        try:
+            yield
+        finally:
+            with self._door:
+                del self._opening[name]
+
+    def _open(self, name: str, tenant: str, asked: RolloutRequest) -> dict[str, Any]:
         with _as_service_errors():
             frames = clock_of(self.world).streams[0]
             _check_window(asked.window, self.world.vocabulary.steps)
@@ -173,9 +194,9 @@ class WorldWorker:
                 prompts=[prompts],
                 window=asked.window,
             )
-        name = uuid.uuid4().hex
         self._sessions[name] = session
-        return {"id": name, "first": self._shown(name, session, {frames: context[frames][:, -1]})}
+        first = self._shown(name, session, {frames: context[frames][:, -1]})
+        return {"id": name, "first": first, "open": len(self._sessions)}
 
     def act(self, tenant: str, name: str, action: int | float | str | list[float] | None, steps: int) -> list[dict[str, Any]]:
         """The next steps of a session, as plain values; one that fails is closed, since nobody knows where it stands."""

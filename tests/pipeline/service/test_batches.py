@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import pytest
 from worldloom.pipeline.service.contract import BatchRequest
 from worldloom.pipeline.service.errors import ServiceError
 from worldloom.pipeline.service.job import LOCK, PIPELINE
-from worldloom.pipeline.service.jobs import STOPPED, Jobs, _locked
+from worldloom.pipeline.service.jobs import RECORD, STOPPED, Jobs, _locked
 from worldloom.pipeline.service.sources import Sources
 from worldloom.pipeline.service.tenants import Tenants, add_token
+from worldloom.stages import disk
 from worldloom.stages.shards import IndexedShard
 
 ASKED = {"source": "run/data/0123456789abcdef", "tokenizers": {"words": "words", "view": "view"}}
@@ -262,8 +264,8 @@ def resting(tiny, tiny_root, tmp_path):
     jobs = jobs_in(tmp_path, tiny_root, most=2)
     places = {place.name: place for place in tiny.engine.served.tokenizers}
 
-    def create(tenant="local", key=None, **asked):
-        return jobs.create(tenant, BatchRequest(**{**ASKED, **asked}), [], key, places, tiny.engine.tokenizers)
+    def create(tenant="local", key=None, pay=lambda: None, **asked):
+        return jobs.create(tenant, BatchRequest(**{**ASKED, **asked}), [], key, places, tiny.engine.tokenizers, pay)
 
     jobs._enqueue = lambda job: None
     return jobs, create
@@ -296,6 +298,34 @@ def test_the_same_key_gives_one_job_to_each_tenant(resting):
     assert one == two and one.id != other.id
     with pytest.raises(ServiceError, match="used for another request"):
         create(key="k", max_reject_share=0.25)
+
+
+def test_of_requests_with_one_key_at_once_one_pays_for_the_one_job(resting, monkeypatch):
+    _, create = resting
+    paid, both = [], threading.Barrier(2)
+    write = disk.write_file
+
+    def together(path, content):
+        if path.name == RECORD:
+            both.wait(60)  # neither job is there, when the other is about to be
+        write(path, content)
+
+    monkeypatch.setattr(disk, "write_file", together)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda pay: create(key="k", pay=pay), [lambda: paid.append("one"), lambda: paid.append("two")])
+    assert one.id == two.id and len(paid) == 1
+
+
+def test_there_is_no_job_that_could_not_be_paid_for(resting):
+    jobs, create = resting
+
+    def broke():
+        raise ServiceError("quota_exceeded", 429, "there is nothing left")
+
+    with pytest.raises(ServiceError, match="there is nothing left"):
+        create(key="k", pay=broke)
+    assert jobs.of("local") == [] and not list(jobs.folder.glob(".*"))
+    assert jobs.about(create(key="k")).state == "queued"
 
 
 @pytest.mark.parametrize("unused", [{"caption": "none"}, {"validation_share": 0.5}, {"shard_size": 4}], ids=str)

@@ -231,7 +231,7 @@ def test_of_a_route_without_effect_nothing_is_kept(tiny):
     for text in ("a", "a", "b"):
         answer = tiny("POST", "/v1/tokenize", json={"tokenizer": "words", "input": text}, headers={"idempotency-key": "one"})
         assert answer.status_code == 200 and "idempotent-replay" not in answer.headers
-    assert not tiny.app.state.gate.replays._entries
+    assert not tiny.app.state.gate.replays._kept
 
 
 def test_a_step_of_a_rollout_that_is_sent_twice_is_taken_once(clocked):

@@ -43,7 +43,7 @@ ROUTES = {
     "prepare": ("POST", "/v1/prepare", {"tokenizer": "words", "input": "a"}, ("tokenizer:words", "prepare"), LANES),
     "detokenize": ("POST", "/v1/detokenize", {"tokenizer": "words", "codes": [[1]]}, ("tokenizer:words", "decode"), LANES),
     "generate": ("POST", "/v1/generate", {"want": ["push"]}, ("world", "generate"), STREAMS),
-    "open": ("POST", "/v1/rollouts", {}, ("world", "sessions"), LANES),
+    "open": ("POST", "/v1/rollouts", {}, ("world", "open"), LANES),
     "act": ("POST", f"/v1/rollouts/{'0' * 32}/act", {"action": 0}, ("world", "act"), LANES),
 }
 

@@ -54,3 +54,13 @@ def test_a_route_takes_what_it_costs_off_the_quota_and_says_when_to_come_again(s
     assert (second.status_code, second.json()["error"]["code"]) == (429, "quota_exceeded")
     assert 0 < int(second.headers["retry-after"]) <= 60
     assert (never.status_code, never.json()["error"]["code"]) == (413, "too_costly")
+
+
+def test_a_batch_that_is_sent_again_under_its_key_is_not_paid_for_again(service, monkeypatch):
+    path, asked, cost = ROUTES["upload a batch"]
+    headers, its = token_of(cost)
+    monkeypatch.setattr(service.app.state.gate, "tenants", Tenants([its]))
+    first, second = (service("POST", path, headers={**headers, "idempotency-key": "once"}, **asked) for _ in range(2))
+    assert first.status_code == second.status_code == 202 and first.json() == second.json()
+    other = service("POST", path, headers={**headers, "idempotency-key": "another"}, **asked)
+    assert (other.status_code, other.json()["error"]["code"]) == (429, "quota_exceeded")

@@ -1,8 +1,11 @@
 """Worlds over HTTP: what is told on the way is what comes out in the end, and sessions go on where they stood."""
 
+import asyncio
 import base64
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 from worldloom.pipeline.dream import held_out_sample
 from worldloom.pipeline.service.contract import RolloutRequest
 from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.world_worker import WorldWorker
 from worldloom.stages.open_world import Choosing
 from worldloom.stages.rollouts import beginning
@@ -221,14 +225,66 @@ def test_a_world_without_a_clock_cannot_be_rolled_out(tiny):
 def test_sessions_are_bounded_and_end_when_nobody_uses_them(clocked_root):
     now = [100.0]
     worker = WorldWorker(clocked_root / "artifacts" / "world" / "0123456789abcdef", most_sessions=2, session_seconds=10, now=lambda: now[0])
-    first = worker.open("ada", RolloutRequest())["id"]
+    first = worker.open("ada", RolloutRequest(), 2)["id"]
     now[0] = 105
-    worker.open("ada", RolloutRequest())
+    worker.open("ada", RolloutRequest(), 2)
     with pytest.raises(ServiceError, match="2 sessions are open"):
-        worker.open("bob", RolloutRequest())
+        worker.open("bob", RolloutRequest(), 2)
     now[0] = 109
     assert worker.act("ada", first, 1, 1)[0]["step"] == 1
     now[0] = 116
     assert [(one.id, one.left) for one in worker.sessions()] == [(first, 3.0)]
     now[0] = 120
     assert worker.sessions() == []
+
+
+@pytest.fixture
+def worker(clocked_root, monkeypatch):
+    """Of five sessions; a session is opened so slowly that those asked for at the same time are opened at the same time."""
+    worker = WorldWorker(clocked_root / "artifacts" / "world" / "0123456789abcdef", most_sessions=5, session_seconds=10)
+    context = worker._context
+
+    def slowly(*asked):
+        time.sleep(0.2)
+        return context(*asked)
+
+    monkeypatch.setattr(worker, "_context", slowly)
+    return worker
+
+
+def opened_at_once(worker, tenants, asked, most):
+    """Of each tenant: whether its session was opened, or what it was refused for."""
+
+    def opened(tenant):
+        try:
+            return worker.open(tenant, asked, most)["id"] and "open"
+        except ServiceError as refused:
+            return refused.code
+
+    with ThreadPoolExecutor(len(tenants)) as pool:
+        return list(pool.map(opened, tenants))
+
+
+def test_sessions_that_are_asked_for_at_once_are_no_more_than_a_tenant_may_have_nor_than_there_are(worker):
+    assert sorted(opened_at_once(worker, ["ada"] * 8, RolloutRequest(), 3)) == ["busy"] * 5 + ["open"] * 3
+    assert sorted(opened_at_once(worker, ["bob"] * 8, RolloutRequest(), 3)) == ["busy"] * 6 + ["open"] * 2
+    assert sorted(one.tenant for one in worker.sessions()) == ["ada"] * 3 + ["bob"] * 2
+
+
+def test_sessions_that_fail_to_open_leave_their_places(worker):
+    beyond = RolloutRequest(given=6)
+    for _ in range(2):
+        assert opened_at_once(worker, ["ada", "ada", "bob"], beyond, 2) == ["request_invalid"] * 3
+    assert opened_at_once(worker, ["ada", "ada", "bob"], RolloutRequest(), 2) == ["open"] * 3
+
+
+def test_a_token_has_no_more_sessions_than_it_may_though_it_asks_for_all_at_once(serve, clocked_root):
+    async def flood(client):
+        return await asyncio.gather(*(client.post("/v1/rollouts", json={}) for _ in range(32)))
+
+    with serve([str(clocked_root)], Limits(rollouts=2)) as service:
+        answers = service.run(flood(service.client))
+        assert sorted(answer.status_code for answer in answers) == [201] * 2 + [429] * 30
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.json()["error"]["message"] == "this token has 2 sessions open; close one"
+        assert "\nworldloom_rollouts 2.0\n" in service("GET", "/metrics").text
