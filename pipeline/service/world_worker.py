@@ -224,7 +224,7 @@ class WorldWorker:
     def close(self, tenant: str, name: str) -> None:
         """Ends a session."""
         self._session(tenant, name)
-        del self._sessions[name]
+        self._sessions.pop(name, None)  # another may have ended it meanwhile
 
     def sessions(self) -> list[SessionInfo]:
         """All that are open."""
