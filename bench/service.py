@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 from PIL import Image
 
 from bench.figure import Figure, at_least, at_most
@@ -99,17 +100,17 @@ def overload(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """More than it can do, at a fixed rate of arrivals: what is done all the same, and how the rest is sent away."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
     with _service(folder, tokenizer) as served:
-        peak = asyncio.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
-        calm = asyncio.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
+        peak = uvloop.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
+        calm = uvloop.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
         before = memory()
         for share in (1.5, 2.0, 4.0):
-            load = asyncio.run(open_loop(served.port, contents, share * peak, SECONDS))
+            load = uvloop.run(open_loop(served.port, contents, share * peak, SECONDS))
             name = f"service.overload_{100 * share:.0f}"
             yield at_least(f"{name}.offered", load.offered, "requests/s sent", "to be sent", share * peak, 0.9)
             yield at_least(f"{name}.goodput", load.rate, "requests/s", "the peak", peak, 0.85)
             yield at_least(f"{name}.refusals_429", load.waits, "with Retry-After", "all that were refused", *_of(load.refused))
             time.sleep(5)
-            again = asyncio.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
+            again = uvloop.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
             yield at_most(f"{name}.after_5_s", 1000 * again, "ms, p50 at half load", "before", 1000 * calm, 2.0)
         yield at_most("service.overload.memory", memory(), "MB", "before", before, 1.1)
 
@@ -118,9 +119,9 @@ def kills(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """Replicas killed, and all replaced, under half of the load that it can take; each request is tried once more."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
     with _service(folder, tokenizer, replicas=2) as served:
-        peak = asyncio.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
+        peak = uvloop.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
         for name, disturb, times in (("kills", kill_replica, max(1, int(SECONDS / 3))), ("updates", update, max(1, int(SECONDS / 6)))):
-            load = asyncio.run(_disturbed(served.port, contents, peak / 2, partial(disturb, served, 2), times))
+            load = uvloop.run(_disturbed(served.port, contents, peak / 2, partial(disturb, served, 2), times))
             sent = f"requests of {load.statuses.total()} failed twice, {times} {name}"
             yield at_most(f"service.{name}.failed", load.failed_twice, sent, "none", 1, 0.0)
 
@@ -129,8 +130,8 @@ def slow(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     """200 clients that send a byte a second, beside good ones."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
     with _service(folder, tokenizer) as served:
-        alone = 1000 * asyncio.run(closed(served.port, contents, 8, RACE)).percentile(0.99)
-        load, longest = asyncio.run(_beside_slow(served.port, contents, 200))
+        alone = 1000 * uvloop.run(closed(served.port, contents, 8, RACE)).percentile(0.99)
+        load, longest = uvloop.run(_beside_slow(served.port, contents, 200))
         yield at_most("service.slow.p99", 1000 * load.percentile(0.99), "ms beside 200 slow clients", "alone", alone, 2.0)
         yield at_most("service.slow.closed", longest, "seconds to the last one's end", "allowed", 10.0, 1.0)
 
@@ -143,7 +144,7 @@ def rollout(folder: Path, tokenizer: Path) -> Iterator[Figure]:
         return
     with server([*SERVE, run, "--jobs", str(folder / "jobs"), "--port"], "/health/ready") as served:
         steps = int(os.environ.get("WORLDLOOM_BENCH_STEPS", "1000"))
-        rate, before, after = asyncio.run(_dream(served.port, steps))
+        rate, before, after = uvloop.run(_dream(served.port, steps))
         yield at_least("service.rollout", rate, "frames/s", "asked for", 10.0, 1.0)
         yield at_most("service.rollout.memory", after, f"MB after {steps} steps", "after 50", before, 1.02)
 
@@ -153,10 +154,10 @@ def soak(folder: Path, tokenizer: Path) -> Iterator[Figure]:
     good = _requests("/v1/tokenize", {"tokenizer": "frame"}, pictures=97)
     bad = [request("/v1/tokenize", body) for body in (b"{", b'{"tokenizer": "frame", "input": "AAAA"}', b'{"tokenizer": "x", "input": ""}')]
     with _service(folder, tokenizer) as served:
-        peak = asyncio.run(closed(served.port, good, CONNECTIONS, RACE)).rate
-        asyncio.run(open_loop(served.port, [*good, *bad], 0.6 * peak, SOAK / 4))
+        peak = uvloop.run(closed(served.port, good, CONNECTIONS, RACE)).rate
+        uvloop.run(open_loop(served.port, [*good, *bad], 0.6 * peak, SOAK / 4))
         (taken, open_before, processes), at = (memory(), *counts()), time.monotonic()
-        load = asyncio.run(open_loop(served.port, [*good, *bad], 0.6 * peak, 3 * SOAK / 4))
+        load = uvloop.run(open_loop(served.port, [*good, *bad], 0.6 * peak, 3 * SOAK / 4))
         growth, (descriptors, after) = (memory() - taken) * 60 / (time.monotonic() - at), counts()
         yield at_most("service.soak.memory", growth, "MB a minute", "allowed", 1.0, 1.0)
         yield at_most("service.soak.descriptors", descriptors, "descriptors", "before, and 10", open_before + 10, 1.0)
@@ -188,7 +189,7 @@ def _many(port: int, tokenizer: Path) -> Iterator[Figure]:
             opened.encode(pictures)
             bare.append(time.perf_counter() - begun)
             for name, content in asked.items():
-                load = asyncio.run(closed(port, [content], 1, 0.2))
+                load = uvloop.run(closed(port, [content], 1, 0.2))
                 assert load.statuses[200] == load.statuses.total(), load.statuses
                 through[name].append(statistics.median(load.latencies))
     alone = MANY / statistics.median(bare[1:])
@@ -230,7 +231,7 @@ def _requests(path: str, about: dict[str, Any], pictures: int = 64) -> list[byte
 
 
 def _closed(port: int, contents: list[bytes], connections: int = CONNECTIONS) -> Load:
-    return asyncio.run(closed(port, contents, connections, RACE))
+    return uvloop.run(closed(port, contents, connections, RACE))
 
 
 def _rate(loads: list[Load]) -> float:

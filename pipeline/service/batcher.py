@@ -64,7 +64,7 @@ class Batcher:
 
     async def __call__(self, contents: Sequence[Content], costs: Sequence[int]) -> Encoded:
         """The codes of the values, in order; ServiceError(busy) where the queue is full."""
-        self._admit(len(contents), sum(costs))
+        self.check_room(len(contents))
         parts = list(self._parts(contents, costs))
         for part in parts:
             self._waiting.append(part)
@@ -84,7 +84,8 @@ class Batcher:
         """How long a value that comes now will wait, by the rate of late."""
         return self._cost / self._rate.value if self._rate.value else 0.0
 
-    def _admit(self, values: int, cost: int) -> None:
+    def check_room(self, values: int = 1) -> None:
+        """ServiceError(busy) where so many more may not wait."""
         wait = self.seconds()
         if self.queued and (self.queued + values > self._bounds.values or wait > self._bounds.seconds):
             raise ServiceError("busy", 429, f"{self.queued} values wait for this tokenizer; come again in a while", None, max(1.0, wait))

@@ -69,6 +69,18 @@ class Engine:
             raise ServiceError("tokenizer_unknown", 404, f"there is no such tokenizer; there are {', '.join(self.tokenizers)}", "tokenizer")
         return self.tokenizers[name]
 
+    def check_room(self) -> None:
+        """ServiceError(busy) where no tokenizer takes any more: which of them is asked need not be known."""
+        refused: ServiceError | None = None
+        for batcher in self.batchers.values():
+            try:
+                batcher.check_room()
+                return
+            except ServiceError as busy:
+                refused = busy
+        if refused is not None:
+            raise refused
+
     async def encode(self, name: str, contents: Sequence[Content], costs: Sequence[int], params: Sequence[str]) -> SeveralCodes:
         """The codes of every value, arrays in their own shape and the type of token shards; ServiceError for the first that is refused."""
         found = await self.batchers[name](contents, costs)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from worldloom.pipeline.service import tokenizer_worker
+from worldloom.pipeline.service.errors import ServiceError
 from worldloom.stages.artifact import Artifact
 from worldloom.stages.dataset import Dataset
 from worldloom.stages.shards import IndexedShard
@@ -123,3 +124,15 @@ def test_one_value_that_cannot_be_read_is_refused_alone(clocked, caplog, monkeyp
     assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["param"]) == (422, "value_unreadable", "file[1]")
     (line,) = (json.loads(record.getMessage()) for record in caplog.records if "decoder_failed" in record.getMessage())
     assert line["tokenizer"] == "push" and line["error"].startswith("ZeroDivisionError at test_token_routes.py:")
+
+
+def test_where_every_tokenizer_is_busy_that_is_said_before_the_body_is_read(tiny, monkeypatch):
+    def busy(values=1):
+        raise ServiceError("busy", 429, "come again in a while", None, 2.0)
+
+    for batcher in tiny.engine.batchers.values():
+        answer = tiny("POST", "/v1/tokenize", content=b"{", headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "json_invalid", "one of them still takes some"
+        monkeypatch.setattr(batcher, "check_room", busy)
+    answer = tiny("POST", "/v1/tokenize", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "2" and answer.headers.get("connection") != "close"
