@@ -128,8 +128,8 @@ def _begun(process: Path) -> str:
 
 def _replicas() -> list[int]:
     """Those that can be asked: a replica is a process long before."""
-    sockets = Path("/proc/self/net/unix").read_text().splitlines()
-    asked = {Path(line.split()[-1]).stem for line in sockets if line.endswith(".sock")}
+    sockets = Path("/proc/self/net/unix").read_text().splitlines()  # by the names that they were bound to
+    asked = {Path(line.split()[-1]).stem for line in sockets if line.endswith(".new")}
     return sorted(int(process.name) for process in descendants() if process.name in asked)
 
 
