@@ -139,8 +139,8 @@ def compare(links: NDArray[np.void], seen: Seen, bar: float, smallest: float) ->
 
     links = links.copy()
     # Links of one picture stand together, so each piece reads few others.
-    for start in range(0, len(links), 16 * COMPARED_AT_ONCE):
-        piece = links[start : start + 16 * COMPARED_AT_ONCE]
+    for start in range(0, len(links), 2 * COMPARED_AT_ONCE):
+        piece = links[start : start + 2 * COMPARED_AT_ONCE]
         numbers, which = np.unique(np.stack([piece["a"], piece["b"]], axis=1), return_inverse=True)
         pairs = align(seen.pictures(numbers), which.reshape(-1, 2).astype(np.int64), bar, smallest)
         for name in pairs._fields:

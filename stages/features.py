@@ -13,6 +13,7 @@ A picture has a number, too: its place among all pictures, split by split in the
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from worldloom.stages.commit import Attempt
 FORMAT = 1
 DIGEST_BYTES = 16
 THUMB = 16  # pixels of a small picture's side
+SHARDS_HELD = 64  # whose pictures' places are in memory
 
 
 class Place(NamedTuple):
@@ -75,6 +77,7 @@ class FeatureSet:
                 first += shard["pictures"]
         self._firsts = np.array([part.first for part in self.parts], np.int64)
         self._count = first
+        self._samples = lru_cache(SHARDS_HELD)(self.samples)
 
     def __len__(self) -> int:
         return self._count
@@ -104,8 +107,7 @@ class FeatureSet:
         if not 0 <= number < self._count:
             raise IndexError(f"there is no picture {number}, these are {self._count}")
         part = self.parts[int(np.searchsorted(self._firsts, number, "right")) - 1]
-        (sample,) = next(self._slices(".samples", number, number + 1))
-        return Place(part.split, part.shard, int(sample))
+        return Place(part.split, part.shard, int(self._samples(part.split, part.shard)[number - part.first]))
 
     def samples(self, split: str, shard: str) -> NDArray[np.int64]:
         """[rows] of one shard: the sample of each of its pictures."""
