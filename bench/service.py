@@ -97,33 +97,36 @@ def race(folder: Path, tokenizer: Path) -> Iterator[Figure]:
 
 
 def overload(folder: Path, tokenizer: Path) -> Iterator[Figure]:
-    """More than it can do, at a fixed rate of arrivals: what is done all the same, and how the rest is sent away."""
+    """More than it can do, at a fixed rate of arrivals: what is done all the same, and how the rest is sent away. What it can do is measured
+    before and behind each: machines are not as fast at all times."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
     with _service(folder, tokenizer) as served:
-        peak = uvloop.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
+        peak = _closed(served.port, contents).rate
         calm = uvloop.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
         before = memory()
         for share in (1.5, 2.0, 4.0):
             load = uvloop.run(open_loop(served.port, contents, share * peak, SECONDS))
-            name = f"service.overload_{100 * share:.0f}"
-            yield at_least(f"{name}.offered", load.offered, "requests/s sent", "to be sent", share * peak, 0.9)
-            yield at_least(f"{name}.goodput", load.rate, "requests/s", "the peak", peak, 0.85)
-            yield at_least(f"{name}.refusals_429", load.waits, "with Retry-After", "all that were refused", *_of(load.refused))
             time.sleep(5)
             again = uvloop.run(open_loop(served.port, contents, peak / 2, RACE)).percentile(0.5)
+            asked, behind = share * peak, _closed(served.port, contents).rate
+            name = f"service.overload_{100 * share:.0f}"
+            yield at_least(f"{name}.offered", load.offered, "requests/s sent", "to be sent", asked, 0.9)
+            yield at_least(f"{name}.goodput", load.rate, "requests/s", "the peak", (peak + behind) / 2, 0.85)
+            yield at_least(f"{name}.refusals_429", load.waits, "with Retry-After", "all that were refused", *_of(load.refused))
             yield at_most(f"{name}.after_5_s", 1000 * again, "ms, p50 at half load", "before", 1000 * calm, 2.0)
+            peak = behind
         yield at_most("service.overload.memory", memory(), "MB", "before", before, 1.1)
 
 
 def kills(folder: Path, tokenizer: Path) -> Iterator[Figure]:
-    """Replicas killed, and all replaced, under half of the load that it can take; each request is tried once more."""
+    """Replicas killed, and all replaced, under half of the load that it can take; each request is tried once more, when it is said to."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
     with _service(folder, tokenizer, replicas=2) as served:
         peak = uvloop.run(closed(served.port, contents, CONNECTIONS, RACE)).rate
         for name, disturb, times in (("kills", kill_replica, max(1, int(SECONDS / 3))), ("updates", update, max(1, int(SECONDS / 6)))):
             load = uvloop.run(_disturbed(served.port, contents, peak / 2, partial(disturb, served, 2), times))
-            sent = f"requests of {load.statuses.total()} failed twice, {times} {name}"
-            yield at_most(f"service.{name}.failed", load.failed_twice, sent, "none", 1, 0.0)
+            sent = f"requests of {load.statuses.total()} failed twice, {times} {name}, by status {dict(load.failed_twice)}"
+            yield at_most(f"service.{name}.failed", load.failed_twice.total(), sent, "none", 1, 0.0)
 
 
 def slow(folder: Path, tokenizer: Path) -> Iterator[Figure]:

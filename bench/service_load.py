@@ -4,12 +4,19 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import numpy as np
 
 PATIENCE = 60.0  # seconds for one answer
-MOST = 1_500  # connections
+MOST = 1_500  # requests at once
+BEHIND = 16  # requests sent without a look at what is answered, where the schedule is missed
+AGAIN = 0.5  # seconds until a request is sent again where the answer, or that there is none, does not say when
+LOST = (0, b"", b"")  # status, head and body where there is no answer
+
+Answered = Callable[[int, bytes, bytes], object]
+"""Hears of an answer: status, head in small letters, body."""
 
 
 class Load(NamedTuple):
@@ -19,7 +26,7 @@ class Load(NamedTuple):
     statuses: Counter[int]  # 0: the connection was lost; -1: not sent
     latencies: list[float]  # seconds, of those that were answered with 200
     waits: int  # refusals that said when to come again
-    failed_twice: int  # after one more try
+    failed_twice: Counter[int]  # after one more try, by status
     good: int  # answers with 200 within `seconds`
 
     @property
@@ -48,46 +55,100 @@ def request(path: str, body: bytes, headers: Sequence[str] = ("Content-Type: app
 
 
 class Connections:
-    """Kept open and taken by whoever needs one."""
+    """Kept open and taken by whoever needs one. Callbacks, not tasks: a client takes its share of the machine from what it measures."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[_Connection] = []
+        self._busy: dict[_Connection, None] = {}
+        self._opening = set[asyncio.Task[None]]()
+
+    def send(self, content: bytes, answered: Answered) -> None:
+        """Asks; `answered` hears of the answer, once."""
+        while self._free:
+            connection = self._free.pop()  # the one that was used last, unless the server has closed it meanwhile
+            if connection.open:
+                self._ask(connection, content, answered)
+                return
+        opening = asyncio.create_task(self._open(content, answered))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
 
     async def ask(self, content: bytes) -> tuple[int, bytes, bytes]:
-        """Status, head and body; 0 where the connection is lost."""
-        reader, writer = self._take()
+        """Status, head and body; 0 where the connection is lost, or no answer comes."""
+        answer = asyncio.get_running_loop().create_future()
+        self.send(content, lambda *said: answer.done() or answer.set_result(said))
         try:
-            if reader is None or writer is None:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(content)
             async with asyncio.timeout(PATIENCE):
-                head = await reader.readuntil(b"\r\n\r\n")
-                lower = head.lower()
-                at = lower.index(b"content-length:") + 15
-                body = await reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
-        except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
-            if writer is not None:
-                writer.close()
-            return 0, b"", b""
-        if b"connection: close" in lower or len(self._free) >= MOST:
-            writer.close()
-        else:
-            self._free.append((reader, writer))
-        return int(head[9:12]), head, body
-
-    def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | tuple[None, None]:
-        """The one that was used last, of those that the server has not closed meanwhile, as it may where nothing came for a while."""
-        while self._free:
-            reader, writer = self._free.pop()
-            if not reader.at_eof():
-                return reader, writer
-            writer.close()
-        return None, None
+                found: tuple[int, bytes, bytes] = await answer
+        except TimeoutError:
+            return LOST
+        return found
 
     def close(self) -> None:
-        for _, writer in self._free:
-            writer.close()
+        """All of them; whoever still waits hears that the connection is lost."""
+        for connection in [*self._free, *self._busy]:
+            connection.transport.abort()
+
+    async def _open(self, content: bytes, answered: Answered) -> None:
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self.port)
+        except OSError:
+            answered(*LOST)
+            return
+        self._ask(connection, content, answered)
+
+    def _ask(self, connection: "_Connection", content: bytes, answered: Answered) -> None:
+        def ended(status: int, head: bytes, body: bytes) -> None:
+            del self._busy[connection]
+            if connection.open and b"connection: close" not in head:
+                self._free.append(connection)
+            else:
+                connection.transport.close()
+            answered(status, head, body)
+
+        self._busy[connection] = None
+        connection.ask(content, ended)
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self._got, self._head, self._whole = bytearray(), 0, 0  # bytes of the head, and of the answer; 0 where they are not known yet
+        self._ended: Answered | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+
+    def ask(self, content: bytes, ended: Answered) -> None:
+        self._ended = ended
+        self.transport.write(content)
+
+    def data_received(self, data: bytes) -> None:
+        self._got += data
+        if not self._whole and (end := self._got.find(b"\r\n\r\n")) >= 0:
+            lower = self._got[:end].lower() + b"\r"
+            at = lower.find(b"content-length:") + 15
+            if at < 15:  # of no length that is known: nothing that is asked here answers so
+                self.transport.abort()
+                return
+            self._head = end + 4
+            self._whole = self._head + int(lower[at : lower.index(b"\r", at)])
+        if self._whole and len(self._got) >= self._whole:
+            head, body = bytes(self._got[: self._head]).lower(), bytes(self._got[self._head :])
+            self._got, self._whole = bytearray(), 0
+            self._end(int(head[9:12]), head, body)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+        self._end(*LOST)
+
+    def _end(self, status: int, head: bytes, body: bytes) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(status, head, body)
 
 
 async def closed(port: int, contents: Sequence[bytes], connections: int, seconds: float, retry: bool = False) -> Load:
@@ -95,14 +156,15 @@ async def closed(port: int, contents: Sequence[bytes], connections: int, seconds
     pool, load = Connections(port), _Tally(retry)
     until = time.monotonic() + seconds
 
-    async def client(number: int) -> None:
-        while time.monotonic() < until:
-            await load.ask(pool, contents[number % len(contents)])
-            number += connections
+    def client(number: int) -> None:
+        if time.monotonic() < until:
+            load.send(pool, contents[number % len(contents)], partial(client, number + connections))
 
     begun = time.monotonic()
-    await asyncio.gather(*(client(number) for number in range(connections)))
-    pool.close()
+    for number in range(connections):
+        client(number)
+    await asyncio.sleep(seconds)
+    await load.over(pool)
     return load.load(time.monotonic() - begun, load.statuses[200])
 
 
@@ -111,23 +173,19 @@ async def open_loop(
 ) -> Load:
     """Requests at random times (Poisson) that do not wait for answers; more than `MOST` at once are not sent. `over` ends it early."""
     pool, load = Connections(port), _Tally(retry)
-    times = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
-    begun, running = time.monotonic(), set[asyncio.Task[None]]()
+    times = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds))).tolist()
+    begun = time.monotonic()
     for number, at in enumerate(times):
         if over is not None and over.is_set():
             break
-        if (wait := begun + at - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
-        if len(running) >= MOST:
+        if (wait := begun + at - time.monotonic()) > 0 or number % BEHIND == 0:  # behind its times or not, it hears of answers
+            await asyncio.sleep(max(wait, 0))
+        if load.running >= MOST:
             load.statuses[-1] += 1
-            continue
-        task = asyncio.create_task(load.ask(pool, contents[number % len(contents)]))
-        running.add(task)
-        task.add_done_callback(running.discard)
+        else:
+            load.send(pool, contents[number % len(contents)])
     lasted, good = time.monotonic() - begun, load.statuses[200]
-    if running:
-        await asyncio.wait(running)
-    pool.close()
+    await load.over(pool)
     return load.load(lasted, good)
 
 
@@ -136,22 +194,59 @@ class _Tally:
         self.retry = retry
         self.statuses: Counter[int] = Counter()
         self.latencies: list[float] = []
-        self.waits = self.failed_twice = 0
+        self.failed_twice: Counter[int] = Counter()
+        self.waits = 0
+        self.running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    async def ask(self, pool: Connections, content: bytes) -> None:
+    def send(self, pool: Connections, content: bytes, then: Callable[[], None] = lambda: None) -> None:
+        """Counts what comes of a request; `then` is called behind it."""
         begun = time.monotonic()
-        status, head, _ = await pool.ask(content)
-        if self.retry and status != 200:
-            await asyncio.sleep(0.5)
-            status, head, _ = await pool.ask(content)
-            self.failed_twice += status != 200
-        self.statuses[status] += 1
-        self.waits += status == 429 and b"retry-after" in head.lower()
-        if status == 200:
-            self.latencies.append(time.monotonic() - begun)
+        self.running += 1
+        self._idle.clear()
+
+        def first(status: int, head: bytes, body: bytes) -> None:
+            if self.retry and status != 200:
+                asyncio.get_running_loop().call_later(_told_to_wait(head), pool.send, content, second)
+            else:
+                done(status, head)
+
+        def second(status: int, head: bytes, body: bytes) -> None:
+            if status != 200:
+                self.failed_twice[status] += 1
+            done(status, head)
+
+        def done(status: int, head: bytes) -> None:
+            self.statuses[status] += 1
+            self.waits += status == 429 and b"retry-after" in head
+            if status == 200:
+                self.latencies.append(time.monotonic() - begun)
+            self.running -= 1
+            then()
+            if not self.running:
+                self._idle.set()
+
+        pool.send(content, first)
+
+    async def over(self, pool: Connections) -> None:
+        """Waits until all is answered; what takes longer than an answer may is lost."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._idle.wait()
+        except TimeoutError:
+            pool.close()
+            await self._idle.wait()
+        pool.close()
 
     def load(self, seconds: float, good: int) -> Load:
         return Load(seconds, self.statuses, self.latencies, self.waits, self.failed_twice, good)
+
+
+def _told_to_wait(head: bytes) -> float:
+    """Seconds until a request is sent again."""
+    _, there, behind = head.partition(b"retry-after:")
+    return float(behind.partition(b"\r")[0]) if there else AGAIN
 
 
 def rounds(contestants: dict[str, Callable[[], Load]], turns: int) -> dict[str, list[Load]]:

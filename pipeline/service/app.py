@@ -16,7 +16,7 @@ from worldloom.pipeline.service import batch_routes, embed_routes, studio, token
 from worldloom.pipeline.service.contract import InfoAnswer, LimitsInfo, QuotaInfo, TokenizersAnswer
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import ServiceError, not_found
-from worldloom.pipeline.service.guard import Gate, Guard, error_body, error_headers
+from worldloom.pipeline.service.guard import API, Gate, Guard, error_body, error_headers
 from worldloom.pipeline.service.jobs import Jobs
 from worldloom.pipeline.service.sources import Sources
 from worldloom.pipeline.service.tenants import Tenant, Tenants
@@ -31,7 +31,7 @@ def create_app(engine: Engine, tenants: Tenants | None = None, jobs: Jobs | None
     there are no batches.
     """
     jobs = jobs or Jobs(None, Sources({}), 0)
-    gate = Gate(engine.limits, tenants or Tenants(), engine.measures)
+    gate = Gate(engine.limits, tenants or Tenants(), engine.measures, rooms={f"{API}/tokenize": engine.check_room})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,15 +1,19 @@
 """HTTP as uvicorn speaks it, with bounds on what comes before the application: time and size of heads, number of connections."""
 
 import asyncio
+import uuid
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.guard import error_body, error_headers
 from worldloom.pipeline.service.limits import Limits
 
-TOO_MUCH = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
-MALFORMED = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+TOO_MUCH = ServiceError("head_too_large", 431, "the head of this request has more bytes than it may; send less in its headers and its path")
+TOO_LATE = ServiceError("head_too_slow", 408, "no whole head of a request came in time; open a connection when there is something to send")
+TOO_MANY = ServiceError("busy", 429, "too many connections are open; come again in a while, and keep fewer", None, 1.0)
+MALFORMED = ServiceError("http_invalid", 400, "this is no request of HTTP/1.1, or one that can be read in two ways")
 FRAMING = {b"content-length", b"transfer-encoding"}
 ONCE = FRAMING | {b"host"}
 
@@ -51,6 +55,10 @@ class _Bounded(HttpToolsProtocol):
             self._head += len(data)
             if self._head > self.limits.header_bytes:
                 self._end(TOO_MUCH)
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser does not take; `msg` is uvicorn's line for all of it."""
+        self._end(MALFORMED)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -119,8 +127,16 @@ class _Bounded(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _end(self, answer: bytes) -> None:
+    def _end(self, error: ServiceError) -> None:
         self._stop_waiting()
         if not self.transport.is_closing():
-            self.transport.write(answer)
+            self.transport.write(_answer(error))
             self.transport.close()
+
+
+def _answer(error: ServiceError) -> bytes:
+    """A whole answer, behind which the connection ends."""
+    body = error_body(error, uuid.uuid4().hex)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close"), *error_headers(error)]
+    lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode()), *(b"%s: %s" % each for each in headers)]
+    return b"\r\n".join([*lines, b"", body])

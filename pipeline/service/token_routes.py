@@ -177,8 +177,6 @@ async def _tokenize_request(request: Request, engine: Engine) -> tuple[TokenizeR
         fields, contents = await read_files(request, engine.limits, "file")
         asked = checked(TokenizeRequest, {**fields, "input": ""})
         return asked, contents, [f"file[{index}]" for index in range(len(contents))]
-    await request.body()  # whole, so that the connection can go on
-    engine.check_room()  # before it is read: where there is too much to do, that would be half of the work
     asked = await read_json(request, TokenizeRequest, engine.limits)
     contents = contents_of(asked.input, engine.tokenizer(asked.tokenizer).kind, "input", engine.limits)
     one = isinstance(asked.input, str)

@@ -1,6 +1,8 @@
 """What comes before the application, over a real socket: slow clients, strange frames, and a service that ends."""
 
 import asyncio
+import contextlib
+import json
 import socket
 import threading
 import time
@@ -104,6 +106,31 @@ def good(port):
     return got(port, "/health/live")[0] == 200
 
 
+def refusal(answer):
+    """What the one shape of errors says, whoever refused."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower() and b"content-length: %d" % len(body) in head.lower(), answer
+    (name, told), *others = json.loads(body).items()
+    assert name == "error" and not others and list(told) == ["code", "message", "param", "request_id"]
+    return told
+
+
+def test_connections_beyond_the_limit_are_told_to_come_again_and_others_go_on():
+    with listening(Limits(connections=3)) as (port, _):
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(3)]
+            for one in held:  # an answer says that the connection is one of the service's
+                one.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+            answer, _ = said(port)
+            assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1\r\n" in answer and refusal(answer)["code"] == "busy"
+            held[0].sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert held[0].recv(65_536).startswith(b"HTTP/1.1 200")
+        until = time.monotonic() + 20
+        while not good(port):
+            assert time.monotonic() < until
+
+
 FRAMES = {
     "two lengths": (HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}x", 400),
     "a length and chunks": (HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
@@ -139,6 +166,8 @@ def test_a_frame_that_two_readers_could_read_in_two_ways_ends_the_connection(por
     answer, _ = said(port, content)
     assert answer.startswith(b"HTTP/1.1 %d" % status), (case, answer[:200])
     assert answer.count(b"HTTP/1.1 ") == 1, "nothing of the rest was taken for a request"
+    told = refusal(answer)
+    assert told["message"] and (case == "no version, and so no host" or told["request_id"])
     assert good(port)
 
 
