@@ -97,8 +97,9 @@ def race(folder: Path, tokenizer: Path) -> Iterator[Figure]:
 
 
 def overload(folder: Path, tokenizer: Path) -> Iterator[Figure]:
-    """More than it can do, at a fixed rate of arrivals: what is done all the same, and how the rest is sent away. What it can do is measured
-    before and behind each: machines are not as fast at all times."""
+    """More than it can do, at a fixed rate of arrivals: what is done all the same, and how the rest is sent away.
+
+    What it can do is measured before and behind each: machines are not as fast at all times."""
     contents = _requests("/v1/tokenize", {"tokenizer": "frame"})
     with _service(folder, tokenizer) as served:
         peak = _closed(served.port, contents).rate
@@ -274,6 +275,7 @@ async def _growing(load: Coroutine[Any, Any, Load]) -> tuple[Load, float]:
     while not running.done():
         looks.append(((time.monotonic() - begun) / 60, await asyncio.to_thread(memory)))
         await asyncio.wait({running}, timeout=5)
+    looks.append(((time.monotonic() - begun) / 60, memory()))
     return await running, float(np.polyfit(*zip(*looks, strict=True), 1)[0])
 
 

@@ -60,95 +60,103 @@ class Connections:
     def __init__(self, port: int) -> None:
         self.port = port
         self._free: list[_Connection] = []
-        self._busy: dict[_Connection, None] = {}
         self._opening = set[asyncio.Task[None]]()
 
     def send(self, content: bytes, answered: Answered) -> None:
-        """Asks; `answered` hears of the answer, once."""
+        """Asks; `answered` hears of the answer, once, or, after `PATIENCE` at the latest, that it is `LOST`."""
         while self._free:
             connection = self._free.pop()  # the one that was used last, unless the server has closed it meanwhile
             if connection.open:
-                self._ask(connection, content, answered)
+                connection.ask(content, partial(self._answered, connection, answered))
                 return
         opening = asyncio.create_task(self._open(content, answered))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
 
     async def ask(self, content: bytes) -> tuple[int, bytes, bytes]:
-        """Status, head and body; 0 where the connection is lost, or no answer comes."""
+        """Status, head and body; `LOST` where no answer comes."""
         answer = asyncio.get_running_loop().create_future()
-        self.send(content, lambda *said: answer.done() or answer.set_result(said))
-        try:
-            async with asyncio.timeout(PATIENCE):
-                found: tuple[int, bytes, bytes] = await answer
-        except TimeoutError:
-            return LOST
+        self.send(content, lambda *said: answer.set_result(said))
+        found: tuple[int, bytes, bytes] = await answer
         return found
 
     def close(self) -> None:
-        """All of them; whoever still waits hears that the connection is lost."""
-        for connection in [*self._free, *self._busy]:
+        """Those that nobody uses."""
+        for connection in self._free:
             connection.transport.abort()
 
     async def _open(self, content: bytes, answered: Answered) -> None:
+        connection = _Connection(content)
+        connection.ended = partial(self._answered, connection, answered)
         try:
-            _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self.port)
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", self.port)
         except OSError:
-            answered(*LOST)
-            return
-        self._ask(connection, content, answered)
+            connection.end(*LOST)
 
-    def _ask(self, connection: "_Connection", content: bytes, answered: Answered) -> None:
-        def ended(status: int, head: bytes, body: bytes) -> None:
-            del self._busy[connection]
-            if connection.open and b"connection: close" not in head:
-                self._free.append(connection)
-            else:
+    def _answered(self, connection: "_Connection", answered: Answered, status: int, head: bytes, body: bytes) -> None:
+        if connection.open:
+            if b"connection: close" in head:
                 connection.transport.close()
-            answered(status, head, body)
-
-        self._busy[connection] = None
-        connection.ask(content, ended)
+            else:
+                self._free.append(connection)
+        answered(status, head, body)
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time."""
+    """One request at a time; the first is sent as soon as it is open, since a server may answer before anybody else knows that it is."""
 
-    def __init__(self) -> None:
-        self.open = True
+    def __init__(self, content: bytes) -> None:
+        self.open = False
+        self.ended: Answered | None = None  # hears of the answer
+        self._first = content
         self._got, self._head, self._whole = bytearray(), 0, 0  # bytes of the head, and of the answer; 0 where they are not known yet
-        self._ended: Answered | None = None
+        self._waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.open = True
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._ask(self._first)
 
     def ask(self, content: bytes, ended: Answered) -> None:
-        self._ended = ended
+        self.ended = ended
+        self._ask(content)
+
+    def _ask(self, content: bytes) -> None:
+        self._waiting = asyncio.get_running_loop().call_later(PATIENCE, self.transport.abort)
         self.transport.write(content)
 
     def data_received(self, data: bytes) -> None:
         self._got += data
         if not self._whole and (end := self._got.find(b"\r\n\r\n")) >= 0:
-            lower = self._got[:end].lower() + b"\r"
-            at = lower.find(b"content-length:") + 15
-            if at < 15:  # of no length that is known: nothing that is asked here answers so
+            length = _header(bytes(self._got[:end]).lower(), b"content-length")
+            if not length.isdigit():  # nothing that is asked here is answered without
                 self.transport.abort()
                 return
             self._head = end + 4
-            self._whole = self._head + int(lower[at : lower.index(b"\r", at)])
+            self._whole = self._head + int(length)
         if self._whole and len(self._got) >= self._whole:
             head, body = bytes(self._got[: self._head]).lower(), bytes(self._got[self._head :])
             self._got, self._whole = bytearray(), 0
-            self._end(int(head[9:12]), head, body)
+            self.end(int(head[9:12]), head, body)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open = False
-        self._end(*LOST)
+        self.end(*LOST)
 
-    def _end(self, status: int, head: bytes, body: bytes) -> None:
-        ended, self._ended = self._ended, None
+    def end(self, status: int, head: bytes, body: bytes) -> None:
+        """Says what came of the request, where there is one."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        ended, self.ended = self.ended, None
         if ended is not None:
             ended(status, head, body)
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    """In a head of small letters; b"" where it is not there."""
+    _, _, behind = head.partition(b"\r\n" + name + b":")
+    return behind.partition(b"\r")[0].strip()
 
 
 async def closed(port: int, contents: Sequence[bytes], connections: int, seconds: float, retry: bool = False) -> Load:
@@ -219,7 +227,7 @@ class _Tally:
 
         def done(status: int, head: bytes) -> None:
             self.statuses[status] += 1
-            self.waits += status == 429 and b"retry-after" in head
+            self.waits += status == 429 and _header(head, b"retry-after") != b""
             if status == 200:
                 self.latencies.append(time.monotonic() - begun)
             self.running -= 1
@@ -230,13 +238,8 @@ class _Tally:
         pool.send(content, first)
 
     async def over(self, pool: Connections) -> None:
-        """Waits until all is answered; what takes longer than an answer may is lost."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._idle.wait()
-        except TimeoutError:
-            pool.close()
-            await self._idle.wait()
+        """Waits until all is answered or lost."""
+        await self._idle.wait()
         pool.close()
 
     def load(self, seconds: float, good: int) -> Load:
@@ -245,8 +248,10 @@ class _Tally:
 
 def _told_to_wait(head: bytes) -> float:
     """Seconds until a request is sent again."""
-    _, there, behind = head.partition(b"retry-after:")
-    return float(behind.partition(b"\r")[0]) if there else AGAIN
+    try:
+        return float(_header(head, b"retry-after"))
+    except ValueError:
+        return AGAIN
 
 
 def rounds(contestants: dict[str, Callable[[], Load]], turns: int) -> dict[str, list[Load]]:

@@ -107,8 +107,7 @@ class Dinov2Learner(EncoderLearner):
             said = pair(wide, narrow, hidden, step < about.frozen * steps)
         temperature = linear_schedule(about.temperature, about.last_temperature, step, round(about.warm_up * steps))
         pictures = targets_of(told.pictures, pair.centre, temperature, about.centring)
-        of_patches = about.patch_centring or about.centring
-        patches = targets_of(told.patches, pair.patch_centre, temperature, of_patches)
+        patches = targets_of(told.patches, pair.patch_centre, temperature, about.centring)
         momentum = cosine_schedule(about.momentum, 1.0, step, steps)
         losses = {
             "agreement": dino_loss(said.pictures, pictures),
@@ -119,7 +118,6 @@ class Dinov2Learner(EncoderLearner):
         yield Turn("encoder", losses, {"teacher_entropy": entropy(pictures), "momentum": momentum}, {"pictures": len(batch.sample)})
         if about.centring == "mean":
             pair.centre.update(told.pictures)
-        if of_patches == "mean":
             pair.patch_centre.update(told.patches)
         pair.follow(momentum)
 

@@ -15,7 +15,7 @@ from worldloom.stages.seen import Seen
 
 SMALL = 8  # S, pixels of the side of small pictures that are compared with crops
 LIKE_A_VIEW = 3  # pictures that are taken for each crop of a picture
-COMPARED_AT_ONCE = 256  # pictures whose neighbours are read together
+COMPARED_AT_ONCE = 512  # pairs whose pictures are read together
 BINS = 20  # of the histogram of concordances, from 0.5 to 1
 
 LINK = np.dtype(
@@ -138,9 +138,8 @@ def compare(links: NDArray[np.void], seen: Seen, bar: float, smallest: float) ->
     from worldloom.stages.alignment import align
 
     links = links.copy()
-    # Links of one picture stand together, so each piece reads few others.
-    for start in range(0, len(links), 2 * COMPARED_AT_ONCE):
-        piece = links[start : start + 2 * COMPARED_AT_ONCE]
+    for start in range(0, len(links), COMPARED_AT_ONCE):
+        piece = links[start : start + COMPARED_AT_ONCE]
         numbers, which = np.unique(np.stack([piece["a"], piece["b"]], axis=1), return_inverse=True)
         pairs = align(seen.pictures(numbers), which.reshape(-1, 2).astype(np.int64), bar, smallest)
         for name in pairs._fields:

@@ -114,14 +114,9 @@ class _Views(Settings):
 
     @model_validator(mode="after")
     def _centres_by_what_is_set(self) -> Self:
-        if self.centrings == {"sinkhorn"}:
+        if self.centring == "sinkhorn":
             _refuse_idle(self, "centring sinkhorn", ("centre_momentum",))
         return self
-
-    @property
-    def centrings(self) -> set[str]:
-        """Those that something is centred by."""
-        return {self.centring}
 
     @model_validator(mode="after")
     def _small_crops_are_small(self) -> Self:
@@ -148,18 +143,9 @@ class Dinov2(_Views):
     patch_prototypes: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="outputs of a head of their own for hidden patches; null: pictures and patches share one head"
     )
-    patch_centring: Literal["mean", "sinkhorn"] | None = Field(
-        default=None,
-        description="centring of hidden patches; null: that of pictures. Sinkhorn-Knopp has patches that are all the same say different "
-        "things, so for drawings on plain ground it is mean",
-    )
     masked: Share = Field(default=0.5, description="share of the large crops in which patches are hidden")
     hidden_from: Annotated[float, Field(gt=0, lt=1, description="smallest part of such a crop's patches that is hidden")] = 0.1
     hidden_to: Annotated[float, Field(gt=0, lt=1, description="largest part of such a crop's patches that is hidden")] = 0.5
-
-    @property
-    def centrings(self) -> set[str]:
-        return {self.centring, self.patch_centring or self.centring}
 
     @model_validator(mode="after")
     def _hides_from_less_to_more(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 16_384  # rows compared at a time
+BLOCK = 4_096  # rows compared at a time: few, so that a thousand pictures take as much memory as a million
 PART = 1 << 17  # rows of a file of the index
 PER_CELL = 64  # rows of the sample for each centre
 SEED = 20_230_414  # of the sample, and of k-means

@@ -16,9 +16,10 @@ from worldloom.stages.dataset_writer import RawShard
 from worldloom.stages.disk import canonical_json
 from worldloom.stages.duplicates import Chosen, firsts, group
 from worldloom.stages.features import FeatureSet
-from worldloom.stages.nearest import BLOCK, exact
+from worldloom.stages.nearest import exact
 from worldloom.stages.seen import Seen
 
+ASKED_AT_ONCE = 16_384  # pictures whose nearest is looked for in one pass over the others
 REASONS = ("stays", "exact_duplicate", "near_duplicate", "far_from_reference", "caption_does_not_fit")
 
 
@@ -68,15 +69,15 @@ def _keep_near(about: Near, reference: FeatureSet, features: FeatureSet, removal
     """Takes out, in place, what is far from the reference."""
     asked = Chosen(features, _training(features, removal))
     near = np.zeros(len(asked), bool)
-    for start in range(0, len(asked), BLOCK):
-        found = exact(reference, asked.rows(start, min(start + BLOCK, len(asked))), 1)
-        numbers = asked.numbers[start : start + BLOCK]
+    for start in range(0, len(asked), ASKED_AT_ONCE):
+        found = exact(reference, asked.rows(start, min(start + ASKED_AT_ONCE, len(asked))), 1)
+        numbers = asked.numbers[start : start + ASKED_AT_ONCE]
         removal.nearest[numbers], removal.cosine[numbers] = found.numbers[:, 0], found.cosines[:, 0]
     if about.similarity is not None:
         near |= removal.cosine[asked.numbers] >= about.similarity
     if about.neighbours is not None:
-        for start in range(0, len(reference), BLOCK):
-            chosen = exact(asked, reference.rows(start, min(start + BLOCK, len(reference))), about.neighbours).numbers
+        for start in range(0, len(reference), ASKED_AT_ONCE):
+            chosen = exact(asked, reference.rows(start, min(start + ASKED_AT_ONCE, len(reference))), about.neighbours).numbers
             near[chosen[chosen >= 0]] = True
     removal.reason[asked.numbers[~near]] = REASONS.index("far_from_reference")
 

@@ -98,6 +98,7 @@ class _Request:
         self.received = 0
         self.whole_at: float | None = None  # when the body had been read
         self.status = 0  # of the answer; 0 before it begins
+        self._route = "-"  # where it was refused before the application could say which it is
         self._body: bytes | None = None  # read already, for the application to read again
         self._made: asyncio.Future[Answer] | None = None  # goes on without this request
         if b"transfer-encoding" not in self.headers and self.headers.get(b"content-length", b"0") == b"0":
@@ -163,9 +164,8 @@ class _Request:
         try:
             check()
         except ServiceError:
-            while self.whole_at is None:
-                if (await self.receive())["type"] == "http.disconnect":
-                    raise asyncio.CancelledError from None
+            self._route = self.scope["path"]
+            await self._read_body()
             raise
 
     def _check_origin(self) -> None:
@@ -191,13 +191,7 @@ class _Request:
 
         What is asked is done once, and to its end; this request, and any other under the key, waits for its answer as long as it may.
         """
-        seconds, parts = self._seconds(), list[bytes]()
-        while self.whole_at is None:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError
-            parts.append(message.get("body", b""))
-        self._body = b"".join(parts)
+        seconds, self._body = self._seconds(), await self._read_body()
         about = f"{self.scope['path']}?{self.scope['query_string']!r} {self.headers.get(b'content-type')!r}\n".encode()
         digest = hashlib.sha256(about + self._body).digest()
         made, first = self.gate.replays.once(self.state["tenant"].name, key, digest, self._recorded)
@@ -207,6 +201,16 @@ class _Request:
         headers = answer.headers if first else [*answer.headers, (b"idempotent-replay", b"true")]
         await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": answer.body})
+
+    async def _read_body(self) -> bytes:
+        """The whole of it; CancelledError where the client leaves meanwhile."""
+        parts = list[bytes]()
+        while self.whole_at is None:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            parts.append(message.get("body", b""))
+        return b"".join(parts)
 
     async def _recorded(self) -> Answer:
         recording = Recording()
@@ -315,8 +319,7 @@ class _Request:
             await self.send({"type": "http.response.body", "body": body})
 
     def _note(self, error: str) -> None:
-        path = self.scope["path"]
-        route = path if path in self.gate.rooms else getattr(self.scope.get("route"), "path", "-")
+        route = getattr(self.scope.get("route"), "path", self._route)
         seconds = time.monotonic() - self.begun
         measures = self.gate.measures
         measures.requests.labels(route=route, tokenizer=self.state.get("tokenizer", "-"), code=str(self.status)).inc()

@@ -1,14 +1,19 @@
 """HTTP as uvicorn speaks it, with bounds on what comes before the application: time and size of heads, number of connections."""
 
 import asyncio
+import json
+import logging
+import time
 import uuid
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worldloom.pipeline.service.errors import ServiceError
-from worldloom.pipeline.service.guard import error_body, error_headers
+from worldloom.pipeline.service.guard import HEADERS, error_body, error_headers
 from worldloom.pipeline.service.limits import Limits
+
+log = logging.getLogger("worldloom.service")
 
 TOO_MUCH = ServiceError("head_too_large", 431, "the head of this request has more bytes than it may; send less in its headers and its path")
 TOO_LATE = ServiceError("head_too_slow", 408, "no whole head of a request came in time; open a connection when there is something to send")
@@ -130,13 +135,16 @@ class _Bounded(HttpToolsProtocol):
     def _end(self, error: ServiceError) -> None:
         self._stop_waiting()
         if not self.transport.is_closing():
-            self.transport.write(_answer(error))
+            request_id = uuid.uuid4().hex
+            self.transport.write(_answer(error, request_id))
             self.transport.close()
+            log.info(json.dumps({"time": round(time.time(), 3), "request_id": request_id, "status": error.status, "error": error.code}))
 
 
-def _answer(error: ServiceError) -> bytes:
+def _answer(error: ServiceError, request_id: str) -> bytes:
     """A whole answer, behind which the connection ends."""
-    body = error_body(error, uuid.uuid4().hex)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close"), *error_headers(error)]
+    body = error_body(error, request_id)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    headers += [(b"x-request-id", request_id.encode()), *error_headers(error), *HEADERS]
     lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode()), *(b"%s: %s" % each for each in headers)]
     return b"\r\n".join([*lines, b"", body])

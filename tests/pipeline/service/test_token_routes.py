@@ -126,7 +126,7 @@ def test_one_value_that_cannot_be_read_is_refused_alone(clocked, caplog, monkeyp
     assert line["tokenizer"] == "push" and line["error"].startswith("ZeroDivisionError at test_token_routes.py:")
 
 
-def test_where_every_tokenizer_is_busy_that_is_said_before_the_body_is_read(tiny, monkeypatch):
+def test_where_every_tokenizer_is_busy_that_is_said_before_the_application_begins(tiny, monkeypatch):
     def busy(values=1):
         raise ServiceError("busy", 429, "come again in a while", None, 2.0)
 
@@ -136,3 +136,4 @@ def test_where_every_tokenizer_is_busy_that_is_said_before_the_body_is_read(tiny
         monkeypatch.setattr(batcher, "check_room", busy)
     answer = tiny("POST", "/v1/tokenize", content=b"{", headers={"content-type": "application/json"})
     assert answer.status_code == 429 and answer.headers["retry-after"] == "2" and answer.headers.get("connection") != "close"
+    assert re.search(r'worldloom_requests_total\{code="429",route="/v1/tokenize",tokenizer="-"\} \d', tiny("GET", "/metrics").text)
