@@ -58,12 +58,44 @@ class Gate:
     draining: bool = False
     in_progress: int = 0
     replays: Replays = field(default_factory=Replays)
-    rooms: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # path -> ServiceError where it can take no more of these
+    rooms: Mapping[str, Callable[[], None]] = field(default_factory=dict)  # by path: raises ServiceError where no more can be posted there
 
     def enter(self) -> None:
         """A request has begun."""
         self.in_progress += 1
         self.measures.in_progress.inc()
+
+    def busy(self, method: str, path: str) -> ServiceError | None:
+        """What is said to a request that there is no room for, before it enters; None where there is some."""
+        if path in WATCHED:
+            return None
+        if self.in_progress >= self.limits.requests:
+            return ServiceError("busy", 429, f"{self.limits.requests} requests are in progress; come again in a while", None, 1.0)
+        if method == "POST" and path in self.rooms:
+            try:
+                self.rooms[path]()
+            except ServiceError as busy:
+                return busy
+        return None
+
+    def route(self, path: str) -> str:
+        """What the figures call a path that no application has looked at."""
+        return path if path in self.rooms else "-"
+
+    def refused(self, request_id: str, path: str, error: ServiceError) -> None:
+        """Notes a request that was refused before it entered."""
+        self.measures.requests.labels(route=self.route(path), tokenizer="-", code=str(error.status)).inc()
+        log.info(
+            json.dumps(
+                {
+                    "time": round(time.time(), 3),
+                    "request_id": request_id,
+                    "route": self.route(path),
+                    "status": error.status,
+                    "error": error.code,
+                }
+            )
+        )
 
     def leave(self) -> None:
         """A request, or what is done for one that was given up, has ended."""
@@ -106,11 +138,15 @@ class _Request:
         self.most = gate.limits.upload_bytes if scope["path"] == UPLOADS else gate.limits.body_bytes
 
     async def run(self) -> None:
+        busy = self.gate.busy(self.scope["method"], self.scope["path"])
         self.gate.enter()
         error = ""
         try:
             self._judge()
-            await self._check_room()
+            if busy is not None:
+                self._route = self.gate.route(self.scope["path"])
+                await self._read_body()  # so that the connection can go on
+                raise busy
             key = self._key()
             await (self._handle() if key is None else self._handle_once(key))
         except ServiceError as refused:
@@ -147,26 +183,11 @@ class _Request:
         if path.startswith(API):
             authorization = self.headers.get(b"authorization")
             self.state["tenant"] = gate.tenants.find(None if authorization is None else authorization.decode("latin-1"))
-        if gate.in_progress > gate.limits.requests:
-            raise ServiceError("busy", 429, f"{gate.limits.requests} requests are in progress; come again in a while", None, 1.0)
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise ServiceError("encoding_not_allowed", 415, "bodies are sent as they are, without Content-Encoding")
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.most:
             raise ServiceError("body_too_large", 413, f"the body may have {self.most} bytes at most; send less, or in several requests")
-
-    async def _check_room(self) -> None:
-        """Sends away what would be refused for want of room, before the application begins with it: with that, a refusal costs half of what
-        an answer does. The body is read, so that the connection can go on."""
-        check = self.gate.rooms.get(self.scope["path"])
-        if check is None or self.scope["method"] != "POST":
-            return
-        try:
-            check()
-        except ServiceError:
-            self._route = self.scope["path"]
-            await self._read_body()
-            raise
 
     def _check_origin(self) -> None:
         """Without tokens, a page of another site must not reach this service through the browser of whoever runs it."""

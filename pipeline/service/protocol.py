@@ -1,31 +1,31 @@
-"""HTTP as uvicorn speaks it, with bounds on what comes before the application: time and size of heads, number of connections."""
+"""HTTP as uvicorn speaks it, with bounds on what comes before the application: time and size of heads, number of connections.
+
+What there is no room for is sent away here, too: with a task and an application around it a refusal costs nearly as much as an answer, and
+a service that is asked for far more than it can do would do little else.
+"""
 
 import asyncio
-import json
-import logging
-import time
 import uuid
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worldloom.pipeline.service.errors import ServiceError
-from worldloom.pipeline.service.guard import HEADERS, error_body, error_headers
+from worldloom.pipeline.service.guard import HEADERS, Gate, error_body, error_headers
 from worldloom.pipeline.service.limits import Limits
-
-log = logging.getLogger("worldloom.service")
 
 TOO_MUCH = ServiceError("head_too_large", 431, "the head of this request has more bytes than it may; send less in its headers and its path")
 TOO_LATE = ServiceError("head_too_slow", 408, "no whole head of a request came in time; open a connection when there is something to send")
 TOO_MANY = ServiceError("busy", 429, "too many connections are open; come again in a while, and keep fewer", None, 1.0)
 MALFORMED = ServiceError("http_invalid", 400, "this is no request of HTTP/1.1, or one that can be read in two ways")
+MOST_SWALLOWED = 1 << 20  # bytes of the body of a request that is refused; behind more its connection ends
 FRAMING = {b"content-length", b"transfer-encoding"}
 ONCE = FRAMING | {b"host"}
 
 
-def bounded(limits: Limits) -> type[asyncio.Protocol]:
+def bounded(gate: Gate) -> type[asyncio.Protocol]:
     """The protocol for `uvicorn.Config(http=...)`."""
-    return type("BoundedProtocol", (_Bounded,), {"limits": limits})
+    return type("BoundedProtocol", (_Bounded,), {"gate": gate, "limits": gate.limits})
 
 
 class _Bounded(HttpToolsProtocol):
@@ -33,7 +33,10 @@ class _Bounded(HttpToolsProtocol):
     reads.
     """
 
+    gate: Gate
     limits: Limits
+    _busy: ServiceError | None = None  # what the request that is being received will be told
+    _swallowed = 0  # bytes of its body
     _head = 0  # bytes of the head that is being received
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None  # when whoever does not read an answer is given up
@@ -56,7 +59,7 @@ class _Bounded(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
-        if self._deadline is not None:  # all of it belonged to a head that is not whole yet
+        if self._deadline is not None and self._busy is None:  # all of it belonged to a head that is not whole yet
             self._head += len(data)
             if self._head > self.limits.header_bytes:
                 self._end(TOO_MUCH)
@@ -89,17 +92,47 @@ class _Bounded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.transport.is_closing():
             return
+        self._busy = self._refusal()
+        if self._busy is not None:
+            self._swallowed = 0
+            return  # with the deadline of its head, which its body, too, has to keep
         self._stop_waiting()
         self._stop_watching()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if not self.transport.is_closing():
+        if self._busy is not None:
+            self._swallowed += len(body)
+            if self._swallowed > MOST_SWALLOWED:
+                self._end(self._busy)
+        elif not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._busy is None:
             super().on_message_complete()
+        else:
+            self._say(self._busy, self._path)
+            if self.parser.should_keep_alive():
+                self._expect_head()
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            else:
+                self._stop_waiting()
+                self.transport.close()
+        self._busy = None
+
+    @property
+    def _path(self) -> str:
+        return self.url.partition(b"?")[0].decode("latin-1")
+
+    def _refusal(self) -> ServiceError | None:
+        """Of a request that nothing but room stands against as far as is seen here; any other is judged by the application."""
+        idle = (self.cycle is None or self.cycle.response_complete) and not self.transport.get_write_buffer_size()
+        if not idle or self.expect_100_continue or self.parser.get_method() != b"POST":
+            return None
+        return self.gate.busy("POST", self._path)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -125,7 +158,10 @@ class _Bounded(HttpToolsProtocol):
     def _expect_head(self) -> None:
         self._stop_waiting()
         self._head = 0
-        self._deadline = self.loop.call_later(self.limits.header_seconds, self._end, TOO_LATE)
+        self._deadline = self.loop.call_later(self.limits.header_seconds, self._end_late)
+
+    def _end_late(self) -> None:
+        self._end(self._busy or TOO_LATE)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
@@ -135,16 +171,19 @@ class _Bounded(HttpToolsProtocol):
     def _end(self, error: ServiceError) -> None:
         self._stop_waiting()
         if not self.transport.is_closing():
-            request_id = uuid.uuid4().hex
-            self.transport.write(_answer(error, request_id))
+            self._say(error, closing=True)
             self.transport.close()
-            log.info(json.dumps({"time": round(time.time(), 3), "request_id": request_id, "status": error.status, "error": error.code}))
+
+    def _say(self, error: ServiceError, path: str = "", closing: bool = False) -> None:
+        request_id = uuid.uuid4().hex
+        self.transport.write(_answer(error, request_id, closing or not self.parser.should_keep_alive()))
+        self.gate.refused(request_id, path, error)
 
 
-def _answer(error: ServiceError, request_id: str) -> bytes:
-    """A whole answer, behind which the connection ends."""
-    body = error_body(error, request_id)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+def _answer(error: ServiceError, request_id: str, closing: bool) -> bytes:
+    """A whole one; `closing` says that nothing comes behind it."""
+    body, connection = error_body(error, request_id), b"close" if closing else b"keep-alive"
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", connection)]
     headers += [(b"x-request-id", request_id.encode()), *error_headers(error), *HEADERS]
     lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode()), *(b"%s: %s" % each for each in headers)]
     return b"\r\n".join([*lines, b"", body])

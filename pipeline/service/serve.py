@@ -63,7 +63,7 @@ def serve_command(
         app,
         host=host,
         port=port,
-        http=bounded(limits),
+        http=bounded(app.state.gate),
         ws="none",
         loop="uvloop",
         log_config=None,

@@ -77,7 +77,7 @@ def asking(names: list[str], limits: Limits | None = None, tenants: Tenants | No
 def on_a_port(service: Asking) -> Iterator[str]:
     """The address of a service that listens on this machine."""
     config = uvicorn.Config(
-        service.app, port=0, http=bounded(service.engine.limits), ws="none", lifespan="off", log_config=None, access_log=False
+        service.app, port=0, http=bounded(service.app.state.gate), ws="none", lifespan="off", log_config=None, access_log=False
     )
     server = Server(config, service.app.state.gate)
     ended = asyncio.run_coroutine_threadsafe(server.serve(), service._loop)

@@ -19,7 +19,7 @@ from worldloom.pipeline.service.app import create_app
 from worldloom.pipeline.service.calls import NoCalls
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.protocol import bounded
+from worldloom.pipeline.service.protocol import MOST_SWALLOWED, bounded
 from worldloom.pipeline.service.serve import Server, check_address
 from worldloom.pipeline.service.served import Served
 
@@ -54,7 +54,7 @@ def listening(limits=LIMITS, new_loop=asyncio.new_event_loop):
         return StreamingResponse(bytes(1 << 16) for _ in range(LARGE >> 16))
 
     app.router.routes[:0] = [app.router.routes.pop() for _ in range(4)]  # before the page, which takes everything
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=bounded(limits), ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=bounded(app.state.gate), ws="none", log_config=None, access_log=False)
     server = Server(config, app.state.gate)
 
     def serve():
@@ -144,6 +144,78 @@ def test_connections_beyond_the_limit_are_told_to_come_again_and_others_go_on(ca
         until = time.monotonic() + 20
         while not good(port):
             assert time.monotonic() < until
+
+
+@contextmanager
+def full(limits):
+    """A port where nobody else's request is taken, and the server."""
+    with listening(limits) as (port, server):
+        waiting = [threading.Thread(target=got, args=(port, "/v1/slow")) for _ in range(limits.requests)]
+        for one in waiting:
+            one.start()
+        until = time.monotonic() + 30
+        while server.gate.in_progress < limits.requests:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield port, server
+        server.gate.draining = True  # which is what they wait for
+        for one in waiting:
+            one.join()
+
+
+def answers_in(received):
+    """The answers that came one behind the other, each with its body."""
+    found = []
+    while received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+        found.append(head + b"\r\n\r\n" + rest[:length])
+        received = rest[length:]
+    return found
+
+
+POST = b"POST /v1/tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+
+def test_where_there_is_no_room_a_request_is_refused_and_its_connection_goes_on():
+    with full(Limits(requests=2)) as (port, server):
+        chunked = POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        last = POST + b"content-length: 2\r\nconnection: close\r\n\r\n{}"
+        received, _ = said(
+            port, POST + b"content-length: 2\r\n\r\n", b"{}", POST + b"content-length: 0\r\n\r\n" + chunked, last, pause=0.05
+        )
+        answers = answers_in(received)
+        assert [answer[:13] for answer in answers] == [b"HTTP/1.1 429 "] * 4, received
+        assert {refusal(answer)["code"] for answer in answers} == {"busy"} and all(b"retry-after: 1\r\n" in answer for answer in answers)
+        assert [b"connection: close\r\n" in answer for answer in answers] == [False, False, False, True]
+        assert server.gate.in_progress == 2 and good(port)
+
+
+def test_a_refused_request_may_not_hold_its_connection_with_its_body():
+    with full(Limits(requests=1, header_seconds=0.5)) as (port, _):
+        answer, seconds = said(port, POST + b"content-length: 10\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 429 ") and b"connection: close\r\n" in answer and refusal(answer)["code"] == "busy"
+        assert 0.4 < seconds < 5
+        answer, _ = said(port, POST + b"transfer-encoding: chunked\r\n\r\n", b"%x\r\n" % (MOST_SWALLOWED + 1), bytes(MOST_SWALLOWED + 1))
+        assert answer == b"" or (answer.startswith(b"HTTP/1.1 429 ") and b"connection: close\r\n" in answer)
+        expecting = POST + b"content-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n"
+        answer, _ = said(port, expecting, b"{}", pause=0.2)
+        assert answer.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 429 " in answer
+
+
+def test_a_request_behind_one_that_is_worked_on_waits_for_it_whether_there_is_room_or_not():
+    with full(Limits(requests=1)) as (port, server), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        server.gate.in_progress -= 1  # room for one more
+        connection.sendall(b"GET /v1/slow HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        until = time.monotonic() + 20
+        while server.gate.in_progress < 1:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        connection.sendall(POST + b"content-length: 2\r\n\r\n{}")
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        server.gate.in_progress += 1
 
 
 FRAMES = {
