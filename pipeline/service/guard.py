@@ -32,6 +32,7 @@ API = "/v1"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_NAMES = {"localhost", "127.0.0.1", "::1", "testserver"}
 UPLOADS = f"{API}/batches"  # whose bodies may be longer
+UNHEARD = 0.5  # seconds of work before it is worth while to listen whether the client has left: a tenth of what an answer costs
 MOST_KEY = 200  # characters of an Idempotency-Key
 # What else is asked by POST changes nothing, and is done again as often as it is asked.
 EFFECTS = re.compile(rf"{API}/(rollouts(/[^/]+/act)?|batches/[^/]+/(cancel|resume))")
@@ -249,7 +250,7 @@ class _Request:
 
     async def _accompany(self, work: asyncio.Future[Any], seconds: float | None) -> None:
         """Waits until it is done. CancelledError once the client has left, TimeoutError where the answer does not begin in time."""
-        await asyncio.wait({work}, timeout=0.05)  # most is done before it is worth while to listen
+        await asyncio.wait({work}, timeout=UNHEARD if seconds is None else min(UNHEARD, seconds))
         if work.done():
             return
         watching = asyncio.create_task(self._until_gone(seconds))

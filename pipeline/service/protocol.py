@@ -1,7 +1,7 @@
 """HTTP as uvicorn speaks it, with bounds on what comes before the application: time and size of heads, number of connections.
 
-What there is no room for is sent away here, too: with a task and an application around it a refusal costs nearly as much as an answer, and
-a service that is asked for far more than it can do would do little else.
+What there is no room for is sent away here, too, and then not listened to for a while: with a task and an application around it a refusal
+costs nearly as much as an answer, and a service that is asked for far more than it can do would do little else.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ TOO_LATE = ServiceError("head_too_slow", 408, "no whole head of a request came i
 TOO_MANY = ServiceError("busy", 429, "too many connections are open; come again in a while, and keep fewer", None, 1.0)
 MALFORMED = ServiceError("http_invalid", 400, "this is no request of HTTP/1.1, or one that can be read in two ways")
 MOST_SWALLOWED = 1 << 20  # bytes of the body of a request that is refused; behind more its connection ends
+REST = 1.0  # seconds for which nobody listens to a client that was refused for want of room, which is what its Retry-After says at least
 FRAMING = {b"content-length", b"transfer-encoding"}
 ONCE = FRAMING | {b"host"}
 
@@ -115,13 +116,25 @@ class _Bounded(HttpToolsProtocol):
             super().on_message_complete()
         else:
             self._say(self._busy, self._path)
+            self._stop_waiting()
             if self.parser.should_keep_alive():
-                self._expect_head()
-                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+                self._rest()
             else:
-                self._stop_waiting()
                 self.transport.close()
         self._busy = None
+
+    def _rest(self) -> None:
+        """Lets a client that was told to come again in a while wait that long: what it sends meanwhile stays in the kernel, where it costs
+        nothing."""
+        self.flow.pause_reading()
+        self.loop.call_later(REST, self._listen)
+
+    def _listen(self) -> None:
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_head()
 
     @property
     def _path(self) -> str:

@@ -19,7 +19,7 @@ from worldloom.pipeline.service.app import create_app
 from worldloom.pipeline.service.calls import NoCalls
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.protocol import MOST_SWALLOWED, bounded
+from worldloom.pipeline.service.protocol import MOST_SWALLOWED, REST, bounded
 from worldloom.pipeline.service.serve import Server, check_address
 from worldloom.pipeline.service.served import Served
 
@@ -181,7 +181,7 @@ def test_where_there_is_no_room_a_request_is_refused_and_its_connection_goes_on(
     with full(Limits(requests=2)) as (port, server):
         chunked = POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
         last = POST + b"content-length: 2\r\nconnection: close\r\n\r\n{}"
-        received, _ = said(
+        received, seconds = said(
             port, POST + b"content-length: 2\r\n\r\n", b"{}", POST + b"content-length: 0\r\n\r\n" + chunked, last, pause=0.05
         )
         answers = answers_in(received)
@@ -189,6 +189,7 @@ def test_where_there_is_no_room_a_request_is_refused_and_its_connection_goes_on(
         assert {refusal(answer)["code"] for answer in answers} == {"busy"} and all(b"retry-after: 1\r\n" in answer for answer in answers)
         assert [b"connection: close\r\n" in answer for answer in answers] == [False, False, False, True]
         assert server.gate.in_progress == 2 and good(port)
+        assert seconds >= 2 * REST, "behind each refusal, but not between two requests that came together, nobody listened for a while"
 
 
 def test_a_refused_request_may_not_hold_its_connection_with_its_body():
