@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 START = 300.0  # seconds that a server may take to begin
+PORTS = range(20_000, 32_000)
 END = 90.0  # seconds that it may take to end
 BACK = 120.0  # seconds that replicas may take to be replaced
 
@@ -35,9 +37,7 @@ class Server(NamedTuple):
 @contextlib.contextmanager
 def server(command: Sequence[str], ready: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
     """`command` with a free port behind it, once GET `ready` answers with 200."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     with tempfile.TemporaryFile() as said:
         # A group of its own: what Ray signals to the group of its driver must not reach the bench. Not a session, which would have a share
         # of the CPU of its own where Linux groups by sessions.
@@ -54,6 +54,15 @@ def server(command: Sequence[str], ready: str, environment: dict[str, str] | Non
             yield Server(port, process.pid, said)
         finally:
             _end(process)
+
+
+def _free_port() -> int:
+    """Below those that Linux gives out by itself: Ray's processes, which begin before the service listens, take many of them."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def memory() -> float:

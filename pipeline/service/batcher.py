@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.errors import COME_AGAIN, ServiceError
 from worldloom.pipeline.service.values import TOGETHER, Content, Encoded, Refused
 
 MOST_VALUES = 8 * TOGETHER  # of a batch; a call of Ray Serve costs as much as 16 small pictures, on both of its sides
@@ -88,7 +88,9 @@ class Batcher:
         """ServiceError(busy) where so many more may not wait."""
         wait = self.seconds()
         if self.queued and (self.queued + values > self._bounds.values or wait > self._bounds.seconds):
-            raise ServiceError("busy", 429, f"{self.queued} values wait for this tokenizer; come again in a while", None, max(1.0, wait))
+            raise ServiceError(
+                "busy", 429, f"{self.queued} values wait for this tokenizer; come again in a while", None, max(COME_AGAIN, wait)
+            )
 
     def _parts(self, contents: Sequence[Content], costs: Sequence[int]) -> "Sequence[_Part]":
         parts = []

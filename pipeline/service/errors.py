@@ -17,6 +17,9 @@ STATUSES = {
 }
 
 
+COME_AGAIN = 2.0  # seconds that whoever finds no room is told to wait, at least
+
+
 class ServiceError(Exception):
     """Ends a request; `param` is the part of it that is to blame, `retry_after` seconds after which it may go better."""
 

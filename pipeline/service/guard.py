@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worldloom.pipeline.service.batcher import retry_after
-from worldloom.pipeline.service.errors import ServiceError, place_of
+from worldloom.pipeline.service.errors import COME_AGAIN, ServiceError, place_of
 from worldloom.pipeline.service.limits import Limits
 from worldloom.pipeline.service.measures import Measures
 from worldloom.pipeline.service.replays import Answer, Recording, Replays
@@ -71,7 +71,7 @@ class Gate:
         if path in WATCHED:
             return None
         if self.in_progress >= self.limits.requests:
-            return ServiceError("busy", 429, f"{self.limits.requests} requests are in progress; come again in a while", None, 1.0)
+            return ServiceError("busy", 429, f"{self.limits.requests} requests are in progress; come again in a while", None, COME_AGAIN)
         if method == "POST" and path in self.rooms:
             try:
                 self.rooms[path]()

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.errors import COME_AGAIN, ServiceError
 
 FADING = 0.8  # of what is known of how long a call takes, with each call
 
@@ -33,7 +33,9 @@ class Line:
     async def place(self) -> AsyncIterator[None]:
         """One of the places, in the order of asking; ServiceError(busy) where too many wait."""
         if self._asked >= self._places + self._most:
-            raise ServiceError("busy", 429, f"{self.waiting} requests wait for this; come again in a while", None, max(1.0, self.seconds()))
+            raise ServiceError(
+                "busy", 429, f"{self.waiting} requests wait for this; come again in a while", None, max(COME_AGAIN, self.seconds())
+            )
         self._asked += 1
         try:
             async with self._free:

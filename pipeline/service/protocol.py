@@ -10,16 +10,15 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from worldloom.pipeline.service.errors import ServiceError
+from worldloom.pipeline.service.errors import COME_AGAIN, ServiceError
 from worldloom.pipeline.service.guard import HEADERS, Gate, error_body, error_headers
 from worldloom.pipeline.service.limits import Limits
 
 TOO_MUCH = ServiceError("head_too_large", 431, "the head of this request has more bytes than it may; send less in its headers and its path")
 TOO_LATE = ServiceError("head_too_slow", 408, "no whole head of a request came in time; open a connection when there is something to send")
-TOO_MANY = ServiceError("busy", 429, "too many connections are open; come again in a while, and keep fewer", None, 1.0)
+TOO_MANY = ServiceError("busy", 429, "too many connections are open; come again in a while, and keep fewer", None, COME_AGAIN)
 MALFORMED = ServiceError("http_invalid", 400, "this is no request of HTTP/1.1, or one that can be read in two ways")
 MOST_SWALLOWED = 1 << 20  # bytes of the body of a request that is refused; behind more its connection ends
-REST = 1.0  # seconds for which nobody listens to a client that was refused for want of room, which is what its Retry-After says at least
 FRAMING = {b"content-length", b"transfer-encoding"}
 ONCE = FRAMING | {b"host"}
 
@@ -127,7 +126,7 @@ class _Bounded(HttpToolsProtocol):
         """Lets a client that was told to come again in a while wait that long: what it sends meanwhile stays in the kernel, where it costs
         nothing."""
         self.flow.pause_reading()
-        self.loop.call_later(REST, self._listen)
+        self.loop.call_later(COME_AGAIN, self._listen)
 
     def _listen(self) -> None:
         if self.transport.is_closing():

@@ -394,5 +394,5 @@ def test_more_requests_at_once_than_allowed_are_refused_with_a_time_to_come_agai
         service.app.state.gate.in_progress += 1
         refused = service("GET", "/v1/info")
         service.app.state.gate.in_progress -= 1
-        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "2"
         assert service("GET", "/v1/info").status_code == 200

@@ -18,8 +18,9 @@ from fastapi.responses import StreamingResponse
 from worldloom.pipeline.service.app import create_app
 from worldloom.pipeline.service.calls import NoCalls
 from worldloom.pipeline.service.engine import Engine
+from worldloom.pipeline.service.errors import COME_AGAIN
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.protocol import MOST_SWALLOWED, REST, bounded
+from worldloom.pipeline.service.protocol import MOST_SWALLOWED, bounded
 from worldloom.pipeline.service.serve import Server, check_address
 from worldloom.pipeline.service.served import Served
 
@@ -135,7 +136,7 @@ def test_connections_beyond_the_limit_are_told_to_come_again_and_others_go_on(ca
             assert all(map(alive, held))  # an answer says that the connection is one of the service's
             with caplog.at_level(logging.INFO, "worldloom.service"):
                 answer, _ = said(port)
-            assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1\r\n" in answer
+            assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 2\r\n" in answer
             told = refusal(answer)
             assert told["code"] == "busy" and told["message"].startswith("too many connections are open; come again in a while")
             (line,) = [line for record in caplog.records if (line := json.loads(record.getMessage()))["request_id"] == told["request_id"]]
@@ -157,10 +158,12 @@ def full(limits):
         while server.gate.in_progress < limits.requests:
             assert time.monotonic() < until
             time.sleep(0.01)
-        yield port, server
-        server.gate.draining = True  # which is what they wait for
-        for one in waiting:
-            one.join()
+        try:
+            yield port, server
+        finally:
+            server.gate.draining = True  # which is what they wait for
+            for one in waiting:
+                one.join()
 
 
 def answers_in(received):
@@ -186,10 +189,10 @@ def test_where_there_is_no_room_a_request_is_refused_and_its_connection_goes_on(
         )
         answers = answers_in(received)
         assert [answer[:13] for answer in answers] == [b"HTTP/1.1 429 "] * 4, received
-        assert {refusal(answer)["code"] for answer in answers} == {"busy"} and all(b"retry-after: 1\r\n" in answer for answer in answers)
+        assert {refusal(answer)["code"] for answer in answers} == {"busy"} and all(b"retry-after: 2\r\n" in answer for answer in answers)
         assert [b"connection: close\r\n" in answer for answer in answers] == [False, False, False, True]
         assert server.gate.in_progress == 2 and good(port)
-        assert seconds >= 2 * REST, "behind each refusal, but not between two requests that came together, nobody listened for a while"
+        assert seconds >= COME_AGAIN, "behind a refusal nobody listens for a while"
 
 
 def test_a_refused_request_may_not_hold_its_connection_with_its_body():
