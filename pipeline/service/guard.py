@@ -33,6 +33,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_NAMES = {"localhost", "127.0.0.1", "::1", "testserver"}
 UPLOADS = f"{API}/batches"  # whose bodies may be longer
 UNHEARD = 0.5  # seconds of work before it is worth while to listen whether the client has left: a tenth of what an answer costs
+MOST_SWALLOWED = 1 << 20  # bytes of the body of a request that is refused
 MOST_KEY = 200  # characters of an Idempotency-Key
 # What else is asked by POST changes nothing, and is done again as often as it is asked.
 EFFECTS = re.compile(rf"{API}/(rollouts(/[^/]+/act)?|batches/[^/]+/(cancel|resume))")
@@ -83,20 +84,13 @@ class Gate:
         """What the figures call a path that no application has looked at."""
         return path if path in self.rooms else "-"
 
-    def refused(self, request_id: str, path: str, error: ServiceError) -> None:
-        """Notes a request that was refused before it entered."""
-        self.measures.requests.labels(route=self.route(path), tokenizer="-", code=str(error.status)).inc()
-        log.info(
-            json.dumps(
-                {
-                    "time": round(time.time(), 3),
-                    "request_id": request_id,
-                    "route": self.route(path),
-                    "status": error.status,
-                    "error": error.code,
-                }
-            )
-        )
+    def refused(self, asked: bytes, method: str, path: str, error: ServiceError) -> str:
+        """Notes a request that was refused before it entered, as any other; its id, which is the one `asked` for, where it may be."""
+        request_id, route = request_id_of(asked), self.route(path)
+        self.measures.requests.labels(route=route, tokenizer="-", code=str(error.status)).inc()
+        line = {"time": round(time.time(), 3), "request_id": request_id, "tenant": None, "method": method, "route": route}
+        log.info(json.dumps(line | {"status": error.status, "seconds": 0.0, "bytes": 0, "cost": 0, "error": error.code}))
+        return request_id
 
     def leave(self) -> None:
         """A request, or what is done for one that was given up, has ended."""
@@ -123,8 +117,7 @@ class _Request:
     def __init__(self, app: ASGIApp, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
         self.app, self.gate, self.scope, self._receive, self._send = app, gate, scope, receive, send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        asked = self.headers.get(b"x-request-id", b"").decode("latin-1")
-        self.id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        self.id = request_id_of(self.headers.get(b"x-request-id", b""))
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.state["request_id"] = self.id
         self.begun = time.monotonic()
@@ -140,13 +133,14 @@ class _Request:
 
     async def run(self) -> None:
         busy = self.gate.busy(self.scope["method"], self.scope["path"])
-        self.gate.enter()
+        if busy is None:
+            self.gate.enter()
         error = ""
         try:
             self._judge()
             if busy is not None:
                 self._route = self.gate.route(self.scope["path"])
-                await self._read_body()  # so that the connection can go on
+                await self._swallow()
                 raise busy
             key = self._key()
             await (self._handle() if key is None else self._handle_once(key))
@@ -167,7 +161,9 @@ class _Request:
             error = place_of(failed)
             await self._refuse(ServiceError("internal", 500, "the service failed at this request; its log says where, by the request's id"))
         finally:
-            if self._made is None or self._made.done():
+            if busy is not None:
+                pass
+            elif self._made is None or self._made.done():
                 self.gate.leave()
             else:  # it takes the place of a request as long as it goes on
                 self._made.add_done_callback(lambda _: self.gate.leave())
@@ -233,6 +229,12 @@ class _Request:
                 raise asyncio.CancelledError
             parts.append(message.get("body", b""))
         return b"".join(parts)
+
+    async def _swallow(self) -> None:
+        """Takes in a small body of a request that is refused, so that its connection can go on; a larger one ends it."""
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) <= MOST_SWALLOWED and b"expect" not in self.headers:
+            await self._read_body()
 
     async def _recorded(self) -> Answer:
         recording = Recording()
@@ -361,6 +363,12 @@ class _Request:
             "cost": self.state.get("cost", 0),
         }
         log.info(json.dumps(line | ({"error": error or self.state["error"]} if error or "error" in self.state else {})))
+
+
+def request_id_of(asked: bytes) -> str:
+    """What a request is called: as it asks, where that is a name, or by a new one."""
+    name = asked.decode("latin-1")
+    return name if _REQUEST_ID.fullmatch(name) else uuid.uuid4().hex
 
 
 def error_body(error: ServiceError, request_id: str) -> bytes:

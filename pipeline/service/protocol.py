@@ -5,7 +5,6 @@ costs nearly as much as an answer, and a service that is asked for far more than
 """
 
 import asyncio
-import uuid
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,7 +17,6 @@ TOO_MUCH = ServiceError("head_too_large", 431, "the head of this request has mor
 TOO_LATE = ServiceError("head_too_slow", 408, "no whole head of a request came in time; open a connection when there is something to send")
 TOO_MANY = ServiceError("busy", 429, "too many connections are open; come again in a while, and keep fewer", None, COME_AGAIN)
 MALFORMED = ServiceError("http_invalid", 400, "this is no request of HTTP/1.1, or one that can be read in two ways")
-MOST_SWALLOWED = 1 << 20  # bytes of the body of a request that is refused; behind more its connection ends
 FRAMING = {b"content-length", b"transfer-encoding"}
 ONCE = FRAMING | {b"host"}
 
@@ -37,6 +35,7 @@ class _Bounded(HttpToolsProtocol):
     limits: Limits
     _busy: ServiceError | None = None  # what the request that is being received will be told
     _swallowed = 0  # bytes of its body
+    _resting: asyncio.TimerHandle | None = None  # until when nobody listens to a client that was refused
     _head = 0  # bytes of the head that is being received
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None  # when whoever does not read an answer is given up
@@ -53,6 +52,8 @@ class _Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         self._stop_watching()
+        if self._resting is not None:
+            self._resting.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -103,7 +104,7 @@ class _Bounded(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if self._busy is not None:
             self._swallowed += len(body)
-            if self._swallowed > MOST_SWALLOWED:
+            if self._swallowed > self.limits.body_bytes:
                 self._end(self._busy)
         elif not self.transport.is_closing():
             super().on_body(body)
@@ -114,26 +115,28 @@ class _Bounded(HttpToolsProtocol):
         if self._busy is None:
             super().on_message_complete()
         else:
-            self._say(self._busy, self._path)
-            self._stop_waiting()
-            if self.parser.should_keep_alive():
+            if self.parser.should_keep_alive() and self._resting is None and 2 * len(self.connections) <= self.limits.connections:
+                self._say(self._busy)
                 self._rest()
             else:
-                self.transport.close()
-        self._busy = None
+                self._end(self._busy)
+            self._busy = None
 
     def _rest(self) -> None:
         """Lets a client that was told to come again in a while wait that long: what it sends meanwhile stays in the kernel, where it costs
-        nothing."""
+        nothing. Nor is it seen that it has left, so this is for no more than half of the connections that there may be."""
+        self._stop_waiting()
         self.flow.pause_reading()
-        self.loop.call_later(COME_AGAIN, self._listen)
+        self._resting = self.loop.call_later(COME_AGAIN, self._listen)
 
     def _listen(self) -> None:
+        self._resting = None
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+        if self.cycle is None or self.cycle.response_complete:
             self._expect_head()
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     @property
     def _path(self) -> str:
@@ -142,7 +145,7 @@ class _Bounded(HttpToolsProtocol):
     def _refusal(self) -> ServiceError | None:
         """Of a request that nothing but room stands against as far as is seen here; any other is judged by the application."""
         idle = (self.cycle is None or self.cycle.response_complete) and not self.transport.get_write_buffer_size()
-        if not idle or self.expect_100_continue or self.parser.get_method() != b"POST":
+        if not idle or self.gate.draining or self.expect_100_continue or self.parser.get_method() != b"POST":
             return None
         return self.gate.busy("POST", self._path)
 
@@ -151,11 +154,16 @@ class _Bounded(HttpToolsProtocol):
         closing = self.transport.is_closing()
         if not closing and not self.cycle.response_complete:
             return  # another request has come meanwhile, and is worked on
+        self._watch()
+        if not closing:
+            self._expect_head()
+
+    def _watch(self) -> None:
+        """Gives up, in the end, whoever does not read what was written."""
+        self._stop_watching()
         if size := self.transport.get_write_buffer_size():
             seconds = self.limits.send_seconds + size / self.limits.receive_rate
             self._unread = self.loop.call_later(seconds, self._abort)
-        if not closing:
-            self._expect_head()
 
     def _abort(self) -> None:
         """Closing would wait for whoever does not read."""
@@ -186,10 +194,13 @@ class _Bounded(HttpToolsProtocol):
             self._say(error, closing=True)
             self.transport.close()
 
-    def _say(self, error: ServiceError, path: str = "", closing: bool = False) -> None:
-        request_id = uuid.uuid4().hex
-        self.transport.write(_answer(error, request_id, closing or not self.parser.should_keep_alive()))
-        self.gate.refused(request_id, path, error)
+    def _say(self, error: ServiceError, closing: bool = False) -> None:
+        asked, method, path = b"", "-", ""
+        if self._busy is not None:
+            asked, method, path = dict(self.headers).get(b"x-request-id", b""), "POST", self._path
+        request_id = self.gate.refused(asked, method, path, error)
+        self.transport.write(_answer(error, request_id, closing))
+        self._watch()
 
 
 def _answer(error: ServiceError, request_id: str, closing: bool) -> bytes:

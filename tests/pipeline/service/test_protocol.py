@@ -20,7 +20,7 @@ from worldloom.pipeline.service.calls import NoCalls
 from worldloom.pipeline.service.engine import Engine
 from worldloom.pipeline.service.errors import COME_AGAIN
 from worldloom.pipeline.service.limits import Limits
-from worldloom.pipeline.service.protocol import MOST_SWALLOWED, bounded
+from worldloom.pipeline.service.protocol import bounded
 from worldloom.pipeline.service.serve import Server, check_address
 from worldloom.pipeline.service.served import Served
 
@@ -150,7 +150,7 @@ def test_connections_beyond_the_limit_are_told_to_come_again_and_others_go_on(ca
 @contextmanager
 def full(limits):
     """A port where nobody else's request is taken, and the server."""
-    with listening(limits) as (port, server):
+    with listening(limits, uvloop.new_event_loop) as (port, server):
         waiting = [threading.Thread(target=got, args=(port, "/v1/slow")) for _ in range(limits.requests)]
         for one in waiting:
             one.start()
@@ -180,31 +180,46 @@ def answers_in(received):
 POST = b"POST /v1/tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
-def test_where_there_is_no_room_a_request_is_refused_and_its_connection_goes_on():
+def test_where_there_is_no_room_a_request_is_refused_and_its_connection_goes_on_after_a_while():
     with full(Limits(requests=2)) as (port, server):
+        first = POST + b"x-request-id: mine-1\r\ncontent-length: 2\r\n\r\n"
         chunked = POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
         last = POST + b"content-length: 2\r\nconnection: close\r\n\r\n{}"
-        received, seconds = said(
-            port, POST + b"content-length: 2\r\n\r\n", b"{}", POST + b"content-length: 0\r\n\r\n" + chunked, last, pause=0.05
-        )
+        received, seconds = said(port, first, b"{}", chunked, last, pause=0.05)
         answers = answers_in(received)
-        assert [answer[:13] for answer in answers] == [b"HTTP/1.1 429 "] * 4, received
+        assert [answer[:13] for answer in answers] == [b"HTTP/1.1 429 "] * 3, received
         assert {refusal(answer)["code"] for answer in answers} == {"busy"} and all(b"retry-after: 2\r\n" in answer for answer in answers)
-        assert [b"connection: close\r\n" in answer for answer in answers] == [False, False, False, True]
-        assert server.gate.in_progress == 2 and good(port)
+        assert [b"connection: close\r\n" in answer for answer in answers] == [False, False, True]
+        assert refusal(answers[0])["request_id"] == "mine-1" != refusal(answers[1])["request_id"]
         assert seconds >= COME_AGAIN, "behind a refusal nobody listens for a while"
+        assert got(port, "/v1/info")[0] == 429 and server.gate.in_progress == 2, "who is refused takes no room"
+        assert b'worldloom_requests_total{code="429",route="/v1/tokenize",tokenizer="-"} 3.0' in got(port, "/metrics")[1]
+
+
+def test_where_many_connections_are_open_a_refused_one_is_closed_at_once():
+    with full(Limits(requests=1, connections=4)) as (port, _), socket.create_connection(("127.0.0.1", port), timeout=20) as another:
+        assert alive(another)
+        answer, seconds = said(port, POST + b"content-length: 2\r\n\r\n{}")
+        assert refusal(answer)["code"] == "busy" and b"connection: close\r\n" in answer and seconds < COME_AGAIN
+
+
+def test_a_service_that_ends_says_so_whether_there_is_room_or_not():
+    with full(Limits(requests=1)) as (port, server):
+        server.gate.draining = True
+        answer, _ = said(port, POST + b"content-length: 2\r\nconnection: close\r\n\r\n{}")
+        assert answer.startswith(b"HTTP/1.1 503 ") and refusal(answer)["code"] == "draining"
 
 
 def test_a_refused_request_may_not_hold_its_connection_with_its_body():
-    with full(Limits(requests=1, header_seconds=0.5)) as (port, _):
+    with full(Limits(requests=1, header_seconds=0.5, body_bytes=100_000)) as (port, _):
         answer, seconds = said(port, POST + b"content-length: 10\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 429 ") and b"connection: close\r\n" in answer and refusal(answer)["code"] == "busy"
         assert 0.4 < seconds < 5
-        answer, _ = said(port, POST + b"transfer-encoding: chunked\r\n\r\n", b"%x\r\n" % (MOST_SWALLOWED + 1), bytes(MOST_SWALLOWED + 1))
+        answer, _ = said(port, POST + b"transfer-encoding: chunked\r\n\r\n", b"%x\r\n" % 200_000 + bytes(200_000))
         assert answer == b"" or (answer.startswith(b"HTTP/1.1 429 ") and b"connection: close\r\n" in answer)
-        expecting = POST + b"content-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n"
-        answer, _ = said(port, expecting, b"{}", pause=0.2)
-        assert answer.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 429 " in answer
+        expecting = POST + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n"
+        answer, _ = said(port, expecting)
+        assert answer.startswith(b"HTTP/1.1 429 ") and b"connection: close\r\n" in answer, "the body is not asked for"
 
 
 def test_a_request_behind_one_that_is_worked_on_waits_for_it_whether_there_is_room_or_not():
