@@ -29,7 +29,7 @@ class Limits(BaseModel):
         default=30.0,
         description="seconds that a client may leave a part of its answer unread; behind the last, one more for each `receive_rate` bytes",
     )
-    connections: PositiveInt = Field(default=2_048, description="open at the same time; more are closed with a 429")
+    connections: PositiveInt = Field(default=4_096, description="open at the same time; more are closed with a 429")
     requests: PositiveInt = Field(default=512, description="in progress at the same time; more are answered with 429")
     request_seconds: Seconds = Field(
         default=60.0, description="seconds from the whole body to the answer, at most what a request asks for itself"
