@@ -42,16 +42,9 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
                 if not isinstance(text, str) or not shards:
                     raise ServiceError("request_invalid", 400, "a batch of shards has a field job, as JSON, and files called shard", "job")
                 asked = checked(BatchRequest, parse_json(text.encode("utf-8", "surrogatepass"), engine.limits.json_depth))
-                return await _create(request, asked, shards, key)
+                return await _create(engine, jobs, request, asked, shards, key)
         asked = await read_json(request, BatchRequest, engine.limits)
-        return await _create(request, asked, [], key)
-
-    async def _create(request: Request, asked: BatchRequest, shards: Sequence[UploadFile], key: str | None) -> BatchInfo:
-        places = {place.name: place for place in engine.served.tokenizers}
-        tenant = request.state.tenant.name
-        uploads, pay = [shard.file for shard in shards], partial(charge, request, sum(shard.size or 0 for shard in shards))
-        job = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers, pay)
-        return await asyncio.to_thread(jobs.about, job)
+        return await _create(engine, jobs, request, asked, [], key)
 
     async def _find(request: Request, name: str) -> Job:
         return await asyncio.to_thread(jobs.find, request.state.tenant.name, name)
@@ -86,3 +79,13 @@ def router(engine: Engine, jobs: Jobs) -> APIRouter:
         return FileResponse(path, media_type="application/octet-stream")
 
     return routes
+
+
+async def _create(
+    engine: Engine, jobs: Jobs, request: Request, asked: BatchRequest, shards: Sequence[UploadFile], key: str | None
+) -> BatchInfo:
+    places = {place.name: place for place in engine.served.tokenizers}
+    tenant = request.state.tenant.name
+    uploads, pay = [shard.file for shard in shards], partial(charge, request, sum(shard.size or 0 for shard in shards))
+    job = await asyncio.to_thread(jobs.create, tenant, asked, uploads, key, places, engine.tokenizers, pay)
+    return await asyncio.to_thread(jobs.about, job)

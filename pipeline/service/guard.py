@@ -161,13 +161,15 @@ class _Request:
             error = place_of(failed)
             await self._refuse(ServiceError("internal", 500, "the service failed at this request; its log says where, by the request's id"))
         finally:
-            if busy is not None:
-                pass
-            elif self._made is None or self._made.done():
-                self.gate.leave()
-            else:  # it takes the place of a request as long as it goes on
-                self._made.add_done_callback(lambda _: self.gate.leave())
+            if busy is None:
+                self._leave()
             self._note(error)
+
+    def _leave(self) -> None:
+        if self._made is None or self._made.done():
+            self.gate.leave()
+        else:  # it takes the place of a request as long as it goes on
+            self._made.add_done_callback(lambda _: self.gate.leave())
 
     def _judge(self) -> None:
         """What the head alone says; ServiceError."""
